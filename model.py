@@ -1,0 +1,487 @@
+"""
+A small GPT that trains fast on a CPU: configuration, blocks, hidden states, logits, cached generation, save and load.
+
+Two layouts share one class:
+
+    "modern" (default)   rotary positions (Su et al. 2021), normalised queries and keys (Henry et al. 2020), no
+                         biases, and short convolutions before attention and MLP (So et al. 2021 have them inside
+                         attention). It learns to read from far fewer tokens: a convolution hands every position its
+                         last few neighbours before attention has learnt to find them.
+    "gpt2"               GPT-2 to the letter (Radford et al. 2019), only without dropout: learned positions, biases,
+                         and the parameter names of the published weights (`transformer.h.0.attn.c_attn.weight` ...).
+
+    from model import GPT, GPTConfig
+    model = GPT(GPTConfig(n_vocab=800))
+    hidden = model.hidden(ids)                              # (B, T, C)
+    loss = F.cross_entropy(model.logits(hidden).flatten(0, 1), targets.flatten())
+    new = model.generate([[5, 6, 7], [8]], 20, top_p=0.9, stop=799, seed=1)      # prompts of different lengths
+    model.save("out/student"); model = GPT.load("out/student")
+
+The loss is left outside on purpose: most objectives need only some positions, or the hidden states themselves, and
+`logits` can be called on any selection of rows.
+
+Letters: B batch, T time (new tokens), S time (cached and new tokens), C channels, H heads, D channels of a head
+(C = H * D), V vocabulary, L layers, W width of the convolution, b rows that are still being generated.
+"""
+import copy
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, fields
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+# Rows up to this long attend by an explicit softmax(q k^T) v on a CPU: the fused kernel has a fixed cost there that
+# short rows cannot repay. Measured with 3 blocks of 8 heads of 16 channels in bfloat16, 2,080 tokens forward and
+# backward on one thread, explicit / fused: rows of 72 tokens 111 / 201 ms, 208: 147 / 182, 256: 166 / 178,
+# 320: 200 / 179, 512: 391 / 228. A GPU always takes the fused kernel.
+EXPLICIT_ATTENTION_UP_TO = 256
+
+
+@dataclass
+class GPTConfig:
+    n_vocab: int             # V, the ids of the tokenizer, special ones included
+    block_size: int = 256    # longest row in tokens
+    n_layer: int = 3         # L
+    n_head: int = 8          # H
+    n_embd: int = 128        # C, a multiple of n_head
+    layout: str = "modern"   # "modern" or "gpt2"
+    rope_base: float = 1000  # modern: longest wavelength of the rotary positions, in units of 2 pi tokens
+    qk_scale: float = 1.2    # modern: start of the learnt factor on the scores of normalised queries and keys
+    shared_heads: int = 6    # modern: heads whose keys are their queries, so that they look for equals; at most n_head
+    conv_width: int = 4      # modern: W, tokens that a convolution sees (itself and W - 1 before); 0 for none
+
+    def __post_init__(self):
+        if self.layout not in ("modern", "gpt2"):
+            raise ValueError(f"layout is {self.layout!r}, but expected 'modern' or 'gpt2'")
+        for name in ("n_vocab", "block_size", "n_layer", "n_head", "n_embd"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, but expected a whole number of at least 1")
+        for name in ("rope_base", "qk_scale"):
+            if not isinstance(getattr(self, name), (int, float)) or not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, but expected a number above 0")
+        if not isinstance(self.conv_width, int) or self.conv_width < 0:
+            raise ValueError(f"conv_width is {self.conv_width!r}, but expected a whole number of at least 0 (none)")
+        if not isinstance(self.shared_heads, int) or not 0 <= self.shared_heads:
+            raise ValueError(f"shared_heads is {self.shared_heads!r}, but expected a whole number of at least 0")
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}; "
+                             f"try n_embd={math.ceil(self.n_embd / self.n_head) * self.n_head}")
+        if self.layout == "modern" and self.n_embd // self.n_head % 2:
+            raise ValueError(f"a head has n_embd / n_head = {self.n_embd // self.n_head} channels, but rotary "
+                             f"positions turn pairs of channels; choose an even number")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Blocks
+
+
+class Convolution(nn.Module):
+    """Causal depthwise convolution with the identity added: y[t] = x[t] + sum_i weight[i] * x[t - W + 1 + i]."""
+
+    def __init__(self, config):
+        super().__init__()
+        C, W = config.n_embd, config.conv_width
+        self.weight = nn.Parameter(torch.zeros(C, 1, W))
+        identity = torch.zeros(C, 1, W)
+        identity[:, :, -1] = 1  # folded into the kernel: one pass over x in place of two
+        self.register_buffer("identity", identity, persistent=False)
+
+    def forward(self, x, cache=None, slot=0):
+        T, W = x.size(1), self.weight.size(2)
+        if cache is None:
+            x = F.pad(x, (0, 0, W - 1, 0))                                             # (B, W - 1 + T, C)
+        else:
+            if cache.real is not None:
+                x = x * cache.real  # an unpadded row has zeros before its first token, so pads must be zeros too
+            x = torch.cat([cache.tails[slot].to(x.dtype), x], dim=1)                   # (B, W - 1 + T, C)
+            cache.tails[slot] = x[:, T:]                                               # (B, W - 1, C)
+        # Taken as a picture one pixel high: convolutions of pictures know the memory order (B, T, C), "channels
+        # last", while conv1d would copy the input and the output into (B, C, T).
+        picture = x.transpose(1, 2).unsqueeze(2)                                       # (B, C, 1, W - 1 + T)
+        kernel = (self.weight + self.identity).unsqueeze(2)                            # (C, 1, 1, W)
+        return F.conv2d(picture, kernel, groups=x.size(2)).squeeze(2).transpose(1, 2)  # (B, T, C)
+
+
+class Attention(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        bias = config.layout == "gpt2"
+        self.n_head = config.n_head
+        self.shared = 0 if bias else min(config.shared_heads, config.n_head)
+        own_keys = (config.n_head - self.shared) * (config.n_embd // config.n_head)
+        # Queries, values, and the keys of those heads that have their own, in one matrix; in GPT-2 query, key, value.
+        self.c_attn = nn.Linear(config.n_embd, 2 * config.n_embd + own_keys, bias=bias)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=bias)
+        self.scale = nn.Parameter(torch.tensor([float(config.qk_scale)])) if config.layout == "modern" else None
+
+    def forward(self, x, rotary, mask, cache=None, layer=0):
+        B, T, C = x.shape
+        D = C // self.n_head
+        if rotary is None:
+            q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, D).permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
+            q = q * D ** -0.5
+        else:
+            # Normalised to |q| = |k| = sqrt(D), so that q.k / sqrt(D) has a spread of about 1 however large the
+            # matrices grow, and `scale` alone says how sharp attention is. In float32, like every other norm.
+            qvk, H, (cos, sin) = self.c_attn(x).view(B, T, -1, D).transpose(1, 2), self.n_head, rotary
+            v = qvk[:, H:2 * H]                                                        # (B, H, T, D)
+            qk = F.rms_norm(torch.cat([qvk[:, :H], qvk[:, 2 * H:]], 1).float(), (D,), eps=1e-6)
+            qk = (qk * cos + qk.roll(D // 2, -1) * sin).to(v.dtype)                    # (B, H + own keys, T, D)
+            q, k = qk[:, :H] * (self.scale * D ** -0.5).to(v.dtype), torch.cat([qk[:, :self.shared], qk[:, H:]], 1)
+        if cache is not None:
+            k, v = cache.append(layer, k, v)                                           # (B, H, S, D)
+        elif self.scale is not None:  # shifted by one: column 0 is the empty key, column s is token s - 1
+            k, v = F.pad(k, (0, 0, 1, -1)), F.pad(v, (0, 0, 1, -1))                    # (B, H, T, D)
+        y = attend(q, k, v, mask, causal=cache is None)                                # (B, H, T, D)
+        return self.c_proj(y.transpose(1, 2).reshape(B, T, C))                         # (B, T, C)
+
+
+def attend(q, k, v, mask, causal):
+    """softmax(q k^T + mask) v: q (B, H, T, D) already scaled; k, v (B, H, S, D); mask (T, S) or (B, 1, T, S), 0 / -inf.
+
+    causal says that the mask is the plain triangle, which the fused kernel knows without reading it.
+    """
+    if q.is_cuda or q.size(2) > EXPLICIT_ATTENTION_UP_TO:
+        mask = None if causal else mask.to(q.dtype)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=1.0)
+    weights = torch.softmax(q @ k.transpose(-2, -1) + mask, dim=-1)                    # (B, H, T, S) float32
+    return weights.to(v.dtype) @ v                                                     # (B, H, T, D)
+
+
+class MLP(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        bias = config.layout == "gpt2"
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=bias)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=bias)
+        # GPT-2 was trained with the tanh form ("gelu_new"); the exact form is three times as fast on a CPU.
+        self.gelu = nn.GELU("tanh" if config.layout == "gpt2" else "none")
+
+    def forward(self, x):
+        return self.c_proj(self.gelu(self.c_fc(x)))                                    # (B, T, C)
+
+
+class Block(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        gpt2 = config.layout == "gpt2"
+        convolve = not gpt2 and config.conv_width > 0
+        self.ln_1 = nn.LayerNorm(config.n_embd, bias=gpt2)
+        self.conv_1 = Convolution(config) if convolve else None
+        self.attn = Attention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd, bias=gpt2)
+        self.conv_2 = Convolution(config) if convolve else None
+        self.mlp = MLP(config)
+
+    def forward(self, x, rotary, mask, cache=None, layer=0):
+        y = self.ln_1(x)
+        if self.conv_1 is not None:
+            y = self.conv_1(y, cache, 2 * layer)
+        x = x + self.attn(y, rotary, mask, cache, layer)                               # (B, T, C)
+        y = self.ln_2(x)
+        if self.conv_2 is not None:
+            y = self.conv_2(y, cache, 2 * layer + 1)
+        return x + self.mlp(y)                                                         # (B, T, C)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The cache of a left-padded batch
+
+
+class Cache:
+    """What the next token needs to know of the tokens before it: keys, values, and the ends of the convolutions.
+
+    Rows are padded on the left, so that all of them end together and the next token is always column `length`.
+    A pad must leave no trace: its key is masked, its convolution input is zero, and positions count from the first
+    real token of the row. `GPT.hidden` advances a cache in place; `select` and `repeat` return new ones and leave
+    the old one as it was, so many continuations can start from one prompt.
+    """
+
+    def __init__(self, config, pads):
+        W = config.conv_width if config.layout == "modern" else 0
+        self.shift = int(config.layout == "modern")                         # modern: keys stand one column later
+        self.length = 0                                                     # columns seen, pads included
+        self.pads = pads                                                    # (B,) pads before the first token
+        self.real = None                                                    # (B, T, 1) 0 at pads; None: no pads left
+        self.kv = [None] * config.n_layer                                   # per layer (2, B, H, room, D)
+        self.tails = list(torch.zeros(2 * config.n_layer, len(pads), max(W - 1, 0), config.n_embd,
+                                      device=pads.device))                  # per convolution (B, W - 1, C)
+
+    def advance(self, T):
+        """Make place for T new columns; returns their positions (B, T) and the additive mask (B, 1, T, S)."""
+        column = torch.arange(self.length + T, device=self.pads.device)     # (S,)
+        new, first = column[self.length:], self.pads[:, None]               # (T,), (B, 1)
+        seen = (column <= new[:, None]) & (column >= first[:, None])        # (B, T, S)
+        seen |= column == new[:, None]  # a pad sees itself: a softmax over nothing would be NaN
+        mask = torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, -math.inf)
+        self.real = (new >= first)[:, :, None] if self.length == 0 else None
+        self.length += T
+        return (new - first).clamp(min=0), mask[:, None]                    # (B, T), (B, 1, T, S)
+
+    def append(self, layer, k, v):
+        """Keys and values (B, H, T, D) of the new columns -> those that these columns may see (B, H, S, D)."""
+        kv, end = self.kv[layer], self.length + self.shift
+        start = end - k.size(2)
+        if kv is None or kv.size(3) < end:  # room for twice as many: copied log2(S) times, not S times
+            B, H, _, D = k.shape
+            grown = k.new_zeros(2, B, H, 2 * end, D)
+            if kv is not None:
+                grown[:, :, :, :start] = kv[:, :, :, :start]
+            self.kv[layer] = kv = grown
+        if self.real is not None:  # the column before a row's first token is then the empty key, as without pads
+            k, v = k * self.real[:, None], v * self.real[:, None]
+        kv[0, :, :, start:end] = k
+        kv[1, :, :, start:end] = v
+        return kv[:, :, :, :self.length]                                    # (2, B, H, S, D)
+
+    def select(self, rows):
+        """A new cache of the given rows: a list or LongTensor of row numbers, or a bool mask."""
+        rows = torch.as_tensor(rows, device=self.pads.device)
+        new = copy.copy(self)
+        new.pads = self.pads[rows]
+        new.kv = [None if kv is None else kv[:, rows] for kv in self.kv]
+        new.tails = [tail[rows] for tail in self.tails]
+        return new
+
+    def repeat(self, n):
+        """A new cache with every row n times in a row: r, r, ..., s, s, ..."""
+        return self.select(torch.arange(len(self.pads)).repeat_interleave(n))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The model
+
+
+class GPT(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config, self.extra = config, {}
+        gpt2, D = config.layout == "gpt2", config.n_embd // config.n_head
+        self.transformer = nn.ModuleDict({
+            "wte": nn.Embedding(config.n_vocab, config.n_embd),  # also the head: logits = hidden @ wte^T
+            "h": nn.ModuleList(Block(config) for _ in range(config.n_layer)),
+            "ln_f": nn.LayerNorm(config.n_embd, bias=gpt2),
+        })
+        if gpt2:
+            self.transformer["wpe"] = nn.Embedding(config.block_size, config.n_embd)
+        else:
+            angle = config.rope_base ** (-torch.arange(0, D, 2) / D)                   # (D/2,)
+            angle = torch.arange(config.block_size)[:, None] * angle                   # (block_size, D/2)
+            # (a, b) turns into (a cos - b sin, b cos + a sin). With b rolled to the place of a, the sign of the
+            # first half moves into the table.
+            self.register_buffer("cos", torch.cat([angle.cos(), angle.cos()], -1), persistent=False)
+            self.register_buffer("sin", torch.cat([-angle.sin(), angle.sin()], -1), persistent=False)
+        mask = torch.full((config.block_size, config.block_size), -math.inf).triu(1)
+        self.register_buffer("mask", mask, persistent=False)
+        self.initialise()
+
+    def initialise(self):
+        config = self.config
+        for name, p in self.named_parameters():
+            if config.layout == "gpt2":
+                if name.endswith("c_proj.weight"):  # 2 L of them add up in the residual stream
+                    nn.init.normal_(p, std=0.02 / math.sqrt(2 * config.n_layer))
+                elif p.dim() == 2:
+                    nn.init.normal_(p, std=0.02)
+                elif name.endswith("bias"):
+                    nn.init.zeros_(p)
+            elif name.endswith("c_proj.weight"):  # every block starts as the identity
+                nn.init.zeros_(p)
+            elif name == "transformer.wte.weight":
+                nn.init.normal_(p, std=0.05)
+            elif p.dim() == 2:
+                nn.init.normal_(p, std=p.size(1) ** -0.5)  # N(0, 1 / fan_in)
+        if config.layout == "modern":
+            # At the start hidden is the token's own embedding at unit variance, so the tied head gives that very
+            # token a logit of .05 C: a harmless 6.4 at C = 128, but 38 at C = 768. Wide models start with a lower gain.
+            nn.init.constant_(self.transformer.ln_f.weight, min(1.0, 128 / config.n_embd))
+
+    def hidden(self, ids, cache=None):
+        """Final-normed hidden states (B, T, C) of ids (B, T) long; with a cache, ids are the new tokens only.
+
+        The cache is advanced in place and no gradient goes through it, so it is for reading and generating only.
+        Rows padded on the right need no mask: the model is causal, so a pad cannot reach a real token.
+        Raises ValueError where the row is longer than block_size.
+        """
+        if cache is not None and torch.is_grad_enabled():
+            with torch.no_grad():
+                return self.hidden(ids, cache)
+        T, limit = ids.size(1), self.config.block_size
+        past = 0 if cache is None else cache.length
+        if past + T > limit:
+            raise ValueError(f"a row of {past + T} tokens, but block_size is {limit}; "
+                             f"shorten the row or train with block_size={past + T}")
+        if cache is None:
+            position, mask = slice(0, T), self.mask[:T, :T]
+        else:
+            position, mask = cache.advance(T)
+        x = self.transformer.wte(ids)                                                  # (B, T, C)
+        rotary = None
+        if self.config.layout == "gpt2":
+            x = x + self.transformer.wpe.weight[position]                              # (B, T, C)
+        elif cache is None:
+            rotary = self.cos[position], self.sin[position]                            # (T, D)
+        else:
+            rotary = self.cos[position][:, None], self.sin[position][:, None]          # (B, 1, T, D)
+        for layer, block in enumerate(self.transformer.h):
+            x = block(x, rotary, mask, cache, layer)                                   # (B, T, C)
+        return self.transformer.ln_f(x)
+
+    def logits(self, hidden):
+        """hidden (..., C) -> logits (..., V), float32 also under autocast, so that losses are."""
+        return F.linear(hidden, self.transformer.wte.weight).float()                   # (..., V)
+
+    @torch.no_grad()
+    def start(self, prompts):
+        """Read the prompts at once: hidden (B, T, C) of the left-padded rows, and the cache to go on from.
+
+        prompts: lists of ids, none empty, at most block_size long. T is the longest; the last column is the last
+        token of every row, and what stands at the pads of shorter rows means nothing. Raises ValueError for a prompt
+        that is empty, too long, or holds ids beyond n_vocab.
+        """
+        limit, V = self.config.block_size, self.config.n_vocab
+        if len(prompts) == 0:
+            raise ValueError("no prompts; expected a list of at least one list of token ids")
+        for i, p in enumerate(prompts):
+            if len(p) == 0:
+                raise ValueError(f"prompt {i} is empty; start it with one token at least, for example the document end")
+            if len(p) > limit:
+                raise ValueError(f"prompt {i} has {len(p)} tokens, but block_size is {limit}; shorten it")
+            if not 0 <= min(p) <= max(p) < V:
+                raise ValueError(f"prompt {i} holds ids {min(p)} to {max(p)}, but n_vocab is {V}; "
+                                 f"was it made with another tokenizer?")
+        T = max(len(p) for p in prompts)
+        device = self.transformer.wte.weight.device
+        ids = torch.tensor([[0] * (T - len(p)) + list(p) for p in prompts], device=device)  # (B, T)
+        cache = Cache(self.config, torch.tensor([T - len(p) for p in prompts], device=device))
+        return self.hidden(ids, cache), cache
+
+    @torch.no_grad()
+    def generate(self, prompts, max_new_tokens, *, temperature=1.0, top_k=None, top_p=None, stop=None, seed=None,
+                 watch=None):
+        """Continue every prompt; returns lists of the new ids, one a prompt, a drawn stop token included.
+
+        prompts        lists of ids, of any lengths; [] gives []
+        temperature    logits are divided by it; 0 takes the most probable token
+        top_k, top_p   draw from the k most probable tokens, or from the smallest set of the most probable whose mass
+                       reaches p (Holtzman et al. 2020); of both, top_k comes first
+        stop           one id or a set of ids that end a row
+        seed           the same seed, prompts and settings give the same tokens
+        watch          called every step as watch(rows (b,) long, logits (b, V) float32 before temperature and
+                       truncation, drawn (b,) long) with the rows still running
+        Raises ValueError where a prompt is empty or has no room for max_new_tokens.
+        """
+        check_sampling(temperature, top_k, top_p, max_new_tokens)
+        new = [[] for _ in prompts]
+        longest = max((len(p) for p in prompts), default=0)
+        if longest + max_new_tokens > self.config.block_size:
+            raise ValueError(f"a prompt of {longest} tokens and {max_new_tokens} new ones, but block_size is "
+                             f"{self.config.block_size}; shorten the prompt or ask for fewer")
+        if not prompts or max_new_tokens == 0:
+            return new
+        hidden, cache = self.start(prompts)
+        device = hidden.device
+        generator = None if seed is None else torch.Generator(device).manual_seed(seed)
+        stop = torch.tensor([stop] if isinstance(stop, int) else sorted(stop or ()), dtype=torch.long, device=device)
+        rows = torch.arange(len(prompts), device=device)
+        for step in range(max_new_tokens):
+            logits = self.logits(hidden[:, -1])                                        # (b, V)
+            drawn = sample(logits, temperature, top_k, top_p, generator)               # (b,)
+            if watch is not None:
+                watch(rows, logits, drawn)
+            for row, token in zip(rows.tolist(), drawn.tolist()):
+                new[row].append(token)
+            running = ~torch.isin(drawn, stop)
+            if step == max_new_tokens - 1 or not running.any():
+                break
+            if not running.all():  # finished rows leave the batch
+                rows, drawn, cache = rows[running], drawn[running], cache.select(running)
+            hidden = self.hidden(drawn[:, None], cache)                                # (b, 1, C)
+        return new
+
+    def parameter_groups(self):
+        """(matrices, others): the 2-D weights inside the blocks, for Muon, and the rest, for AdamW.
+
+        Embeddings are 2-D too, but a row of theirs is one token's own vector: to orthogonalise it against the
+        other tokens would move rare tokens as far as frequent ones.
+        """
+        matrices = [p for p in self.transformer.h.parameters() if p.dim() == 2]
+        chosen = {id(p) for p in matrices}
+        return matrices, [p for p in self.parameters() if id(p) not in chosen]
+
+    def num_params(self):
+        """Number of parameters; the head is the token embedding and counts once."""
+        return sum(p.numel() for p in self.parameters())
+
+    def save(self, folder, extra=None):
+        """Write model.pt (the weights) and config.json (every field, and `extra`, any JSON) into the folder."""
+        os.makedirs(folder, exist_ok=True)
+        weights, config = os.path.join(folder, "model.pt"), os.path.join(folder, "config.json")
+        torch.save(self.state_dict(), weights + ".tmp")
+        with open(config + ".tmp", "w", encoding="utf-8") as f:
+            json.dump({**asdict(self.config), "extra": extra or {}}, f, indent=1, ensure_ascii=False)
+        os.replace(weights + ".tmp", weights)  # renamed only when whole: a crash leaves the old checkpoint
+        os.replace(config + ".tmp", config)
+
+    @classmethod
+    def load(cls, folder, device="cpu"):
+        """The model that `save` wrote, with its `extra`. Raises ValueError of one line for a folder that is none."""
+        weights, path = os.path.join(folder, "model.pt"), os.path.join(folder, "config.json")
+        for file in (path, weights):
+            if not os.path.isfile(file):
+                raise ValueError(f"{folder}: no {os.path.basename(file)} here; expected a folder written by GPT.save")
+        try:
+            with open(path, encoding="utf-8") as f:
+                config = json.load(f)
+        except ValueError:
+            config = None
+        if not isinstance(config, dict):
+            raise ValueError(f"{path}: not a JSON object; expected the file that GPT.save writes")
+        extra = config.pop("extra", {})
+        known = {f.name for f in fields(GPTConfig)}
+        if set(config) != known:
+            what, name = ("unknown", set(config) - known) if set(config) - known else ("missing", known - set(config))
+            raise ValueError(f"{path}: {what} field {', '.join(sorted(name))}; expected {', '.join(sorted(known))}")
+        model = cls(GPTConfig(**config))
+        try:
+            model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        except Exception as e:  # a cut-off or foreign file fails in many ways
+            reason = " ".join(f"{type(e).__name__}: {e}".split())[:200]
+            raise ValueError(f"{weights}: does not hold the weights that {path} describes ({reason})") from None
+        model.extra = extra
+        return model.to(device)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Drawing tokens
+
+
+def check_sampling(temperature, top_k, top_p, max_new_tokens):
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature is {temperature}, but expected 0 (greedy) or a positive number")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k is {top_k}, but expected at least 1 (or None for all tokens)")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}, but expected more than 0 and at most 1 (or None for all tokens)")
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}, but expected 0 or more")
+
+
+def sample(logits, temperature=1.0, top_k=None, top_p=None, generator=None):
+    """One id a row, (b,), drawn from logits (b, V); the arguments are those of `GPT.generate`."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # the maximum is 0, so a tiny temperature is safe
+    if top_k is None and top_p is None:
+        return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+    logits, ids = logits.sort(dim=-1, descending=True, stable=True)                        # (b, V) most probable first
+    if top_k is not None:
+        logits[:, top_k:] = -math.inf
+    probs = logits.softmax(-1)
+    if top_p is not None and top_p < 1:
+        before = F.pad(probs.cumsum(-1)[:, :-1], (1, 0))  # mass of the tokens before: below p, the token is needed
+        probs = probs * (before < top_p)
+    return ids.gather(1, torch.multinomial(probs, 1, generator=generator))[:, 0]       # (b,)
