@@ -1,0 +1,123 @@
+"""Annotation records, their file, and the forms of their lines with the parsers that undo them."""
+import json
+from itertools import product
+
+import pytest
+
+from data import annotations
+
+ANNA = {"paragraph": 3, "sentence": 0, "text": "Anna took a train to Oslo.",
+        "entities": [{"text": "Anna", "type": "person", "about": "traveller"},
+                     {"text": "Oslo", "type": "place", "about": "goal, far away"}],
+        "questions": [{"kind": "content", "question": "Where did Anna go?", "answer": "Oslo"},
+                      {"kind": "content", "question": "Did Anna stay?", "answer": "No"}]}
+SHE = {"paragraph": 3, "sentence": 1, "text": "She was happy at Opel, in Paris, France.",
+       "entities": [{"text": "Opel", "type": "organisation", "about": "employer"},
+                    {"text": "Paris, France", "type": "place", "about": "a (large) town: home"}],
+       "questions": [{"kind": "structure", "question": "Who is she?", "answer": "Anna"},
+                     {"kind": "attitude", "question": "Is this good or bad?", "answer": "good"}]}
+ASIDE = {"paragraph": 3, "sentence": 2, "text": "So it goes.", "entities": [], "questions": []}
+PARAGRAPH = [ANNA, SHE, ASIDE]
+OTHER = [{**ANNA, "paragraph": 4, "text": "Anna took a train to Oslo!"}]
+
+
+# --- records and their file -------------------------------------------------------------------------------------------
+
+def test_annotations_survive_a_round_trip(tmp_path):
+    annotations.write_annotations(tmp_path / "a.jsonl", [PARAGRAPH, OTHER])
+    assert annotations.read_annotations(tmp_path / "a.jsonl") == [PARAGRAPH, OTHER]
+    assert [file.name for file in tmp_path.iterdir()] == ["a.jsonl"]          # nothing is left beside it
+
+
+def altered(record, path, value):
+    record = json.loads(json.dumps(record))
+    place = record
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    return record
+
+
+@pytest.mark.parametrize("path, value, field", [
+    (["paragraph"], "3", "paragraph"), (["paragraph"], True, "paragraph"), (["sentence"], -1, "sentence"),
+    (["text"], None, "text"), (["text"], "Anna took a train\nto Oslo.", "text"), (["text"], " Anna to Oslo", "text"),
+    (["text"], "Anna \ud800 Oslo", "text"), (["entities"], {}, "entities"), (["entities", 0], "Anna", "entities"),
+    (["entities", 0, "text"], "Bob", "entities[0].text"), (["entities", 1, "type"], "city", "entities[1].type"),
+    (["entities", 1, "about"], "", "entities[1].about"), (["questions"], None, "questions"),
+    (["questions", 1, "kind"], "trivia", "questions[1].kind"), (["questions", 0, "answer"], 7, "questions[0].answer"),
+    (["questions", 0, "question"], "Where?!", "questions[0].question"),
+    (["questions", 0, "question"], "Who? Where?", "questions[0].question"),
+    (["questions", 0, "question"], "?", "questions[0].question"),
+    (["questions", 0, "question"], "Q: Who?", "questions[0].question"),
+    (["questions", 0, "answer"], "Well, Oslo", "questions[0].question"),
+    (["sentence"], 1, "sentence"), (["paragraph"], 2, "paragraph"),
+])
+def test_a_bad_line_is_named_with_its_field(tmp_path, path, value, field):
+    lines = [json.dumps(record) for record in PARAGRAPH + [altered(OTHER[0], path, value)]]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with pytest.raises(ValueError) as caught:
+        annotations.read_annotations(tmp_path / "a.jsonl")
+    assert str(caught.value).startswith(f"{tmp_path / 'a.jsonl'}:4: field '{field}' is ")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_entity_that_no_form_can_show_is_refused():
+    strange = {"text": "Anna: person, x", "type": "thing", "about": "label"}
+    with pytest.raises(ValueError, match="cannot be told"):
+        annotations.check_record({**ANNA, "text": "A label says Anna: person, x", "entities": [strange]})
+
+
+@pytest.mark.parametrize("torn", [b'{"paragraph": 4, "sent', '{"text": "é'.encode()[:-1]])
+def test_a_torn_last_line_is_ignored_but_no_other(tmp_path, torn):
+    path, good = tmp_path / "a.jsonl", "".join(json.dumps(record) + "\n" for record in PARAGRAPH).encode()
+    path.write_bytes(good + torn)
+    assert annotations.read_annotations(path) == [PARAGRAPH]
+    path.write_bytes(good + torn + b"\n")
+    with pytest.raises(ValueError, match=r"a\.jsonl:4: not a JSON object"):
+        annotations.read_annotations(path)
+    path.write_bytes(torn + b"\n" + good)
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: not a JSON object"):
+        annotations.read_annotations(path)
+    path.write_bytes(good + b'{"paragraph": 4}')              # whole JSON without a line break is a line like any other
+    with pytest.raises(ValueError, match=r"a\.jsonl:4: field 'sentence' is None"):
+        annotations.read_annotations(path)
+
+
+# --- lines -----------------------------------------------------------------------------------------------------------
+
+def test_every_entity_form_is_parsed_back():
+    # "day" and "thing" are types too, and "Paris, France" holds the comma that parts the fields
+    tricky = [{"text": t, "type": k, "about": a} for t, k, a in product(
+        ("Anna", "Paris, France", "day", "thing", "Mr. (A) = b: c", "is a thing"), annotations.TYPES,
+        ("x", "thing, x", "a (b), c: d"))]
+    for entity, form in product(ANNA["entities"] + SHE["entities"] + tricky, range(len(annotations.ENTITY_FORMS))):
+        line = annotations.entity_line(entity["text"], entity["type"], entity["about"], form)
+        assert annotations.parse_entity(line) == entity, line
+    assert annotations.entity_line("Opel", "organisation", "employer", 1) == "Opel is an organisation, employer"
+    assert annotations.entity_line("Paris, France", "place", "home", 2) == "Paris, France: place, home"   # else "Paris"
+
+
+def test_every_opener_and_bridge_is_parsed_back():
+    for opener, bridge in product(annotations.OPENERS, annotations.BRIDGES):
+        line = " ".join(part for part in (opener, "Where did Anna go?", bridge, "to Oslo - why?") if part)
+        assert annotations.parse_question(line) == {"question": "Where did Anna go?", "answer": "to Oslo - why?"}
+
+
+def test_malformed_output_is_dropped_not_raised():
+    assert annotations.parse_entities(" Anna: person, x\n Anna, person\n\n Oslo: city, y\n none\n :") == [
+        {"text": "Anna", "type": "person", "about": "x"}]
+    assert annotations.parse_questions("Who? Anna\n Who Anna\n Q: Who?\n ? Anna\n Who? A: Oslo") == [
+        {"question": "Who?", "answer": "Anna"}, {"question": "Who?", "answer": "Oslo"}]
+
+
+# --- for the eye -------------------------------------------------------------------------------------------------------
+
+def test_entities_are_marked_longest_first():
+    entities = [{"text": text, "type": type} for text, type in (
+        ("Paris", "person"), ("Paris, France", "place"), ("on", "thing"), ("Bob", "person"))]
+    assert annotations.marked("Paris, France on Monday", entities) == "[Paris, France|place] [on|thing] Monday"
+    assert annotations.marked("Nobody.", entities) == "Nobody."
+
+
+def test_control_characters_are_shown_not_obeyed():
+    assert annotations.shown("a\x1b[31m\nÄ\u2028") == r"a\x1b[31m\nÄ\u2028"
