@@ -1,0 +1,408 @@
+"""Basic Reading Distillation: rendering, the blind score, reading in free running, the command line."""
+import json
+import random
+from itertools import product
+
+import pytest
+import torch
+
+import brd
+from data.annotations import ALL_FORMS, BRIDGES, OPENERS, TYPES, parse_entities, parse_questions
+from data.tokenizer import train_bpe
+from model import GPT, GPTConfig
+from test_annotations import ANNA, ASIDE, OTHER, PARAGRAPH
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_bpe([record["text"] for record in PARAGRAPH] * 20 + ["Q: Where did Anna go? A: Oslo\n"] * 20, 300)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(n_vocab=tokenizer.n_vocab, n_layer=2, n_head=2, n_embd=16, block_size=96))
+    for parameter in model.parameters():          # away from the start, where every block is the identity
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+# --- rendering ---------------------------------------------------------------------------------------------------------
+
+def test_plain_rendering_is_the_format_of_the_docstring():
+    plain = [PARAGRAPH[0], PARAGRAPH[2]]
+    rng = random.Random(0)
+    assert brd.render(plain, "ori", rng) == [("Anna took a train to Oslo.", "text"), (" So it goes.", "text"), ("", "end")]
+    assert brd.render(plain, "ner", rng, forms=1) == [
+        ("Anna took a train to Oslo.", "text"), ("", "sep"), (" Anna: person, traveller\n", "entity"),
+        (" Oslo: place, goal, far away\n", "entity"), ("", "sep"), (" So it goes.", "text"), ("", "sep"),
+        (" none\n", "entity"), ("", "sep"), ("", "end")]
+    assert brd.render(plain, "qra", rng, forms=1) == [
+        ("Anna took a train to Oslo.", "text"), ("", "sep"), (" Where did Anna go?", "question"), (" Oslo\n", "answer"),
+        (" Did Anna stay?", "question"), (" No\n", "answer"), ("", "sep"), (" So it goes.", "text"), ("", "sep"),
+        ("", "sep"), ("", "end")]
+
+
+def test_parsing_inverts_rendering_over_all_draws():
+    rng, seen = random.Random(1), set()
+    for forms, _ in product((1, 2, 5, ALL_FORMS), range(200)):
+        for record in PARAGRAPH:
+            ner, qra = ("".join(text for text, _ in brd.reading(record, copy, rng, forms)) for copy in ("ner", "qra"))
+            assert parse_entities(ner) == record["entities"]
+            assert [{"kind": q["kind"], **own} for q, own in zip(record["questions"], parse_questions(qra), strict=True)] \
+                == record["questions"]
+            seen |= {(forms, text) for text, _ in brd.reading(record, "qra", rng, forms)}
+    assert {text.strip() for forms, text in seen if forms == 8} >= set(OPENERS[1:] + BRIDGES[1:])
+    assert not {text.strip() for forms, text in seen if forms == 1} & set(OPENERS + BRIDGES)
+    assert {text.strip() for forms, text in seen if forms == 2} & set(OPENERS) == {"Q:"}
+
+
+def test_sentence_level_gives_one_document_a_sentence():
+    rng = random.Random(0)
+    parts = brd.documents(PARAGRAPH, "qra", rng, level="sentence", forms=1)
+    assert parts == [brd.render([record], "qra", rng, forms=1) for record in PARAGRAPH]
+    assert parts[1][0] == ("She was happy at Opel, in Paris, France.", "text")                     # no leading space
+    with pytest.raises(ValueError, match="level 'word'"):
+        brd.documents(PARAGRAPH, "qra", rng, level="word")
+    with pytest.raises(ValueError, match="copy 'nre'"):
+        brd.render(PARAGRAPH, "nre", rng)
+
+
+def test_pieces_encode_to_the_tokens_of_the_running_text(tokenizer):
+    rng = random.Random(2)
+    for copy, _ in product(("ori", "ner", "qra"), range(30)):
+        pieces = brd.render(PARAGRAPH, copy, rng)
+        (ids, roles), = brd.encode_documents([pieces], tokenizer)
+        runs, text = [], ""
+        for piece, role in pieces:
+            if piece:
+                text += piece
+            else:
+                runs += tokenizer.encode(text) + [tokenizer.sep if role == "sep" else tokenizer.end]
+                text = ""
+        assert ids == runs and len(roles) == len(ids) and ids[-1] == tokenizer.end
+        answers = tokenizer.decode([i for i, role in zip(ids, roles) if brd.ROLES[role] == "answer"])
+        assert answers == ("".join(f" {q['answer']}\n" for r in PARAGRAPH for q in r["questions"]) if copy == "qra" else "")
+
+
+def test_known_pieces_are_encoded_once(tokenizer):
+    class Counting:
+        sep, end, asked = tokenizer.sep, tokenizer.end, []
+
+        def encode_batch(self, texts):
+            self.asked += texts
+            return tokenizer.encode_batch(texts)
+    counting, known, pieces = Counting(), {}, brd.render(PARAGRAPH, "ner", random.Random(0))
+    first = brd.encode_documents([pieces, pieces], counting, known)
+    assert brd.encode_documents([pieces], counting, known) == first[:1] == first[1:]
+    assert len(counting.asked) == len(set(counting.asked)) == len({text for text, _ in pieces if text})
+
+
+# --- the blind score ---------------------------------------------------------------------------------------------------
+
+def plain_score(model, tokenizer, prompt, candidates):
+    """One candidate at a time, without a cache: the definition, as literally as it can be written."""
+    own, joined = tokenizer.encode(prompt), [tokenizer.encode(f"{prompt} {candidate}") for candidate in candidates]
+    shared = 0
+    while shared < len(own) and all(len(ids) > shared and ids[shared] == own[shared] for ids in joined):
+        shared += 1
+    scores = []
+    for ids in joined:
+        ids, start = (ids, shared) if shared else ([tokenizer.end] + ids, 1)
+        log_probs = torch.log_softmax(model.logits(model.hidden(torch.tensor([ids]))), -1)[0]
+        scores.append(sum(float(log_probs[t - 1, ids[t]]) for t in range(start, len(ids))) / (len(ids) - start))
+    return scores
+
+
+ITEMS = [("Anna took a train to Oslo. Q: Where did Anna go? A:", ["Oslo", "Rome", "a house by the sea", "to Oslo"]),
+         ("So", ["it goes.", "it"]), ("Where did Anna go?", ["Oslo"]),
+         ("Anna took a train to Oslo. Q: Where did Anna stay? A:", ["No", "Yes"])] + [("Q: Who", ["is Anna", "goes"])] * 3
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 150, 16384])
+def test_blind_scores_equal_the_plain_loop(model, tokenizer, batch_tokens):
+    with torch.no_grad():
+        wanted = [plain_score(model, tokenizer, *item) for item in ITEMS]
+    given = brd.blind_scores(model, tokenizer, ITEMS, batch_tokens=batch_tokens)
+    assert [len(row) for row in given] == [len(row) for row in wanted]
+    for a, b in zip(given, wanted):
+        assert a == pytest.approx(b, abs=1e-5)
+    assert max(max(row) - min(row) for row in wanted) > 0.1                  # the comparison compares something
+
+
+def test_where_prompt_and_candidate_part(tokenizer):
+    context, tails, cut = brd.split_tokens(tokenizer, "did Anna go? A:", ["Oslo", "No way"], 96)
+    assert tokenizer.decode(context) == "did Anna go? A:" and not cut
+    assert [tokenizer.decode(tail) for tail in tails] == [" Oslo", " No way"]
+    assert brd.split_tokens(tokenizer, "did Anna go? A: ", ["Oslo", "No way"], 96) == (context, tails, cut)   # space moves
+    context, tails, _ = brd.split_tokens(tokenizer, "did Anna go?\n", ["Oslo"], 96)
+    assert tokenizer.decode(context) == "did Anna go?\n" and tokenizer.decode(tails[0]) == "Oslo"
+    context, tails, _ = brd.split_tokens(tokenizer, "", ["Oslo", "Rome"], 96)
+    assert context == [tokenizer.end] and tokenizer.decode(tails[1]) == "Rome"
+    with pytest.raises(ValueError, match="empty candidate"):
+        brd.split_tokens(tokenizer, "Who?", ["Anna", " "], 96)
+    with pytest.raises(ValueError, match="block_size is 96"):
+        brd.split_tokens(tokenizer, "Who?", ["x " * 200], 96)
+
+
+def test_a_candidate_that_melts_with_the_prompt_takes_the_whole_item_back():
+    class Letters:                                # "a" + "b" is one token, every other letter is its own
+        end = 0
+
+        def encode_batch(self, texts):
+            return [[ord(c) for c in text.replace("ab", "X")] for text in texts]
+    context, tails, _ = brd.split_tokens(Letters(), "c\ta", ["c"], 9)
+    assert (context, tails) == ([99, 9, 97], [[32, 99]])
+    context, tails, _ = brd.split_tokens(Letters(), "\n", ["a"], 9)
+    assert (context, tails) == ([10], [[97]])
+    Letters.encode_batch = lambda self, texts: [[ord(c) for c in text.replace(" b", "X").replace("aX", "Y")] for text in texts]
+    context, tails, _ = brd.split_tokens(Letters(), "ca", ["b", "c"], 9)
+    assert (context, tails) == ([99], [[ord("Y")], [97, 32, 99]])            # both are scored from the a on
+
+
+def test_long_prompts_are_cut_on_the_left_and_counted(model, tokenizer):
+    prompt, counts = "So it goes. " * 60 + "Where did Anna go?", {}
+    scores = brd.blind_scores(model, tokenizer, [(prompt, ["Oslo", "No way"]), ITEMS[0]], counts=counts)
+    assert counts == {"cut": 1}
+    context, tails, _ = brd.split_tokens(tokenizer, prompt, ["Oslo", "No way"], model.config.block_size)
+    assert len(context) + max(map(len, tails)) == model.config.block_size + 1
+    assert context == tokenizer.encode(prompt)[-len(context):]
+    ids = torch.tensor([context + tails[0]])
+    with torch.no_grad():
+        log_probs = torch.log_softmax(model.logits(model.hidden(ids[:, :-1])), -1)[0]
+    wanted = log_probs[len(context) - 1:].gather(1, torch.tensor(tails[0])[:, None]).mean()
+    assert scores[0][0] == pytest.approx(float(wanted), abs=1e-5)
+
+
+def write_task(path, **task):
+    path.write_text(json.dumps(task), encoding="utf-8")
+    return path
+
+
+def test_tasks_are_read_as_big_bench_writes_them(tmp_path):
+    path = write_task(tmp_path / "t.json", name="towns", task_prefix="Answer. ", example_output_prefix="\nA: ", examples=[
+        {"input": "Where?", "target_scores": {"Oslo": 1, "Rome": 0}},
+        {"input": "Who?", "target_scores": {"Anna": 0.5, "Bob": 0, "Carl": 0.5}}])
+    assert brd.load_task(path) == {"name": "towns", "items": [
+        ("Answer. Where?\nA: ", ["Oslo", "Rome"], {0}), ("Answer. Who?\nA: ", ["Anna", "Bob", "Carl"], {0, 2})]}
+
+
+@pytest.mark.parametrize("example", [
+    7, {"input": "x"}, {"target_scores": {"a": 1, "b": 0}}, {"input": "x", "target_scores": {"a": 1}},
+    {"input": "x", "target_scores": {"a": 1, "": 0}}, {"input": "x", "target_scores": {"a": 1, "b": "0"}},
+    {"input": ["x"], "target_scores": {"a": 1, "b": 0}}, {"input": "x", "target": "a"}])
+def test_a_bad_example_is_named(tmp_path, example):
+    good = {"input": "x", "target_scores": {"a": 1, "b": 0}}
+    path = write_task(tmp_path / "t.json", name="t", examples=[good, example])
+    with pytest.raises(ValueError) as caught:
+        brd.load_task(path)
+    assert str(caught.value).startswith(f"{path}: example 1: ")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"examples": []}', '{"examples": {}}', '{"name": 3, "examples": [1]}'])
+def test_a_file_that_is_no_task_is_named(tmp_path, text):
+    (tmp_path / "t.json").write_text(text)
+    with pytest.raises(ValueError, match="t.json: "):
+        brd.load_task(tmp_path / "t.json")
+
+
+def test_a_tie_is_no_win_for_the_first():
+    assert brd.credit([-1.0, -2.0], {0}) == 1 and brd.credit([-1.0, -2.0], {1}) == 0
+    assert brd.credit([-1.0, -1.0, -2.0, -1.0], {0}) == pytest.approx(1 / 3)
+    assert brd.credit([-1.0, -1.0, -2.0, -1.0], {0, 3}) == pytest.approx(2 / 3)
+    assert brd.credit([-1.0, -1.0, -2.0], {2}) == 0
+
+
+def test_accuracy_chance_and_centred_by_hand(monkeypatch):
+    """Yes scores higher everywhere, but relatively higher where it is right: raw .5, centred 1."""
+    items = [(f"{i}", ["Yes", "No"], {i % 2}) for i in range(10)]
+    rows = [[-1.0 - (i % 2), -3.0] for i in range(10)]
+    monkeypatch.setattr(brd, "blind_scores", lambda *a, counts, **k: counts.update(cut=2) or rows)
+    result = brd.test_task(None, None, {"name": "t", "items": items})
+    assert result == {"name": "t", "accuracy": 0.5, "se": pytest.approx((0.25 * 10 / 9 / 10) ** 0.5), "n": 10,
+                      "chance": 0.5, "centred": 1.0, "cut": 2}
+    different = [(prompt, [f"a{i}", f"b{i}"], right) for i, (prompt, _, right) in enumerate(items)]
+    assert brd.test_task(None, None, {"name": "t", "items": different})["centred"] is None
+
+
+# --- reading in free running -------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("text, reference, score", [
+    ("the red lamp", "a red old lamp", 4 / 7), ("Oslo", "oslo.", 1), ("Rome", "Oslo", 0), ("", "Oslo", 0), ("b a", "a b", 0.5),
+    ("a b c d e", "b x d e y z w", 2 * 3 / 12), ("!", "!", 1), ("?", "!", 0)])
+def test_rouge_l_by_hand(text, reference, score):
+    assert brd.rouge_l(text, reference) == pytest.approx(score)
+
+
+def test_means_and_their_errors():
+    assert brd.mean_se([1, 0, 0, 1]) == {"value": 0.5, "se": pytest.approx((1 / 3 / 4) ** 0.5), "n": 4}
+    assert brd.mean_se([]) == {"value": None, "se": None, "n": 0} and brd.mean_se([3]) == {"value": 3, "se": None, "n": 1}
+    assert brd.ratio_se([(1, 2, 2), (3, 4, 4), (0, 0, 0)]) == brd.ratio_se([(1, 2, 2), (3, 4, 4)])
+
+
+def test_the_error_of_a_ratio_agrees_with_the_bootstrap():
+    rng = random.Random(0)
+    groups = []
+    for _ in range(200):
+        n, skill = rng.randint(1, 9), rng.random()                            # answers in a paragraph hang together
+        groups.append((sum(rng.random() < skill for _ in range(n)), n, n))
+    draws = torch.tensor([brd.ratio_se(rng.choices(groups, k=200))["value"] for _ in range(2000)])
+    se = brd.ratio_se(groups)["se"]
+    assert se == pytest.approx(float(draws.std()), rel=0.1)
+    apart = brd.mean_se([1] * sum(a for a, _, _ in groups) + [0] * sum(b - a for a, b, _ in groups))["se"]
+    assert se > 1.3 * apart                                                   # what ignoring the paragraphs would hide
+
+
+def test_entity_f1_by_hand():
+    sums = {}
+
+    def add(figures):
+        for name, *amounts in figures:
+            sums[name] = [x + y for x, y in zip(sums.get(name, (0, 0, 0)), amounts)]
+    text = " Anna: person, who cares\n Oslo: thing, goal\n Oslo: place, goal\n Oslo: place, goal\n nonsense\n"
+    add(brd.count_entities(ANNA, text))                # of 2 wanted and 4 given, 2 agree: F1 = 2 * 2 / (2 + 4)
+    assert sums["entity_f1"] == [2, 3, 2]
+    assert sums["entity_f1.place"] == [1, 1.5, 1] and sums["entity_f1.thing"] == [0, 0.5, 0]
+    assert sums["entity_lines"] == [4, 5, 5]
+    add(brd.count_entities(ASIDE, " none\n"))
+    assert sums["entity_f1"] == [2, 3, 2] and sums["entity_lines"] == [5, 6, 6]
+
+
+class Perfect:
+    """Looks up what comes next in the reference documents, as a perfect reader would; `spoil` alters what it says."""
+
+    def __init__(self, tokenizer, paragraphs, spoil=lambda text: text):
+        self.tokenizer, self.spoil, self.calls = tokenizer, spoil, []
+        self.config = GPTConfig(n_vocab=tokenizer.n_vocab, block_size=4096)
+        rng = random.Random(0)
+        self.documents = [self.shape(brd.render(p, copy, rng, forms=1)) for p in paragraphs for copy in ("ner", "qra")]
+
+    def shape(self, pieces):
+        return brd.encode_documents([pieces], self.tokenizer)[0][0]
+
+    def next(self, prompt):
+        found = [d[len(prompt):] for d in self.documents if d[:len(prompt)] == prompt]
+        return found[0] if found else [self.tokenizer.end]
+
+    def start(self, prompts):
+        """Hidden states are the prompts' numbers; the logits are even, so the copy asked for decides."""
+        self.prompts = prompts
+        return torch.arange(len(prompts))[:, None], None
+
+    def logits(self, rows):
+        out = torch.zeros(len(rows), self.tokenizer.n_vocab)
+        for i, row in enumerate(rows):
+            for d in self.documents:
+                if d[:len(self.prompts[row])] == self.prompts[row]:
+                    out[i, d[len(self.prompts[row])]] = 5.0
+        return out
+
+    def generate(self, prompts, max_new_tokens, temperature, stop):
+        assert temperature == 0
+        self.calls.append(len(prompts))
+        news = []
+        for prompt in prompts:
+            new = self.next(prompt)[:max_new_tokens]
+            end = next((i for i, t in enumerate(new) if t in stop), len(new) - 1) + 1
+            news.append(self.tokenizer.encode(self.spoil(self.tokenizer.decode(new[:end - 1]))) + new[end - 1:end])
+        return news
+
+
+def test_the_first_token_decides_the_copy(model, tokenizer):
+    """ner: a word of the sentence, a type or none; qra: anything else but the document end. Drawn, or the likeliest."""
+    texts = ["Anna took a train to Oslo.", "She was happy at Opel."]
+    prompts = [tokenizer.encode(text) + [tokenizer.sep] for text in texts]
+    starts = [{tokenizer.encode(" " + word)[0] for word in text.split() + list(TYPES) + ["none"]} for text in texts]
+    with torch.no_grad():
+        logits = [model.logits(model.hidden(torch.tensor([prompt])))[0, -1] for prompt in prompts]
+    for copy in ("ner", "qra"):
+        generator, drawn = torch.Generator().manual_seed(0), []
+        for _ in range(200):
+            drawn.append(brd.first_tokens(model, tokenizer, prompts, texts, copy, 1.0, 0.9, generator))
+        likeliest = brd.first_tokens(model, tokenizer, prompts, texts, copy)
+        for row, allowed in enumerate(starts):
+            ids = allowed if copy == "ner" else set(range(tokenizer.n_vocab)) - allowed - {tokenizer.end}
+            assert likeliest[row] == max(ids, key=lambda i: float(logits[row][i]))
+            assert {tokens[row] for tokens in drawn} <= ids and len({tokens[row] for tokens in drawn}) > 1
+
+
+def test_a_perfect_reader_has_a_perfect_score(tokenizer):
+    paragraphs = [PARAGRAPH, OTHER]
+    reader = Perfect(tokenizer, paragraphs)
+    oracle = {q["question"]: q["answer"] for record in PARAGRAPH for q in record["questions"]}
+    result = brd.test_reading(reader, tokenizer, paragraphs, forms=1, oracle=lambda p, k: oracle)
+    assert {name: figure["value"] for name, figure in result.items() if figure["value"] != 1.0} == {
+        f"entity_f1.{name}": None for name in ("thing", "day", "job", "feeling")}
+    counts = {name: figure["n"] for name, figure in result.items() if figure["n"]}
+    assert counts == {"entity_f1": 6, "entity_f1.person": 2, "entity_f1.place": 3, "entity_f1.organisation": 1, "entity_lines": 7,
+                      "answer.all": 6, "answer.wh": 3, "answer.yes_no": 2, "answer.attitude": 1, "answer.structure": 1,
+                      "rouge_l": 6, "raised": 6, "raised.known": 6, "raised.right": 6}
+    assert all(figure["se"] in (None, 0.0) for figure in result.values())
+    # one call a sentence for ner and raised questions, one a question index for answers
+    assert reader.calls == [2, 1, 1] * 2 + [2, 2, 1, 1]
+
+
+def test_its_own_mistakes_stay_in_the_context(tokenizer):
+    """A reader that says Rome for Oslo is lost afterwards: the prompt is no longer one that it knows."""
+    reader = Perfect(tokenizer, [PARAGRAPH], spoil=lambda text: text.replace("Oslo", "Rome"))
+    answers, = brd.free_answers(reader, tokenizer, [PARAGRAPH], random.Random(0), forms=1)
+    assert [answer for _, answer in answers] == ["Rome", "", "", ""]
+    result = brd.test_reading(reader, tokenizer, [PARAGRAPH, OTHER], forms=1, oracle=lambda p, k: {"Where did Anna go?": "Oslo"})
+    assert result["answer.all"]["value"] == 0 and result["raised.known"]["value"] > 0 == result["raised.right"]["value"]
+    assert 0 < result["entity_f1.person"]["value"] and result["entity_f1.place"]["value"] == 0
+
+
+def test_a_random_student_is_read_without_fail(model, tokenizer):
+    """Whatever it says, rows longer than the block included, gives figures between 0 and 1, and the same twice."""
+    paragraphs = [PARAGRAPH * 2, OTHER, PARAGRAPH[1:]]
+    once, twice = (brd.test_reading(model, tokenizer, paragraphs, seed=3, oracle=lambda p, k: {}) for _ in range(2))
+    assert once == twice and once["answer.all"]["n"] == 8 + 2 + 2 and once["entity_f1"]["n"] == 8 + 2 + 2
+    assert all(figure["value"] is None or 0 <= figure["value"] <= 1 for figure in once.values())
+
+
+# --- the command line --------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def folder(model, tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("student")
+    model.save(folder)
+    tokenizer.save(folder)
+    return str(folder)
+
+
+def test_the_read_command_marks_entities_and_shows_questions(folder, monkeypatch, capsys):
+    said = {"ner": [[" Anna: person, traveller\n nonsense\n", " none\n"]],
+            "qra": [[" Q: Who left? A: Anna\n", " Is it \x1b[31mred? No\n Did"]]}
+    monkeypatch.setattr(brd, "free_reading", lambda model, tokenizer, paragraphs, copy: said[copy])
+    brd.main(["read", folder, "Anna left.  So it\ngoes."])
+    assert capsys.readouterr().out.splitlines() == [
+        "[Anna|person] left.", "    Who left? Anna", "So it goes.", r"    Is it \x1b[31mred? No"]
+
+
+def test_nothing_to_read_is_told(folder, capsys):
+    with pytest.raises(SystemExit):
+        brd.main(["read", folder, "  "])
+    assert capsys.readouterr().err.startswith("error: no text to read")
+
+
+def test_the_test_command_prints_a_table(folder, tmp_path, capsys):
+    examples = [{"input": "So it goes? A:", "target_scores": {"Yes": i % 2, "No": 1 - i % 2}} for i in range(10)]
+    brd.main(["test", folder, str(write_task(tmp_path / "t.json", name="mo\x1b[31mod", examples=examples))])
+    head, row = capsys.readouterr().out.splitlines()
+    assert head.split() == ["task", "n", "chance", "accuracy", "+-", "centred"]
+    assert row.split() == [r"mo\x1b[31mod", "10", "0.500", "0.500", "0.167", "0.500"]
+
+
+@pytest.mark.parametrize("arguments", [["read", "nowhere", "Anna left."], ["test", "FOLDER", "nowhere.json"]])
+def test_a_bad_path_is_one_line_and_exit_code_2(folder, arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        brd.main([folder if argument == "FOLDER" else argument for argument in arguments])
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "nowhere" in error and error.count("\n") == 1
+
+
+def test_an_unknown_device_is_told(folder, capsys):
+    with pytest.raises(SystemExit):
+        brd.main(["read", folder, "Anna left.", "--device", "abacus"])
+    assert "--device=abacus" in capsys.readouterr().err
