@@ -1,0 +1,564 @@
+"""The whole course, in order: a teacher's readings are cached, students learn from them, and are tested and compared.
+
+    python train.py                          # about five minutes on two CPU cores, no network
+    python train.py --minutes=30             # the same with more tokens: blind transfer appears
+    python train.py --corpus=my.txt          # your own text, read plainly (no teacher has annotated it)
+    python train.py --teacher=train          # train the teacher and make its cache anew, instead of the one in data/teacher
+    python train.py --help                   # every option
+
+The stages stand in `main` in the order in which they run:
+
+    1 corpus     text -> paragraphs -> sentences            5 students   one common start, then one treatment each,
+    2 annotate   entities and questions, a line a sentence               all at the same number of tokens
+    3 tokens     byte-level BPE, three copies as rows       6 test       reading on fresh text, blind tasks
+    4 teacher    a larger reader and its sparse cache       7 report     a table, and results.json
+
+Students: `plain` goes on with plain text (the paper's FURTHER), `brd` learns basic reading from the scripted reader's
+annotations, `distilled` learns it from these and from the teacher's cached top-p distributions.
+
+Every stage leaves a file in --out_dir; a run that was stopped takes up again behind the last finished stage.
+Shapes: B documents, T positions, C channels, V vocabulary, K cached teacher tokens.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import dataclasses
+import difflib
+import inspect
+import json
+import math
+import multiprocessing
+import os
+import platform
+import random
+import re
+import shutil
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import brd
+import td_distill
+from data import prepare, world
+from data.rows import Rows, plan_batches
+from data.tokenizer import Tokenizer, get_tokenizer, train_bpe
+from model import GPT, GPTConfig
+
+DATA = Path(__file__).resolve().parent / "data"
+
+
+# --- options -----------------------------------------------------------------------------------------------------------
+
+@dataclass
+class Config:
+    # what to read, from whom, and where to
+    corpus: str = "world"            # "world" (built in), or a UTF-8 text file or folder, which is read plainly
+    teacher: str = "cached"          # "cached": the outputs in data/teacher; "train": teacher and cache are made anew
+    out_dir: str = "out"             # the folder of everything this run makes
+    redo: bool = False               # throw away what an earlier run left in out_dir
+    seed: int = 1                    # of the text, the weights and the order of reading
+    # how much
+    minutes: float = 0.0             # plan the tokens so that the run takes this long; 0: the two counts below
+    start_tokens: int = 200_000      # plain text that the common start reads
+    student_tokens: int = 1_200_000  # what every student reads after it
+    teacher_tokens: int = 8_000_000  # what the teacher reads (--teacher=train)
+    cache_tokens: int = 250_000      # length of the teacher's cache (--teacher=train)
+    test_paragraphs: int = 150       # fresh paragraphs, and as many single sentences, in the reading test
+    # students and teacher
+    n_layer: int = 3                 # blocks of a student
+    n_head: int = 8                  # attention heads, also the teacher's
+    n_embd: int = 128                # channels of a student
+    teacher_layer: int = 4           # blocks of the teacher
+    teacher_embd: int = 192          # channels of the teacher
+    block_size: int = 384            # longest row in tokens
+    tokenizer: str = "bpe"           # "bpe": trained on the text; own text also takes tiktoken's names, such as gpt2
+    n_vocab: int = 1024              # ids of a trained tokenizer, at most
+    # learning
+    step_tokens: int = 1024          # positions in a batch
+    accumulate: int = 1              # batches added up before a step
+    learning_rate: float = 0.01      # of Muon (matrices) and of AdamW (the rest)
+    weight_decay: float = 0.1        # of the matrices
+    warmup: int = 30                 # steps in which the learning rate rises
+    decay: float = 0.5               # part of a run, at its end, in which it falls to zero
+    clip: float = 1.0                # largest gradient norm
+    answer_weight: float = 20.0      # weight of an answer's tokens in the loss; 1 is the paper's, and slower
+    plain_share: float = 0.1         # part of a reading student's tokens that is plain text (D_ORI)
+    ner_share: float = 0.1           # ... that is text with entities (D_NER); the rest is D_QRA
+    cache_share: float = 0.2         # ... that the distilled student takes from the teacher's cache instead
+    # distillation
+    objective: str = "topp_kd"       # on cached tokens: "topp_kd" forward KL on the top-p sets, "seqkd" the tokens alone
+    p: float = 0.95                  # mass of the teacher's nucleus
+    # machine
+    device: str = "auto"             # auto, cpu, cuda, mps
+    threads: int = 0                 # CPU threads; 0: as many as there are cores
+
+
+CHOICES = {"teacher": ("cached", "train"), "objective": ("topp_kd", "seqkd"), "device": ("auto", "cpu", "cuda", "mps")}
+ABOVE_ZERO = {"p", "learning_rate", "clip", "answer_weight", "test_paragraphs", "step_tokens", "accumulate", "student_tokens",
+              "start_tokens", "teacher_tokens", "cache_tokens", "n_layer", "n_head", "n_embd", "block_size", "n_vocab"}
+AT_MOST_ONE = {"p", "plain_share", "ner_share", "cache_share", "decay"}
+
+
+def parse_options(arguments):
+    """A Config from --name=value options; --help is made from its comments. ValueError names what is wrong and a remedy."""
+    comments = dict(re.findall(r"^    (\w+): .*?# (.*)$", inspect.getsource(Config), re.M))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    for field in dataclasses.fields(Config):
+        kind = {"action": "store_true"} if field.type is bool else {"type": field.type, "metavar": field.type.__name__}
+        parser.add_argument(f"--{field.name}", default=field.default, help=f"{comments[field.name]} [{field.default}]", **kind)
+    names = [field.name for field in dataclasses.fields(Config)]
+    for argument in arguments:
+        name = argument.split("=")[0].lstrip("-")
+        if argument.startswith("--") and name not in names + ["help"]:
+            near = difflib.get_close_matches(name, names, 1)
+            raise ValueError(f"unknown option --{name}; " + (f"did you mean --{near[0]}?" if near else "--help lists them all"))
+    parser.error = lambda message: (_ for _ in ()).throw(ValueError(f"{message}; --help explains every option"))
+    config = Config(**vars(parser.parse_args(arguments)))
+    for name, value in dataclasses.asdict(config).items():
+        if name in CHOICES and value not in CHOICES[name]:
+            raise ValueError(f"--{name}={value}, but expected one of {', '.join(CHOICES[name])}")
+        low, high = (0, name in ABOVE_ZERO), (1 if name in AT_MOST_ONE else math.inf)
+        if isinstance(value, (int, float)) and not (low[0] <= value <= high and not (low[1] and value == 0)):
+            raise ValueError(f"--{name}={value}, but expected {'more than' if low[1] else 'at least'} 0"
+                             + (" and at most 1" if high == 1 else ""))
+    if config.plain_share + config.ner_share + config.cache_share >= 1:
+        raise ValueError("plain_share, ner_share and cache_share leave nothing for D_QRA; their sum must be below 1")
+    return config
+
+
+# --- the machine -------------------------------------------------------------------------------------------------------
+
+def pick_device(config):
+    """(torch.device, dtype of autocast or None). bf16 where the processor computes in it, otherwise float32."""
+    found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = torch.device(found if config.device == "auto" else config.device)
+    if device.type != "cpu" and device.type != found:
+        raise ValueError(f"--device={config.device}, but this machine has {found}; try --device=auto")
+    if device.type == "cuda":
+        return device, torch.bfloat16 if torch.cuda.is_bf16_supported() else None
+    if device.type == "cpu":
+        with contextlib.suppress(OSError, AttributeError, TypeError):
+            # glibc gives large blocks back to the system after every step and asks for them again in the next: keeping
+            # them saves a fifth of the time. Parameters -3, -1, -2 are M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD.
+            for parameter, size in ((-3, 1 << 25), (-1, 1 << 30), (-2, 1 << 27)):
+                ctypes.CDLL(None).mallopt(parameter, size)
+        fast = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)() or getattr(torch.cpu, "_is_amx_tile_supported", bool)()
+        return device, torch.bfloat16 if fast else None
+    return device, None
+
+
+# --- one training loop for every objective -----------------------------------------------------------------------------
+
+def loss_of(model, source, batch, config, device, denominator):
+    """The loss of one batch, divided by `denominator`: the summed weights of all batches of the step."""
+    weights_of = role_weights(config)
+    if isinstance(source, Rows):
+        ids, targets, weights = (t.to(device) for t in source.batch(batch.documents, weights_of))
+        logits = model.logits(model.hidden(ids))                                               # (B, T, V)
+        _, z_a, log_Z = td_distill.student_terms(logits, targets[..., None], targets)          # (B, T)
+        return td_distill.sft_loss(z_a, log_Z, weights, denominator)[0]
+    rows = {name: t.to(device) for name, t in source.batch(batch.documents).items()}
+    ids, targets = rows["tokens"][:, :-1], rows["tokens"][:, 1:]
+    weights = torch.from_numpy(weights_of).to(device)[rows["roles"][:, 1:].long()] * rows["real"][:, 1:]
+    mask = td_distill.narrow(rows["log_probs"], rows["mask"], config.p)[:, 1:]                 # (B, T, K)
+    soft = mask.any(-1) & (config.objective == "topp_kd")                                      # (B, T)
+    logits = model.logits(model.hidden(ids))
+    z_K, z_a, log_Z = td_distill.student_terms(logits, rows["ids"][:, 1:], targets)
+    hard, _ = td_distill.sft_loss(z_a, log_Z, weights * ~soft, denominator)
+    kl, _ = td_distill.topp_forward_kl(z_K, log_Z, rows["log_probs"][:, 1:], mask, weights * soft, denominator)
+    return hard + kl
+
+
+def role_weights(config):
+    """(len(brd.ROLES),) float32: what a token of each role weighs in the loss."""
+    return np.array([config.answer_weight if role == "answer" else 1.0 for role in brd.ROLES], np.float32)
+
+
+def weight_of(source, batch, config):
+    """The summed weights of a batch's targets, before anything is computed."""
+    weights = role_weights(config)
+    return sum(float(weights[source.roles[source.starts[d] + 1:source.starts[d + 1]]].sum()) for d in batch.documents)
+
+
+def optimizers(model, config):
+    """Muon for the matrices inside the blocks, AdamW for embeddings and vectors, at one learning rate."""
+    matrices, others = model.parameter_groups()
+    return [torch.optim.Muon(matrices, lr=config.learning_rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(others, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)]
+
+
+def fit(name, model, sources, shares, tokens, config, decay, begins=None):
+    """Train `model` on `tokens` tokens drawn from `sources` by `shares`. Returns (losses of every step, tokens seen)."""
+    device, dtype = pick_device(config)
+    plan = plan_batches(sources, shares, tokens, config.step_tokens, config.seed, begins)
+    steps = [plan[i:i + config.accumulate] for i in range(0, len(plan), config.accumulate)]
+    optims, losses = optimizers(model, config), []
+    decay = max(1, round(len(steps) * decay))
+    model.train()
+    for step, batches in enumerate(tqdm(steps, desc=name, disable=None, leave=False)):
+        scale = min(1.0, (step + 1) / config.warmup if config.warmup else 1.0, (len(steps) - step) / decay)
+        denominator = sum(weight_of(sources[b.source], b, config) for b in batches)
+        total = 0.0
+        for batch in batches:
+            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                loss = loss_of(model, sources[batch.source], batch, config, device, denominator)
+            loss.backward()
+            total += loss.item()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+        if not math.isfinite(total) or not torch.isfinite(norm):
+            raise ValueError(f"{name}: loss {total} and gradient norm {norm:.3g} at step {step}, learning rate "
+                             f"{config.learning_rate * scale:.3g}; try a lower --learning_rate")
+        for optimizer in optims:
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * scale
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        losses.append(total)
+    model.eval()
+    return losses, sum(batch.tokens for batch in plan)
+
+
+# --- stages 1 to 3: text, annotations, tokens --------------------------------------------------------------------------
+
+def world_tokenizer(n_vocab):
+    """A BPE of a fixed sample of the built-in world, so that every run and the teacher's cache share one vocabulary."""
+    rng = random.Random("tokenizer")
+    documents = [d for p in world.annotated(4000, "tokenizer") for copy in ("ner", "qra") for d in brd.documents(p, copy, rng)]
+    texts = ["".join(text for text, _ in document) for document in documents]
+    return train_bpe(texts + [" ".join(sentences) for sentences in world.plain(4000, "tokenizer")], n_vocab)
+
+
+def plain_rows(paragraphs, tokenizer):
+    """Rows of paragraphs without annotation (lists of sentences): D_ORI."""
+    documents = [[(" " * (k > 0) + s, "text") for k, s in enumerate(sentences)] + [brd.END] for sentences in paragraphs]
+    return Rows.pack(brd.encode_documents(documents, tokenizer), tokenizer.n_vocab)
+
+
+def reading_rows(paragraphs, copy, tokenizer, seed):
+    """Rows of annotated paragraphs as D_NER or D_QRA; early ones use few of the surface forms, as world.LEVELS says."""
+    rng = random.Random(f"{copy} {seed}")
+    documents = [d for i, p in enumerate(paragraphs)
+                 for d in brd.documents(p, copy, rng, forms=world.level(i / len(paragraphs)).forms)]
+    return Rows.pack(brd.encode_documents(documents, tokenizer), tokenizer.n_vocab)
+
+
+def reading_sources(tokens, config, tokenizer, seed, path=None):
+    """(sources, shares) of Basic Reading Distillation, enough for `tokens` tokens; annotations go to `path`."""
+    shares = [config.plain_share, config.ner_share, 1 - config.plain_share - config.ner_share]
+    if path and path.exists():
+        paragraphs = brd.read_annotations(path)
+    else:
+        paragraphs = list(world.annotated(int(tokens * shares[2] / QRA_TOKENS) + 1, seed))
+        if path:
+            brd.write_annotations(path, paragraphs)
+    plain = plain_rows(world.plain(int(tokens * shares[0] / PLAIN_TOKENS) + 1, f"{seed} D_ORI"), tokenizer)
+    return [plain] + [reading_rows(paragraphs, copy, tokenizer, seed) for copy in ("ner", "qra")], shares
+
+
+# Tokens in an average document, rounded down: they tell how many paragraphs to write for a number of tokens.
+PLAIN_TOKENS, QRA_TOKENS = 14, 60
+ALONE = 0.1  # part of a reading student's run that is questions alone
+
+
+# --- stages 4 and 5a: the teacher and its cache ------------------------------------------------------------------------
+
+def new_model(n_layer, n_embd, tokenizer, config):
+    torch.manual_seed(config.seed)
+    return GPT(GPTConfig(n_vocab=tokenizer.n_vocab, block_size=config.block_size, n_layer=n_layer, n_head=config.n_head,
+                         n_embd=n_embd)).to(pick_device(config)[0])
+
+
+def train_teacher(folder, tokenizer, config):
+    """A larger student of the scripted reader, who then reads for others. Kept in `folder`."""
+    if (folder / "config.json").exists():
+        return GPT.load(folder, pick_device(config)[0])
+    model = new_model(config.teacher_layer, config.teacher_embd, tokenizer, config)
+    sources, shares = reading_sources(config.teacher_tokens, config, tokenizer, f"teacher {config.seed}")
+    losses, seen = fit("teacher", model, sources, shares, config.teacher_tokens, config, config.decay, [ALONE, ALONE, 0.0])
+    model.save(folder, {"tokens_seen": seen, "reading": test_reading(model, tokenizer, config)})
+    return model
+
+
+def write_cache(folder, teacher, tokenizer, config):
+    """The teacher reads fresh, unannotated text, sampling inside its nucleus; what it says and weighs is kept."""
+    figures = {place: {k: v["value"] for k, v in r.items()} for place, r in teacher.extra["reading"].items()}
+    writer = td_distill.CacheWriter(
+        folder, n_vocab=tokenizer.n_vocab, tokenizer_hash=tokenizer.hash, p=config.p, k_cap=64, temperature=1.0, roles=brd.ROLES,
+        teacher={"parameters": teacher.num_params(), "tokens_seen": teacher.extra["tokens_seen"], "reading": figures},
+        made_by=f"python train.py --teacher=train --seed={config.seed} --teacher_tokens={config.teacher_tokens} "
+                f"--cache_tokens={config.cache_tokens}")
+    rng, chunk = random.Random(f"cache {config.seed}"), 256
+    n = config.cache_tokens // 75  # documents, about
+    for start in tqdm(range(0, n, chunk), desc="cache", disable=None, leave=False):
+        # Three in four documents are questions and answers. Every place of the run gets texts of its own level.
+        for copy, part in (("ner", 0.25), ("qra", 0.75)):
+            texts = [world.draw_paragraph(rng, world.level((start + i / part) / n)).sentences for i in range(int(chunk * part))]
+            td_distill.teacher_reads(teacher, tokenizer, texts, writer, copy=copy, p=config.p, k_cap=64, seed=config.seed + start)
+    writer.close()
+
+
+def teacher_cache(out, tokenizer, config):
+    """The cache of the teacher's outputs: the one that ships in data/teacher, or one made anew."""
+    folder = DATA / "teacher" if config.teacher == "cached" else out / "cache"
+    if config.teacher == "train" and not (folder / "header.json").exists():
+        write_cache(folder, train_teacher(out / "teacher", tokenizer, config), tokenizer, config)
+    return td_distill.Cache(folder, n_vocab=tokenizer.n_vocab, tokenizer_hash=tokenizer.hash)
+
+
+# --- stage 5b: the students --------------------------------------------------------------------------------------------
+
+def student(name, out, start, treatment, config, tokenizer):
+    """A copy of `start` (None: a new model) after its treatment. Kept in out/<name>, and taken from there if finished."""
+    folder, device = out / name, pick_device(config)[0]
+    if (folder / "config.json").exists():
+        return GPT.load(folder, device)
+    model = new_model(config.n_layer, config.n_embd, tokenizer, config)
+    if start:
+        model.load_state_dict(start.state_dict())
+    begin = time.perf_counter()
+    sources, shares, begins = treatment(name, config, out, tokenizer)
+    tokens = config.student_tokens if start else config.start_tokens
+    losses, seen = fit(name, model, sources, shares, tokens, config, config.decay if start else 0.0, begins)
+    tokenizer.save(folder)
+    model.extra = {"tokens_seen": seen + (start.extra["tokens_seen"] if start else 0), "losses": losses[:10],
+                   "last_loss": float(np.mean(losses[-50:])), "seconds": round(time.perf_counter() - begin, 1)}
+    model.save(folder, model.extra)
+    return model
+
+
+def treatment(name, config, out, tokenizer):
+    """(sources, shares, begins) of one student, every one of the same number of tokens."""
+    if name == "plain":
+        return [plain_rows(world.plain(config.student_tokens // PLAIN_TOKENS + 1, f"{config.seed} plain"), tokenizer)], [1.0], [0.0]
+    sources, shares = reading_sources(config.student_tokens, config, tokenizer, config.seed, out / "annotations.jsonl")
+    if name == "distilled":
+        sources.append(teacher_cache(out, tokenizer, config))
+        shares = [*shares[:2], shares[2] - config.cache_share, config.cache_share]
+    # Questions come first and alone: a reader who is still guessing is only held up by other tasks.
+    return sources, shares, [ALONE, ALONE, 0.0, ALONE][:len(sources)]
+
+
+def train_and_test(name, config, threads):
+    """One student from the common start to its test results. Runs in a process of its own where there are cores."""
+    torch.set_num_threads(threads)
+    out, tokenizer = Path(config.out_dir), world_tokenizer(config.n_vocab)
+    start = GPT.load(out / "start", pick_device(config)[0])
+    model = student(name, out, start, treatment, config, tokenizer)
+    return test_student(name, model, out, tokenizer, config)
+
+
+def side_by_side(config):
+    """How many of the three students are trained at the same time. A student this small leaves a second core idle."""
+    return min(3, torch.get_num_threads()) if pick_device(config)[0].type == "cpu" else 1
+
+
+def train_students(config, out, tokenizer):
+    """The common start, then every student. {name: results}."""
+    early = plain_rows(world.plain(config.start_tokens // PLAIN_TOKENS + 1, f"{config.seed} start"), tokenizer)
+    student("start", out, None, lambda *_: ([early], [1.0], [0.0]), config, tokenizer)
+    names, cores = ("brd", "distilled", "plain"), torch.get_num_threads()
+    workers = side_by_side(config)
+    if workers == 1:
+        return {name: train_and_test(name, config, cores) for name in names}
+    if not (out / "annotations.jsonl").exists():  # made once, before three processes want it
+        reading_sources(config.student_tokens, config, tokenizer, config.seed, out / "annotations.jsonl")
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        return dict(zip(names, pool.map(train_and_test, names, [config] * 3, [cores // workers] * 3)))
+
+
+# --- stage 6: the tests ------------------------------------------------------------------------------------------------
+
+def test_reading(model, tokenizer, config):
+    """Free-running reading of fresh text with held-out pairs: single sentences, and paragraphs with two people."""
+    results = {}
+    for place, level in (("single", world.SINGLE), ("paragraph", world.FULL)):
+        rng = random.Random(f"test {place}")  # the same for every seed and student, so that results can be paired
+        drawn = [world.draw_paragraph(rng, level, split="test") for _ in range(config.test_paragraphs)]
+        records = [world.annotate(rng, paragraph, i, level) for i, paragraph in enumerate(drawn)]
+        results[place] = brd.test_reading(model, tokenizer, records, oracle=lambda p, k: world.all_answers(drawn[p], k))
+    return results
+
+
+@torch.no_grad()
+def bits_per_byte(model, rows, text_bytes):
+    """Bits that `model` needs for a byte of the rows' text, document ends included."""
+    nats, device = 0.0, next(model.parameters()).device
+    for batch in plan_batches([rows], [1.0], int(rows.lengths.sum()), 4096, 0):
+        ids, targets, weights = (t.to(device) for t in rows.batch(batch.documents, np.ones(len(brd.ROLES), np.float32)))
+        log_probs = model.logits(model.hidden(ids)).log_softmax(-1)                            # (B, T, V)
+        nats -= (log_probs.gather(-1, targets[..., None])[..., 0] * weights).sum().item()
+    return nats / math.log(2) / text_bytes
+
+
+def test_student(name, model, out, tokenizer, config):
+    """Every test of one student, kept in out/<name>/test.json."""
+    path = out / name / "test.json"
+    if path.exists():
+        return json.loads(path.read_text(encoding="utf-8"))
+    texts = list(world.plain(500, "test plain"))
+    result = {"tokens_seen": model.extra["tokens_seen"], "seconds": model.extra["seconds"], "losses": model.extra["losses"],
+              "reading": test_reading(model, tokenizer, config),
+              "blind": {t["name"]: t for t in (brd.test_task(model, tokenizer, brd.load_task(f)) for f in sorted((DATA / "tasks").glob("*.json")))},
+              "plain_bits_per_byte": bits_per_byte(model, plain_rows(texts, tokenizer), sum(len(" ".join(t).encode()) for t in texts))}
+    write_json(path, result)
+    return result
+
+
+# --- a text of your own ------------------------------------------------------------------------------------------------
+
+def read_plainly(config, out, begin):
+    """Own text without a teacher: a tokenizer, one student, bits per byte on held-out text, and a sample."""
+    text = prepare.read_text(config.corpus)
+    paragraphs = prepare.paragraphs(text)
+    training, held_out = prepare.split(paragraphs)
+    print(f"{config.corpus}: {len(text.encode()):,} bytes, {len(paragraphs):,} paragraphs. No teacher has annotated this text,\n"
+          "so it is read plainly, by next-token training alone; basic reading needs annotations (see README).")
+    tokenizer = train_bpe(training, config.n_vocab) if config.tokenizer == "bpe" else get_tokenizer(config.tokenizer)
+    parts = {}
+    for name, chosen in (("training", training), ("validation", held_out)):
+        ids = tokenizer.encode("\n\n".join(chosen))
+        if len(ids) < 2 * config.block_size if name == "training" else len(ids) < 2:
+            fit_ = max(8, 2 ** int(math.log2(max(len(ids), 16) / 2)))
+            raise ValueError(f"{config.corpus}: {len(ids)} tokens of {name} text, but block_size is {config.block_size}; "
+                             f"try --block_size={fit_}, or a longer text")
+        windows = [ids[i:i + config.block_size] for i in range(0, len(ids) - 1, config.block_size - 1)]
+        parts[name] = Rows.pack([(w, [0] * len(w)) for w in windows if len(w) > 1], tokenizer.n_vocab)
+    tokens = config.student_tokens
+    model = new_model(config.n_layer, config.n_embd, tokenizer, config)
+    if config.minutes:
+        tokens = int((60 * config.minutes - (time.perf_counter() - begin) - 8) * speed(model, parts["training"], config))
+    print(f"tokens {parts['training'].lengths.sum():,} training + {parts['validation'].lengths.sum():,} validation (the last "
+          f"{len(held_out) / len(paragraphs):.0%} of paragraphs)   vocabulary {tokenizer.n_vocab:,}   {tokens:,} tokens to read", flush=True)
+    losses, seen = fit("plain", model, [parts["training"]], [1.0], tokens, config, config.decay)
+    tokenizer.save(out / "plain")
+    bpb = bits_per_byte(model, parts["validation"], len("\n\n".join(held_out).encode()))
+    prompt = tokenizer.encode(held_out[0])[:16] or [tokenizer.end]
+    sample = tokenizer.decode(prompt + model.generate([prompt], min(200, config.block_size - 16), temperature=0.8, top_p=0.95, seed=config.seed)[0])
+    model.save(out / "plain", {"tokens_seen": seen})
+    write_json(out / "results.json", {**header(config, begin), "students": {"plain": {
+        "tokens_seen": seen, "losses": losses[:10], "bits_per_byte": bpb, "sample": sample}}})
+    print(f"\nvalidation: {bpb:.3f} bits per byte after {seen:,} tokens, {time.perf_counter() - begin:.0f} s\n\n"
+          f"--- a sample, continuing the first held-out words\n{brd.shown(sample)}")
+
+
+# --- stage 7: the report -----------------------------------------------------------------------------------------------
+
+def write_json(path, value):
+    """Write beside, then rename: a reader never meets half a file."""
+    path.with_suffix(".tmp").write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(path.with_suffix(".tmp"), path)
+
+
+def header(config, begin):
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    return {"config": dataclasses.asdict(config), "seed": config.seed, "versions": versions,
+            "seconds": round(time.perf_counter() - begin, 1), "threads": torch.get_num_threads()}
+
+
+def figure(entry):
+    return " -  " if not entry or entry["value"] is None else f"{entry['value']:.2f}±{entry['se'] or 0:.2f}"
+
+
+def report(results):
+    """The two tables of a run, as text."""
+    students, blind = results["students"], next(iter(results["students"].values()))["blind"]
+    columns = ("entity_f1", "answer.wh", "answer.yes_no", "answer.attitude", "raised.right")
+    lines = [f"{'reading, free-running':24}" + "".join(f"{c:>17}" for c in ("entity F1", "wh", "yes/no", "attitude", "own questions"))]
+    for place in ("single", "paragraph"):
+        lines += [f"{place:>10} {name:13}" + "".join(f"{figure(s['reading'][place].get(c)):>17}" for c in columns) for name, s in students.items()]
+    lines += ["", f"{'blind tasks':24}{'n':>6}{'chance':>8}" + "".join(f"{name:>14}" for name in students)]
+    lines += [f"{task:24}{t['n']:>6}{t['chance']:>8.2f}" + "".join(f"{s['blind'][task]['accuracy']:>9.2f}±{s['blind'][task]['se']:.2f}"
+              for s in students.values()) for task, t in blind.items()]
+    lines += ["", f"{'plain text, bits a byte':38}" + "".join(f"{s['plain_bits_per_byte']:>14.3f}" for s in students.values())]
+    lines += [f"{'tokens seen':38}" + "".join(f"{s['tokens_seen']:>14,}" for s in students.values())]
+    return "\n".join(lines)
+
+
+# --- the course --------------------------------------------------------------------------------------------------------
+
+def speed(model, rows, config):
+    """Tokens a second in training, measured on a few steps of a throw-away model."""
+    probe = GPT(model.config).to(next(model.parameters()).device)
+    fit("measuring speed", probe, [rows], [1.0], 4 * config.step_tokens, config, 0.0)
+    begin = time.perf_counter()
+    _, seen = fit("measuring speed", probe, [rows], [1.0], 25 * config.step_tokens, config, 0.0)
+    return seen / (time.perf_counter() - begin)
+
+
+def plan_minutes(config, tokenizer, begin):
+    """The token counts that make the run last config.minutes: start and students keep their proportion."""
+    sources, _ = reading_sources(100_000, config, tokenizer, "speed")
+    workers, cores = side_by_side(config), torch.get_num_threads()
+    torch.set_num_threads(cores // workers)
+    rate = speed(new_model(config.n_layer, config.n_embd, tokenizer, config), sources[2], config)
+    torch.set_num_threads(cores)
+    in_turn = -(-3 // workers)                   # students that one worker trains, one after the other
+    overhead = 10 + in_turn * (15 + 4 * config.minutes)  # seconds for text and tests
+    seconds = max(5.0, 60 * config.minutes - overhead - (time.perf_counter() - begin))
+    part = config.start_tokens + in_turn * config.student_tokens
+    for name in ("start_tokens", "student_tokens"):
+        setattr(config, name, int(getattr(config, name) / part * seconds * rate))
+
+
+def open_out(config):
+    """The run's folder, which belongs to one set of options: an earlier run with others is refused by name."""
+    out, path = Path(config.out_dir), Path(config.out_dir) / "options.json"
+    options = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("out_dir", "redo", "device", "threads")}
+    if path.exists() and not config.redo:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        for name in options:
+            if before["options"].get(name) != options[name]:
+                raise ValueError(f"{out}: holds a run with {name}={before['options'].get(name)}, this one has {options[name]}; "
+                                 "use another --out_dir, or --redo to start over")
+        return out, before.get("plan")
+    for name in ("teacher", "cache", "start", "plain", "brd", "distilled"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    for name in ("annotations.jsonl", "results.json", "options.json"):
+        (out / name).unlink(missing_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"options": options})
+    return out, None
+
+
+def main(arguments=None):
+    begin = time.perf_counter()
+    config = parse_options(sys.argv[1:] if arguments is None else arguments)
+    if config.corpus != "world":
+        prepare.read_text(config.corpus)  # nothing is written for a text that cannot be read
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device, dtype = pick_device(config)
+    out, plan = open_out(config)
+    if (out / "results.json").exists():
+        print(f"{out}: finished; here is the result (--redo starts over)\n")
+    elif config.corpus != "world":
+        return read_plainly(config, out, begin)
+    print(f"device {device}, {'bf16' if dtype else 'float32'}, {torch.get_num_threads()} threads")
+    tokenizer = world_tokenizer(config.n_vocab)
+    if plan:
+        config.start_tokens, config.student_tokens = plan
+    elif config.minutes:
+        plan_minutes(config, tokenizer, begin)
+        write_json(out / "options.json", {**json.loads((out / "options.json").read_text(encoding="utf-8")),
+                                          "plan": [config.start_tokens, config.student_tokens]})
+    print(f"vocabulary {tokenizer.n_vocab}, common start {config.start_tokens:,} tokens, then {config.student_tokens:,} for each student", flush=True)
+    cache = teacher_cache(out, tokenizer, config)
+    students = train_students(config, out, tokenizer)
+    results = {**header(config, begin), "tokenizer": tokenizer.hash, "teacher": cache.header["teacher"], "students": students}
+    write_json(out / "results.json", results)
+    print("\n" + report(results) + f"\n\n{results['seconds']:.0f} s in all; {out / 'results.json'} holds every figure")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
