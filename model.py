@@ -50,7 +50,7 @@ class GPTConfig:
     layout: str = "modern"   # "modern" or "gpt2"
     rope_base: float = 1000  # modern: longest wavelength of the rotary positions, in units of 2 pi tokens
     qk_scale: float = 1.2    # modern: start of the learnt factor on the scores of normalised queries and keys
-    shared_heads: int = 6    # modern: heads whose keys are their queries, so that they look for equals; at most n_head
+    shared_heads: int = 2    # modern: heads whose keys are their queries, so that they look for equals; at most n_head
     conv_width: int = 4      # modern: W, tokens that a convolution sees (itself and W - 1 before); 0 for none
 
     def __post_init__(self):

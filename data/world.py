@@ -132,18 +132,17 @@ class Level:
     sentences: tuple = (2, 4)
     people: int = 2          # 1 or 2; the second is named where there is room
     denied: float = 0.1      # part of the facts that are denied
-    swapped: float = 0.25    # part of the false claims that mix up two people of the text
-    strangers: float = 0.25  # part of the other false claims about a person who is not in the text at all
+    swapped: float = 0.2     # part of the false claims that mix up two people; the others claim what nobody told
     claims: float = 0.4      # part of the yes/no questions that are claims ("Is it true that ...?")
     forms: int = 8           # how many of the surface forms of annotations are in use
 
 
 LEVELS = (
-    Level(0.30, (1, 1), 1, denied=0.0, swapped=0.0, strangers=0.0, claims=0.0, forms=1),
-    Level(0.40, (1, 1), 1, denied=0.1, swapped=0.0, strangers=0.2, claims=0.3, forms=4),
+    Level(0.30, (1, 1), 1, denied=0.0, swapped=0.0, claims=0.0, forms=1),
+    Level(0.40, (1, 1), 1, swapped=0.0, claims=0.3, forms=4),
     Level(0.55, (1, 2), 2),
     Level(0.70, (1, 3), 2),
-    Level(1.00, (1, 4), 2),
+    Level(1.00, (1, 4), 2, swapped=0.4),
 )
 FULL = Level()               # paragraphs of the test
 SINGLE = Level(sentences=(1, 1), people=1)
@@ -292,9 +291,9 @@ def wh_questions(fact):
     return asked
 
 
-def false_claim(rng, paragraph, fact, swapped=0.5, strangers=0.5, told=None):
+def false_claim(rng, paragraph, fact, swapped=0.5, told=None):
     """(person, value) like `fact`, but false: the argument of another person in `told` (by default, all facts of the
-    paragraph), or a person or an argument that the paragraph does not have at all."""
+    paragraph), or one that the paragraph does not have at all."""
     told, test = paragraph.facts if told is None else told, paragraph.split == "test"
     half = values_for(fact.person, KINDS[fact.kind].type, paragraph.split)
     if rng.random() < swapped:
@@ -303,8 +302,6 @@ def false_claim(rng, paragraph, fact, swapped=0.5, strangers=0.5, told=None):
         swaps += [(f.person, fact.value) for f in others if held_out(f.person, fact.value) == test]
         if swaps:
             return pick(rng, swaps)
-    if rng.random() < strangers:
-        return pick(rng, [p for p in WORDS["person"] if p not in paragraph.people and held_out(p, fact.value) == test]), fact.value
     known = [f.value for f in paragraph.facts]
     return fact.person, pick(rng, [v for v in half if v not in known] or [v for v in half if v != fact.value])
 
@@ -313,7 +310,7 @@ def whether_question(rng, paragraph, fact, k, at=FULL):
     """A yes/no question at sentence k about one fact and its answer, true and false alike often."""
     true = not fact.denied and rng.random() < 0.55  # a little over half, since what is denied is always answered No
     person, value = (fact.person, fact.value) if true or fact.denied else \
-        false_claim(rng, paragraph, fact, at.swapped, at.strangers, paragraph.facts[:k + 1])
+        false_claim(rng, paragraph, fact, at.swapped, paragraph.facts[:k + 1])
     return pick(rng, whether_forms(fact, person, value)[rng.random() < at.claims]), "Yes" if true else "No"
 
 
@@ -357,7 +354,6 @@ def all_answers(paragraph, k):
             continue
         type_ = KINDS[told.kind].type
         pairs = [(p, v) for p in paragraph.people for v in WORDS[type_]]
-        pairs += [(p, told.value) for p in WORDS["person"]]
         for person, value in pairs:
             same = [f for f in paragraph.facts[:k + 1] if (f.kind, f.person, f.value) == (told.kind, person, value)]
             true = bool(same) and not same[0].denied
