@@ -12,12 +12,15 @@ from model import GPT, Cache, GPTConfig, sample
 
 LAYOUTS = ["modern", "gpt2"]
 PROMPTS = [[1, 2, 3, 4, 5], [7], [8, 9, 1, 2, 3, 4, 5, 6, 7, 3], [6, 6]]  # of different lengths, one token among them
+# Convolutions of all widths (without any, nothing but the cache itself clears the pads), no, some and all heads shared.
+VARIANTS = [{"layout": "gpt2"}] + [{"conv_width": width, "shared_heads": shared} for width, shared in [
+    (0, 0), (0, 3), (0, 9), (1, 3), (2, 3), (4, 0), (4, 3), (4, 9), (6, 3)]]
 
 
 def make(layout="modern", seed=0, std=0.4, **fields):
     """A small model in which every parameter matters: the initial zeros would hide mistakes."""
     config = GPTConfig(**{"n_vocab": 37, "block_size": 40, "n_layer": 2, "n_head": 4, "n_embd": 32,
-                          "layout": layout, **fields})
+                          "shared_heads": 3, "layout": layout, **fields})
     torch.manual_seed(seed)
     model = GPT(config)
     with torch.no_grad():
@@ -63,7 +66,7 @@ def test_cached_greedy_equals_uncached(layout):
 @pytest.mark.parametrize("settings", [{}, {"top_p": 0.8}, {"top_k": 5, "temperature": 1.5}])
 def test_cached_sampling_with_stop_tokens_equals_uncached(layout, settings):
     """Rows leave the batch at different steps; the rest must go on as if nothing had happened."""
-    model, stop, left_early = make(layout, std=0.15), {3, 11, 20, 30}, 0
+    model, stop, left_early = make(layout, std=0.15), set(range(0, 37, 5)), 0
     for seed in range(4):
         expected = plain_generate(model, PROMPTS, 12, stop=stop, seed=seed, **settings)
         assert model.generate(PROMPTS, 12, stop=stop, seed=seed, **settings) == expected
@@ -72,9 +75,9 @@ def test_cached_sampling_with_stop_tokens_equals_uncached(layout, settings):
     assert left_early >= 2  # at least three different lengths in a batch of four
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_start_gives_the_hidden_states_of_each_row(layout):
-    model = make(layout)
+@pytest.mark.parametrize("fields", VARIANTS)
+def test_start_gives_the_hidden_states_of_each_row(fields):
+    model = make(**fields)
     hidden, _ = model.start(PROMPTS)
     T = max(len(p) for p in PROMPTS)
     assert hidden.shape == (len(PROMPTS), T, 32) and hidden.isfinite().all()
@@ -83,11 +86,10 @@ def test_start_gives_the_hidden_states_of_each_row(layout):
         torch.testing.assert_close(hidden[row, T - len(prompt):], alone, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("width", [1, 2, 4, 6])
-def test_repeated_rows_go_on_like_the_full_forward(layout, width):
+@pytest.mark.parametrize("fields", VARIANTS)
+def test_repeated_rows_go_on_like_the_full_forward(fields):
     """Each prompt with two continuations, read in pieces shorter and longer than the convolution."""
-    model = make(layout, conv_width=width)
+    model = make(**fields)
     _, cache = model.start(PROMPTS)
     new = torch.randint(0, 37, (2 * len(PROMPTS), 9), generator=torch.Generator().manual_seed(1))
     twice = cache.repeat(2)
@@ -213,13 +215,21 @@ def test_gpt2_small_has_its_published_size():
         assert GPT(GPTConfig(50257, 1024, 12, 12, 768, layout="gpt2")).num_params() == 124_439_808
 
 
-def test_rotary_attention_by_complex_numbers():
-    """One block's attention with normalised, rotated queries and keys, written with complex multiplication."""
-    model = make(n_layer=1)
-    attention, T, H, D = model.transformer.h[0].attn, 11, 4, 8
-    x = torch.randn(1, T, 32)
-    ours = attention(x, (model.cos[:T], model.sin[:T]), model.mask[:T, :T])[0]
-    q, k, v = (part.view(T, H, D).transpose(0, 1) for part in attention.c_attn(x)[0].chunk(3, -1))  # (H, T, D)
+def first_attention(model, x, turn=True):
+    """Output (1, T, C) of the first block's attention for x (1, T, C); turn=False leaves the positions out."""
+    T, cos, sin = x.size(1), model.cos[:x.size(1)], model.sin[:x.size(1)]
+    rotary = (cos, sin) if turn else (torch.ones_like(cos), torch.zeros_like(sin))
+    return model.transformer.h[0].attn(x, rotary, model.mask[:T, :T])
+
+
+@pytest.mark.parametrize("shared_heads", [0, 3, 4])
+def test_modern_attention_by_complex_numbers(shared_heads):
+    """Written with complex multiplication, a mask that hides the token itself, and a score of 0 for the empty key."""
+    model = make(n_layer=1, shared_heads=shared_heads)
+    attention, T, C, H, D = model.transformer.h[0].attn, 11, 32, 4, 8
+    x, weight = torch.randn(1, T, C, requires_grad=True), attention.c_attn.weight
+    keys = torch.cat([weight[:shared_heads * D], weight[2 * C:]])
+    q, k, v = ((x[0] @ w.T).view(T, H, D).transpose(0, 1) for w in (weight[:C], keys, weight[C:2 * C]))  # (H, T, D)
     turn = torch.polar(torch.ones(T, D // 2), torch.arange(T)[:, None] * 1000.0 ** (-torch.arange(D // 2) * 2 / D))
 
     def turned(z):
@@ -227,9 +237,74 @@ def test_rotary_attention_by_complex_numbers():
         return torch.complex(z[..., :D // 2], z[..., D // 2:]) * turn  # (H, T, D/2)
 
     scores = (turned(q) @ turned(k).conj().transpose(1, 2)).real * attention.scale / math.sqrt(D)
-    weights = scores.masked_fill(torch.ones(T, T).triu(1).bool(), float("-inf")).softmax(-1)
-    expected = attention.c_proj((weights @ v).transpose(0, 1).reshape(T, 32))
+    scores = scores.masked_fill(torch.ones(T, T).triu(0).bool(), float("-inf"))
+    weights = torch.cat([torch.zeros(H, T, 1), scores], -1).softmax(-1)[..., 1:]  # the empty value is 0, so drop it
+    expected = attention.c_proj((weights @ v).transpose(0, 1).reshape(1, T, C))
+    ours, g = first_attention(model, x), torch.randn(1, T, C)
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+    for one, other in zip(*(torch.autograd.grad(y, (x, weight, attention.scale), g) for y in (ours, expected))):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("shared_heads", [0, 3, 4])
+@pytest.mark.parametrize("t", [0, 1, 6, 8])
+def test_a_token_takes_its_query_from_itself_and_keys_and_values_from_the_past(shared_heads, t):
+    """Which of all heads' queries, values and keys the output of token t depends on: exactly these, by gradients."""
+    model, seen, H = make(n_layer=1, shared_heads=shared_heads), [], 4
+    model.transformer.h[0].attn.c_attn.register_forward_hook(lambda module, args, y: seen.append(y))
+    y = first_attention(model, torch.randn(1, 9, 32))[0, t].sum()
+    depends = torch.autograd.grad(y, seen[0])[0].view(9, -1, 8).abs().amax(-1) > 0  # (T, H queries, H values, own keys)
+    expected = torch.zeros(9, 3 * H - shared_heads, dtype=torch.bool)
+    if t > 0:  # the first token has nothing but the empty key, so that not even its query matters
+        expected[t, :H] = True
+        expected[:t, :shared_heads] = True  # queries of the past, in their second office as keys
+        expected[:t, H:] = True
+    assert torch.equal(depends, expected)
+
+
+def test_shared_heads_find_the_same_word_before_and_not_themselves():
+    """Tokens of a word and a mark. Queries see the word, values the mark: token 3 must read the mark of token 0."""
+    model = make(n_layer=1, shared_heads=4)
+    attention, generator = model.transformer.h[0].attn, torch.Generator().manual_seed(0)
+    words = torch.randn(4, 16, generator=generator)[[0, 1, 2, 0, 3]]
+    x = torch.cat([words, torch.randn(5, 16, generator=generator)], dim=1)[None]  # (1, 5, C)
+    with torch.no_grad():
+        attention.c_attn.weight[:32, 16:] = 0
+        attention.c_attn.weight[32:, :16] = 0
+        attention.scale.fill_(200)
+        marks = attention.c_proj(attention.c_attn(x)[..., 32:])[0]
+        found = first_attention(model, x, turn=False)[0]
+    torch.testing.assert_close(found[3], marks[0], rtol=1e-4, atol=1e-4)
+    assert (marks[3] - marks[0]).abs().max() > 1  # had it found itself, too, the two would mix
+
+
+@pytest.mark.parametrize("conv_width", [0, 4])
+def test_the_first_token_attends_to_nothing(conv_width):
+    """Its attention is exactly zero, alone and behind pads, also in the second block, where pads carry something."""
+    model, outputs = make(conv_width=conv_width), []
+    model.transformer.h[1].attn.register_forward_hook(lambda module, args, y: outputs.append(y))
+    model.hidden(torch.tensor([PROMPTS[0]]))
+    model.start(PROMPTS)
+    firsts = [(outputs[0][0], 0)] + [(outputs[1][row], 10 - len(p)) for row, p in enumerate(PROMPTS)]
+    for y, first in firsts:
+        assert (y[first] == 0).all() and (y[first + 1:] != 0).all()
+
+
+def test_shared_heads_equal_keys_with_the_weights_of_the_queries():
+    shared, own, ids = make(shared_heads=3), make(shared_heads=0), torch.randint(0, 37, (2, 20))
+    state = shared.state_dict()
+    for name, w in state.items():
+        if name.endswith("c_attn.weight"):
+            assert w.shape == (2 * 32 + 8, 32)
+            state[name] = torch.cat([w[:64], w[:24], w[64:]])
+    own.load_state_dict(state)
+    torch.testing.assert_close(shared.hidden(ids), own.hidden(ids), rtol=1e-4, atol=1e-4)
+
+
+def test_more_shared_heads_than_heads_are_all_heads():
+    nine, four, ids = make(shared_heads=9), make(shared_heads=4), torch.randint(0, 37, (2, 20))
+    assert nine.transformer.h[0].attn.c_attn.weight.shape == (64, 32)
+    assert torch.equal(nine.hidden(ids), four.hidden(ids))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -238,8 +313,11 @@ def test_fused_attention_equals_explicit_attention(layout, monkeypatch):
     ids = torch.randint(0, 37, (2, 20))
     explicit, start = model.hidden(ids), model.start(PROMPTS)[0][:, -1]
     monkeypatch.setattr(model_module, "EXPLICIT_ATTENTION_UP_TO", 0)
-    torch.testing.assert_close(model.hidden(ids), explicit, rtol=1e-4, atol=1e-4)
+    fused, g = model.hidden(ids), torch.randn(2, 20, 32)
+    torch.testing.assert_close(fused, explicit, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(model.start(PROMPTS)[0][:, -1], start, rtol=1e-4, atol=1e-4)
+    for one, other in zip(*(torch.autograd.grad(y, list(model.parameters()), g) for y in (fused, explicit))):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -282,16 +360,18 @@ def test_initial_spreads(layout, expected):
         assert matching and all(abs(p.std().item() - std) <= 0.03 * std for p in matching), ending
 
 
-def test_every_parameter_gets_a_gradient_after_one_step():
+@pytest.mark.parametrize("fields", [{"shared_heads": 0}, {"shared_heads": 3}, {"shared_heads": 9}, {"conv_width": 0}])
+def test_every_parameter_gets_a_gradient_after_one_step(fields):
     """Zero-initialised outputs hide what lies before them for one step, and for one step only."""
     torch.manual_seed(0)
-    model, ids = GPT(GPTConfig(37, 40, 2, 4, 32)), torch.randint(0, 37, (2, 20))
+    model, ids = GPT(GPTConfig(37, 40, 2, 4, 32, **fields)), torch.randint(0, 37, (2, 20))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(2):
         optimizer.zero_grad()
         F.cross_entropy(model.logits(model.hidden(ids)).flatten(0, 1), ids.roll(-1, 1).flatten()).backward()
         optimizer.step()
-    assert all(p.grad.abs().sum() > 0 for p in model.parameters())
+    assert all((p.grad if p.dim() < 2 else p.grad.abs().sum(1)).abs().min() > 0 for name, p in model.named_parameters()
+               if name != "transformer.wte.weight")  # every row of every matrix: queries, values and keys of each head
 
 
 def test_parameter_groups():
@@ -443,7 +523,8 @@ def test_bad_folders_are_refused_in_one_line(spoil, words, tmp_path):
 @pytest.mark.parametrize("fields, words", [
     ({"n_head": 5}, "n_embd 32 is not a multiple of n_head 5; try n_embd=35"),
     ({"n_head": 32}, "1 channels"), ({"layout": "llama"}, "'llama'"), ({"n_layer": 0}, "n_layer is 0"),
-    ({"n_vocab": 2.0}, "n_vocab is 2.0"), ({"conv_width": -1}, "conv_width is -1"), ({"rope_base": 0}, "rope_base")])
+    ({"n_vocab": 2.0}, "n_vocab is 2.0"), ({"conv_width": -1}, "conv_width is -1"), ({"rope_base": 0}, "rope_base"),
+    ({"shared_heads": -1}, "shared_heads is -1"), ({"shared_heads": 0.5}, "shared_heads is 0.5")])
 def test_bad_configs(fields, words):
     with pytest.raises(ValueError, match=words):
         make(**fields)
