@@ -6,7 +6,7 @@
     python train.py --teacher=train          # train the teacher and make its cache anew, instead of the one in data/teacher
     python train.py --help                   # every option
 
-The stages stand in `main` in the order in which they run:
+The stages stand in `main` and `course` in the order in which they run:
 
     1 corpus     text -> paragraphs -> sentences            5 students   one common start, then one treatment each,
     2 annotate   entities and questions, a line a sentence               all at the same number of tokens
@@ -25,6 +25,7 @@ import contextlib
 import ctypes
 import dataclasses
 import difflib
+import hashlib
 import inspect
 import json
 import math
@@ -46,12 +47,14 @@ from tqdm import tqdm
 
 import brd
 import td_distill
-from data import prepare, world
-from data.rows import Rows, plan_batches
-from data.tokenizer import Tokenizer, get_tokenizer, train_bpe
+from data import world
+from data.corpus import PLAIN_TOKENS, own_text, plain_rows, reading_sources, world_tokenizer
+from data.rows import LENGTH_STEP, Rows, plan_batches
 from model import GPT, GPTConfig
 
 DATA = Path(__file__).resolve().parent / "data"
+K_CAP = 64    # most tokens that the cache keeps of one distribution
+ALONE = 0.1   # part of a reading student's run that is questions alone
 
 
 # --- options -----------------------------------------------------------------------------------------------------------
@@ -67,8 +70,8 @@ class Config:
     # how much
     minutes: float = 0.0             # plan the tokens so that the run takes this long; 0: the two counts below
     start_tokens: int = 200_000      # plain text that the common start reads
-    student_tokens: int = 1_200_000  # what every student reads after it
-    teacher_tokens: int = 8_000_000  # what the teacher reads (--teacher=train)
+    student_tokens: int = 1_250_000  # what every student reads after it
+    teacher_tokens: int = 4_000_000  # what the teacher reads (--teacher=train)
     cache_tokens: int = 250_000      # length of the teacher's cache (--teacher=train)
     test_paragraphs: int = 150       # fresh paragraphs, and as many single sentences, in the reading test
     # students and teacher
@@ -109,16 +112,19 @@ AT_MOST_ONE = {"p", "plain_share", "ner_share", "cache_share", "decay"}
 def parse_options(arguments):
     """A Config from --name=value options; --help is made from its comments. ValueError names what is wrong and a remedy."""
     comments = dict(re.findall(r"^    (\w+): .*?# (.*)$", inspect.getsource(Config), re.M))
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     for field in dataclasses.fields(Config):
         kind = {"action": "store_true"} if field.type is bool else {"type": field.type, "metavar": field.type.__name__}
-        parser.add_argument(f"--{field.name}", default=field.default, help=f"{comments[field.name]} [{field.default}]", **kind)
+        text = f"{comments[field.name]} [{field.default}]"
+        parser.add_argument(f"--{field.name}", default=field.default, help=text.replace("%", "%%"), **kind)
     names = [field.name for field in dataclasses.fields(Config)]
     for argument in arguments:
         name = argument.split("=")[0].lstrip("-")
         if argument.startswith("--") and name not in names + ["help"]:
             near = difflib.get_close_matches(name, names, 1)
-            raise ValueError(f"unknown option --{name}; " + (f"did you mean --{near[0]}?" if near else "--help lists them all"))
+            hint = f"did you mean --{near[0]}?" if near else "--help lists them all"
+            raise ValueError(f"unknown option --{name}; {hint}")
     parser.error = lambda message: (_ for _ in ()).throw(ValueError(f"{message}; --help explains every option"))
     config = Config(**vars(parser.parse_args(arguments)))
     for name, value in dataclasses.asdict(config).items():
@@ -130,6 +136,12 @@ def parse_options(arguments):
                              + (" and at most 1" if high == 1 else ""))
     if config.plain_share + config.ner_share + config.cache_share >= 1:
         raise ValueError("plain_share, ner_share and cache_share leave nothing for D_QRA; their sum must be below 1")
+    if config.block_size % LENGTH_STEP:
+        raise ValueError(f"--block_size={config.block_size}, but rows are padded to multiples of {LENGTH_STEP}; "
+                         f"try --block_size={-(-config.block_size // LENGTH_STEP) * LENGTH_STEP}")
+    GPTConfig(config.n_vocab, config.block_size, config.n_layer, config.n_head, config.n_embd)  # ValueError for what does not fit
+    if config.teacher == "train":
+        GPTConfig(config.n_vocab, config.block_size, config.teacher_layer, config.n_head, config.teacher_embd)
     return config
 
 
@@ -149,8 +161,8 @@ def pick_device(config):
             # them saves a fifth of the time. Parameters -3, -1, -2 are M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD.
             for parameter, size in ((-3, 1 << 25), (-1, 1 << 30), (-2, 1 << 27)):
                 ctypes.CDLL(None).mallopt(parameter, size)
-        fast = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)() or getattr(torch.cpu, "_is_amx_tile_supported", bool)()
-        return device, torch.bfloat16 if fast else None
+        tests = "_is_avx512_bf16_supported", "_is_amx_tile_supported"
+        return device, torch.bfloat16 if any(getattr(torch.cpu, test, bool)() for test in tests) else None
     return device, None
 
 
@@ -184,14 +196,15 @@ def role_weights(config):
 def weight_of(source, batch, config):
     """The summed weights of a batch's targets, before anything is computed."""
     weights = role_weights(config)
-    return sum(float(weights[source.roles[source.starts[d] + 1:source.starts[d + 1]]].sum()) for d in batch.documents)
+    return sum(float(weights[source.document(d)[1][1:]].sum()) for d in batch.documents)
 
 
 def optimizers(model, config):
     """Muon for the matrices inside the blocks, AdamW for embeddings and vectors, at one learning rate."""
     matrices, others = model.parameter_groups()
-    return [torch.optim.Muon(matrices, lr=config.learning_rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(others, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)]
+    rate = config.learning_rate
+    return [torch.optim.Muon(matrices, lr=rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.0)]
 
 
 def fit(name, model, sources, shares, tokens, config, decay, begins=None):
@@ -225,48 +238,6 @@ def fit(name, model, sources, shares, tokens, config, decay, begins=None):
     return losses, sum(batch.tokens for batch in plan)
 
 
-# --- stages 1 to 3: text, annotations, tokens --------------------------------------------------------------------------
-
-def world_tokenizer(n_vocab):
-    """A BPE of a fixed sample of the built-in world, so that every run and the teacher's cache share one vocabulary."""
-    rng = random.Random("tokenizer")
-    documents = [d for p in world.annotated(4000, "tokenizer") for copy in ("ner", "qra") for d in brd.documents(p, copy, rng)]
-    texts = ["".join(text for text, _ in document) for document in documents]
-    return train_bpe(texts + [" ".join(sentences) for sentences in world.plain(4000, "tokenizer")], n_vocab)
-
-
-def plain_rows(paragraphs, tokenizer):
-    """Rows of paragraphs without annotation (lists of sentences): D_ORI."""
-    documents = [[(" " * (k > 0) + s, "text") for k, s in enumerate(sentences)] + [brd.END] for sentences in paragraphs]
-    return Rows.pack(brd.encode_documents(documents, tokenizer), tokenizer.n_vocab)
-
-
-def reading_rows(paragraphs, copy, tokenizer, seed):
-    """Rows of annotated paragraphs as D_NER or D_QRA; early ones use few of the surface forms, as world.LEVELS says."""
-    rng = random.Random(f"{copy} {seed}")
-    documents = [d for i, p in enumerate(paragraphs)
-                 for d in brd.documents(p, copy, rng, forms=world.level(i / len(paragraphs)).forms)]
-    return Rows.pack(brd.encode_documents(documents, tokenizer), tokenizer.n_vocab)
-
-
-def reading_sources(tokens, config, tokenizer, seed, path=None):
-    """(sources, shares) of Basic Reading Distillation, enough for `tokens` tokens; annotations go to `path`."""
-    shares = [config.plain_share, config.ner_share, 1 - config.plain_share - config.ner_share]
-    if path and path.exists():
-        paragraphs = brd.read_annotations(path)
-    else:
-        paragraphs = list(world.annotated(int(tokens * shares[2] / QRA_TOKENS) + 1, seed))
-        if path:
-            brd.write_annotations(path, paragraphs)
-    plain = plain_rows(world.plain(int(tokens * shares[0] / PLAIN_TOKENS) + 1, f"{seed} D_ORI"), tokenizer)
-    return [plain] + [reading_rows(paragraphs, copy, tokenizer, seed) for copy in ("ner", "qra")], shares
-
-
-# Tokens in an average document, rounded down: they tell how many paragraphs to write for a number of tokens.
-PLAIN_TOKENS, QRA_TOKENS = 14, 60
-ALONE = 0.1  # part of a reading student's run that is questions alone
-
-
 # --- stages 4 and 5a: the teacher and its cache ------------------------------------------------------------------------
 
 def new_model(n_layer, n_embd, tokenizer, config):
@@ -282,31 +253,42 @@ def train_teacher(folder, tokenizer, config):
     model = new_model(config.teacher_layer, config.teacher_embd, tokenizer, config)
     sources, shares = reading_sources(config.teacher_tokens, config, tokenizer, f"teacher {config.seed}")
     losses, seen = fit("teacher", model, sources, shares, config.teacher_tokens, config, config.decay, [ALONE, ALONE, 0.0])
-    model.save(folder, {"tokens_seen": seen, "reading": test_reading(model, tokenizer, config)})
+    model.extra = {"tokens_seen": seen, "reading": test_reading(model, tokenizer, config)}
+    model.save(folder, model.extra)
     return model
 
 
 def write_cache(folder, teacher, tokenizer, config):
     """The teacher reads fresh, unannotated text, sampling inside its nucleus; what it says and weighs is kept."""
-    figures = {place: {k: v["value"] for k, v in r.items()} for place, r in teacher.extra["reading"].items()}
+    shown = ("entity_f1", "answer.wh", "answer.yes_no", "answer.attitude")
+    figures = {place: {name: round(r[name]["value"], 4) for name in shown if r[name]["value"] is not None}
+               for place, r in teacher.extra["reading"].items()}
+    weights = b"".join(p.detach().cpu().numpy().tobytes() for p in teacher.parameters())
     writer = td_distill.CacheWriter(
-        folder, n_vocab=tokenizer.n_vocab, tokenizer_hash=tokenizer.hash, p=config.p, k_cap=64, temperature=1.0, roles=brd.ROLES,
-        teacher={"parameters": teacher.num_params(), "tokens_seen": teacher.extra["tokens_seen"], "reading": figures},
+        folder, n_vocab=tokenizer.n_vocab, tokenizer_hash=tokenizer.hash, roles=brd.ROLES,
+        p=config.p, k_cap=K_CAP, temperature=1.0,
+        teacher={"hash": hashlib.sha256(weights).hexdigest()[:16], "params": teacher.num_params(), "figures": figures,
+                 "tokens_seen": teacher.extra["tokens_seen"]},
         made_by=f"python train.py --teacher=train --seed={config.seed} --teacher_tokens={config.teacher_tokens} "
                 f"--cache_tokens={config.cache_tokens}")
     rng, chunk = random.Random(f"cache {config.seed}"), 256
-    n = config.cache_tokens // 75  # documents, about
+    n = config.cache_tokens // 49  # documents: one has about so many tokens
     for start in tqdm(range(0, n, chunk), desc="cache", disable=None, leave=False):
         # Three in four documents are questions and answers. Every place of the run gets texts of its own level.
         for copy, part in (("ner", 0.25), ("qra", 0.75)):
-            texts = [world.draw_paragraph(rng, world.level((start + i / part) / n)).sentences for i in range(int(chunk * part))]
-            td_distill.teacher_reads(teacher, tokenizer, texts, writer, copy=copy, p=config.p, k_cap=64, seed=config.seed + start)
-    writer.close()
+            some = round(min(chunk, n - start) * part)
+            texts = [world.draw_paragraph(rng, world.level((start + i / part) / n)).sentences for i in range(some)]
+            td_distill.teacher_reads(teacher, tokenizer, texts, writer, copy=copy, p=config.p, k_cap=K_CAP,
+                                     seed=config.seed + start, max_new=96)
+    if not writer.close()["documents"]:
+        shutil.rmtree(folder)
+        raise ValueError("the teacher finished none of its readings, so there is nothing to learn from; "
+                         f"try more than --teacher_tokens={config.teacher_tokens} and --cache_tokens={config.cache_tokens}")
 
 
 def teacher_cache(out, tokenizer, config):
     """The cache of the teacher's outputs: the one that ships in data/teacher, or one made anew."""
-    folder = DATA / "teacher" if config.teacher == "cached" else out / "cache"
+    folder = out / "cache" if config.teacher == "train" else DATA / "teacher"
     if config.teacher == "train" and not (folder / "header.json").exists():
         write_cache(folder, train_teacher(out / "teacher", tokenizer, config), tokenizer, config)
     return td_distill.Cache(folder, n_vocab=tokenizer.n_vocab, tokenizer_hash=tokenizer.hash)
@@ -336,7 +318,8 @@ def student(name, out, start, treatment, config, tokenizer):
 def treatment(name, config, out, tokenizer):
     """(sources, shares, begins) of one student, every one of the same number of tokens."""
     if name == "plain":
-        return [plain_rows(world.plain(config.student_tokens // PLAIN_TOKENS + 1, f"{config.seed} plain"), tokenizer)], [1.0], [0.0]
+        paragraphs = world.plain(config.student_tokens // PLAIN_TOKENS + 1, f"{config.seed} plain")
+        return [plain_rows(paragraphs, tokenizer)], [1.0], [0.0]
     sources, shares = reading_sources(config.student_tokens, config, tokenizer, config.seed, out / "annotations.jsonl")
     if name == "distilled":
         sources.append(teacher_cache(out, tokenizer, config))
@@ -388,9 +371,10 @@ def test_reading(model, tokenizer, config):
 
 @torch.no_grad()
 def bits_per_byte(model, rows, text_bytes):
-    """Bits that `model` needs for a byte of the rows' text, document ends included."""
+    """Bits that `model` needs for a byte of the rows' text, document ends included. The first token of every document is
+    given and costs nothing, so short documents look a little cheaper than they are; it is the same for every model."""
     nats, device = 0.0, next(model.parameters()).device
-    for batch in plan_batches([rows], [1.0], int(rows.lengths.sum()), 4096, 0):
+    for batch in plan_batches([rows], [1.0], int((rows.lengths - 1).sum()), 4096, 0):  # every document once
         ids, targets, weights = (t.to(device) for t in rows.batch(batch.documents, np.ones(len(brd.ROLES), np.float32)))
         log_probs = model.logits(model.hidden(ids)).log_softmax(-1)                            # (B, T, V)
         nats -= (log_probs.gather(-1, targets[..., None])[..., 0] * weights).sum().item()
@@ -403,81 +387,79 @@ def test_student(name, model, out, tokenizer, config):
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))
     texts = list(world.plain(500, "test plain"))
+    tasks = [brd.test_task(model, tokenizer, brd.load_task(file)) for file in sorted((DATA / "tasks").glob("*.json"))]
+    text_bytes = sum(len(" ".join(sentences).encode("utf-8")) for sentences in texts)
     result = {"tokens_seen": model.extra["tokens_seen"], "seconds": model.extra["seconds"], "losses": model.extra["losses"],
               "reading": test_reading(model, tokenizer, config),
-              "blind": {t["name"]: t for t in (brd.test_task(model, tokenizer, brd.load_task(f)) for f in sorted((DATA / "tasks").glob("*.json")))},
-              "plain_bits_per_byte": bits_per_byte(model, plain_rows(texts, tokenizer), sum(len(" ".join(t).encode()) for t in texts))}
+              "blind": {task["name"]: task for task in tasks},
+              "plain_bits_per_byte": bits_per_byte(model, plain_rows(texts, tokenizer), text_bytes)}
     write_json(path, result)
     return result
 
 
 # --- a text of your own ------------------------------------------------------------------------------------------------
 
-def read_plainly(config, out, begin):
-    """Own text without a teacher: a tokenizer, one student, bits per byte on held-out text, and a sample."""
-    text = prepare.read_text(config.corpus)
-    paragraphs = prepare.paragraphs(text)
-    training, held_out = prepare.split(paragraphs)
-    print(f"{config.corpus}: {len(text.encode()):,} bytes, {len(paragraphs):,} paragraphs. No teacher has annotated this text,\n"
-          "so it is read plainly, by next-token training alone; basic reading needs annotations (see README).")
-    tokenizer = train_bpe(training, config.n_vocab) if config.tokenizer == "bpe" else get_tokenizer(config.tokenizer)
-    parts = {}
-    for name, chosen in (("training", training), ("validation", held_out)):
-        ids = tokenizer.encode("\n\n".join(chosen))
-        if len(ids) < 2 * config.block_size if name == "training" else len(ids) < 2:
-            fit_ = max(8, 2 ** int(math.log2(max(len(ids), 16) / 2)))
-            raise ValueError(f"{config.corpus}: {len(ids)} tokens of {name} text, but block_size is {config.block_size}; "
-                             f"try --block_size={fit_}, or a longer text")
-        windows = [ids[i:i + config.block_size] for i in range(0, len(ids) - 1, config.block_size - 1)]
-        parts[name] = Rows.pack([(w, [0] * len(w)) for w in windows if len(w) > 1], tokenizer.n_vocab)
-    tokens = config.student_tokens
-    model = new_model(config.n_layer, config.n_embd, tokenizer, config)
+def read_plainly(config, out, tokenizer, parts, begin):
+    """Own text without a teacher: one student, bits per byte on held-out text, and a sample. Returns the results."""
+    (rows, _), (held_out, held_text) = parts["training"], parts["validation"]
+    print("No teacher has annotated this text, so it is read plainly, by next-token training alone (see README).")
+    model, tokens = new_model(config.n_layer, config.n_embd, tokenizer, config), config.student_tokens
     if config.minutes:
-        tokens = int((60 * config.minutes - (time.perf_counter() - begin) - 8) * speed(model, parts["training"], config))
-    print(f"tokens {parts['training'].lengths.sum():,} training + {parts['validation'].lengths.sum():,} validation (the last "
-          f"{len(held_out) / len(paragraphs):.0%} of paragraphs)   vocabulary {tokenizer.n_vocab:,}   {tokens:,} tokens to read", flush=True)
-    losses, seen = fit("plain", model, [parts["training"]], [1.0], tokens, config, config.decay)
+        tokens = int(max(5, 60 * config.minutes - (time.perf_counter() - begin) - 10) * speed(model, rows, config))
+    print(f"{config.corpus}: {rows.lengths.sum():,} tokens to train on, {held_out.lengths.sum():,} held out (the end of "
+          f"the text), vocabulary {tokenizer.n_vocab:,}; {tokens:,} tokens will be read", flush=True)
+    losses, seen = fit("plain", model, [rows], [1.0], tokens, config, config.decay)
+    prompt = tokenizer.encode(held_text)[:min(16, config.block_size // 2)]
+    sample = model.generate([prompt], min(200, config.block_size - len(prompt)), temperature=0.8, top_p=0.95, seed=config.seed)[0]
     tokenizer.save(out / "plain")
-    bpb = bits_per_byte(model, parts["validation"], len("\n\n".join(held_out).encode()))
-    prompt = tokenizer.encode(held_out[0])[:16] or [tokenizer.end]
-    sample = tokenizer.decode(prompt + model.generate([prompt], min(200, config.block_size - 16), temperature=0.8, top_p=0.95, seed=config.seed)[0])
     model.save(out / "plain", {"tokens_seen": seen})
-    write_json(out / "results.json", {**header(config, begin), "students": {"plain": {
-        "tokens_seen": seen, "losses": losses[:10], "bits_per_byte": bpb, "sample": sample}}})
-    print(f"\nvalidation: {bpb:.3f} bits per byte after {seen:,} tokens, {time.perf_counter() - begin:.0f} s\n\n"
-          f"--- a sample, continuing the first held-out words\n{brd.shown(sample)}")
+    return {"plain": {"tokens_seen": seen, "losses": losses[:10], "sample": tokenizer.decode(prompt + sample),
+                      "bits_per_byte": bits_per_byte(model, held_out, len(held_text.encode("utf-8")))}}
 
 
 # --- stage 7: the report -----------------------------------------------------------------------------------------------
 
 def write_json(path, value):
     """Write beside, then rename: a reader never meets half a file."""
-    path.with_suffix(".tmp").write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(path.with_suffix(".tmp"), path)
+    beside = path.with_name(path.name + ".tmp")
+    try:
+        beside.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(beside, path)
+    except OSError:  # a full disk
+        beside.unlink(missing_ok=True)
+        raise
 
 
-def header(config, begin):
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    return {"config": dataclasses.asdict(config), "seed": config.seed, "versions": versions,
-            "seconds": round(time.perf_counter() - begin, 1), "threads": torch.get_num_threads()}
+SHOWN = {"entity_f1": "entity F1", "answer.wh": "wh questions, exact", "answer.yes_no": "yes/no questions, exact",
+         "answer.attitude": "attitude, exact", "raised.right": "own questions, right"}
 
 
 def figure(entry):
-    return " -  " if not entry or entry["value"] is None else f"{entry['value']:.2f}±{entry['se'] or 0:.2f}"
+    """A figure with its standard error over the items of this run."""
+    return "-" if not entry or entry["value"] is None else f"{entry['value']:.3f} ±{entry['se'] or 0:.3f}"
 
 
 def report(results):
-    """The two tables of a run, as text."""
-    students, blind = results["students"], next(iter(results["students"].values()))["blind"]
-    columns = ("entity_f1", "answer.wh", "answer.yes_no", "answer.attitude", "raised.right")
-    lines = [f"{'reading, free-running':24}" + "".join(f"{c:>17}" for c in ("entity F1", "wh", "yes/no", "attitude", "own questions"))]
-    for place in ("single", "paragraph"):
-        lines += [f"{place:>10} {name:13}" + "".join(f"{figure(s['reading'][place].get(c)):>17}" for c in columns) for name, s in students.items()]
-    lines += ["", f"{'blind tasks':24}{'n':>6}{'chance':>8}" + "".join(f"{name:>14}" for name in students)]
-    lines += [f"{task:24}{t['n']:>6}{t['chance']:>8.2f}" + "".join(f"{s['blind'][task]['accuracy']:>9.2f}±{s['blind'][task]['se']:.2f}"
-              for s in students.values()) for task, t in blind.items()]
-    lines += ["", f"{'plain text, bits a byte':38}" + "".join(f"{s['plain_bits_per_byte']:>14.3f}" for s in students.values())]
-    lines += [f"{'tokens seen':38}" + "".join(f"{s['tokens_seen']:>14,}" for s in students.values())]
+    """The tables of a run, as text."""
+    if "reading" not in results["students"]["plain"]:
+        plain = results["students"]["plain"]
+        return (f"{plain['bits_per_byte']:.3f} bits per byte of held-out text, after {plain['tokens_seen']:,} tokens\n\n"
+                "--- a sample that continues the first held-out words\n" + "\n".join(map(brd.shown, plain["sample"].split("\n"))))
+    students = results["students"]
+
+    def row(title, cell, width=14):
+        return f"{title:38}" + "".join(f"{cell(student):>{width}}" for student in students.values())
+
+    lines = [row("", lambda student: next(name for name, s in students.items() if s is student))]
+    for place, title in (("single", "single sentences"), ("paragraph", "paragraphs, two people")):
+        lines += ["", f"reading {title}, free-running"]
+        lines += [row(f"  {label}", lambda student: figure(student["reading"][place].get(name))) for name, label in SHOWN.items()]
+    lines += ["", "blind tasks (n, chance)"]
+    for name, task in students["plain"]["blind"].items():
+        lines.append(row(f"  {name} ({task['n']}, {task['chance']:.2f})", lambda student: figure(
+            {"value": student["blind"][name]["accuracy"], "se": student["blind"][name]["se"]})))
+    lines += ["", row("plain text, bits a byte", lambda student: f"{student['plain_bits_per_byte']:.3f}"),
+              row("tokens seen", lambda student: f"{student['tokens_seen']:,}")]
     return "\n".join(lines)
 
 
@@ -507,22 +489,34 @@ def plan_minutes(config, tokenizer, begin):
         setattr(config, name, int(getattr(config, name) / part * seconds * rate))
 
 
+FOLDERS = ("teacher", "cache", "start", "plain", "brd", "distilled")  # what a run leaves in its out_dir
+FILES = ("annotations.jsonl", "results.json", "options.json")
+
+
 def open_out(config):
     """The run's folder, which belongs to one set of options: an earlier run with others is refused by name."""
     out, path = Path(config.out_dir), Path(config.out_dir) / "options.json"
     options = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("out_dir", "redo", "device", "threads")}
     if path.exists() and not config.redo:
-        before = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+            told = dict(before["options"])
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{path}: not the options of a run; use another --out_dir, or --redo to start over") from None
         for name in options:
-            if before["options"].get(name) != options[name]:
-                raise ValueError(f"{out}: holds a run with {name}={before['options'].get(name)}, this one has {options[name]}; "
+            if told.get(name) != options[name]:
+                raise ValueError(f"{out}: holds a run with {name}={told.get(name)}, this one has {options[name]}; "
                                  "use another --out_dir, or --redo to start over")
         return out, before.get("plan")
-    for name in ("teacher", "cache", "start", "plain", "brd", "distilled"):
-        shutil.rmtree(out / name, ignore_errors=True)
-    for name in ("annotations.jsonl", "results.json", "options.json"):
-        (out / name).unlink(missing_ok=True)
+    foreign = [name for name in FOLDERS + FILES if (out / name).exists()]
+    if foreign and not config.redo:  # a folder of other things, where nothing may be thrown away unasked
+        raise ValueError(f"{out}: holds {foreign[0]}, but no options.json of an earlier run; use another --out_dir, "
+                         f"or --redo to throw {', '.join(foreign)} away")
     out.mkdir(parents=True, exist_ok=True)
+    for name in FOLDERS:
+        shutil.rmtree(out / name, ignore_errors=True)
+    for name in FILES:
+        (out / name).unlink(missing_ok=True)
     write_json(path, {"options": options})
     return out, None
 
@@ -530,35 +524,56 @@ def open_out(config):
 def main(arguments=None):
     begin = time.perf_counter()
     config = parse_options(sys.argv[1:] if arguments is None else arguments)
-    if config.corpus != "world":
-        prepare.read_text(config.corpus)  # nothing is written for a text that cannot be read
     if config.threads:
         torch.set_num_threads(config.threads)
-    device, dtype = pick_device(config)
+    pick_device(config)
+    # What can be wrong with a text or a cache is found before anything is written.
+    tokenizer, parts = (world_tokenizer(config.n_vocab), None) if config.corpus == "world" else own_text(config)
+    if config.corpus == "world" and config.teacher == "cached":
+        teacher_cache(None, tokenizer, config)
     out, plan = open_out(config)
     if (out / "results.json").exists():
-        print(f"{out}: finished; here is the result (--redo starts over)\n")
-    elif config.corpus != "world":
-        return read_plainly(config, out, begin)
-    print(f"device {device}, {'bf16' if dtype else 'float32'}, {torch.get_num_threads()} threads")
-    tokenizer = world_tokenizer(config.n_vocab)
-    if plan:
-        config.start_tokens, config.student_tokens = plan
-    elif config.minutes:
-        plan_minutes(config, tokenizer, begin)
-        write_json(out / "options.json", {**json.loads((out / "options.json").read_text(encoding="utf-8")),
-                                          "plan": [config.start_tokens, config.student_tokens]})
-    print(f"vocabulary {tokenizer.n_vocab}, common start {config.start_tokens:,} tokens, then {config.student_tokens:,} for each student", flush=True)
-    cache = teacher_cache(out, tokenizer, config)
-    students = train_students(config, out, tokenizer)
-    results = {**header(config, begin), "tokenizer": tokenizer.hash, "teacher": cache.header["teacher"], "students": students}
+        results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+        return print(f"{out}: finished before; --redo starts over\n\n{report(results)}")
+    try:
+        course(config, out, plan, tokenizer, parts, begin)
+    except BaseException as error:
+        halves = [file for name in FOLDERS for file in (out / name).glob("*.tmp")] + [out / f"{name}.tmp" for name in FILES]
+        for file in halves:  # finished files stay, and the next run goes on from them
+            file.unlink(missing_ok=True)
+        if isinstance(error, RuntimeError) and "inline_container" in str(error):  # torch.save has no clearer word for it
+            raise OSError(f"{out}: a checkpoint could not be written; is the disk full?") from None
+        raise
+
+
+def course(config, out, plan, tokenizer, parts, begin):
+    """Stages 4 to 7, or those of own text; results.json and the tables at the end."""
+    device, dtype = pick_device(config)
+    print(f"{device}, {'bf16' if dtype else 'float32'}, {torch.get_num_threads()} threads, vocabulary {tokenizer.n_vocab}")
+    results = {"versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+               "threads": torch.get_num_threads(), "tokenizer": tokenizer.hash}
+    if parts:
+        results["students"] = read_plainly(config, out, tokenizer, parts, begin)
+    else:
+        if plan:
+            config.start_tokens, config.student_tokens = plan
+        elif config.minutes:
+            plan_minutes(config, tokenizer, begin)
+            options = json.loads((out / "options.json").read_text(encoding="utf-8"))
+            write_json(out / "options.json", {**options, "plan": [config.start_tokens, config.student_tokens]})
+        print(f"a common start of {config.start_tokens:,} tokens, then {config.student_tokens:,} a student", flush=True)
+        results["seconds_text"] = round(time.perf_counter() - begin, 1)
+        results["teacher"] = teacher_cache(out, tokenizer, config).header["teacher"]
+        results["seconds_teacher"] = round(time.perf_counter() - begin - results["seconds_text"], 1)
+        results["students"] = train_students(config, out, tokenizer)
+    results |= {"config": dataclasses.asdict(config), "seed": config.seed, "seconds": round(time.perf_counter() - begin, 1)}
     write_json(out / "results.json", results)
-    print("\n" + report(results) + f"\n\n{results['seconds']:.0f} s in all; {out / 'results.json'} holds every figure")
+    print(f"\n{report(results)}\n\n{results['seconds']:.0f} s in all; {out / 'results.json'} holds every figure")
 
 
 if __name__ == "__main__":
     try:
         main()
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {brd.shown(str(error))}", file=sys.stderr)
         sys.exit(2)

@@ -35,9 +35,15 @@ class Rows:
         """documents: list of (ids, roles), two lists of the same length."""
         lengths = np.fromiter((len(ids) for ids, _ in documents), np.int64, len(documents))
         starts = np.concatenate([[0], np.cumsum(lengths)])
-        tokens = np.fromiter((i for ids, _ in documents for i in ids), np.uint16 if n_vocab <= 65536 else np.uint32, starts[-1])
+        dtype = np.uint16 if n_vocab <= 65536 else np.uint32
+        tokens = np.fromiter((i for ids, _ in documents for i in ids), dtype, starts[-1])
         roles = np.fromiter((r for _, roles in documents for r in roles), np.uint8, starts[-1])
         return cls(tokens, roles, starts)
+
+    def document(self, d):
+        """(tokens, roles) of document d, two arrays of its length."""
+        place = slice(self.starts[d], self.starts[d + 1])
+        return self.tokens[place], self.roles[place]
 
     def batch(self, documents, role_weights):
         """Padded rows for next-token training.
@@ -69,7 +75,7 @@ class Batch:
 
 
 def reading_order(lengths, tokens, seed):
-    """Document indices that hold about `tokens` tokens, and their place (0..1) in the run.
+    """Document indices that hold about `tokens` tokens to predict, and their place (0..1) in the run.
 
     Documents come in their own order (easy ones first) but for a shuffle among neighbours. Of a source that is longer
     than needed every so-many-th document is left out; one that is too short is read again, shuffled as a whole.
@@ -81,21 +87,22 @@ def reading_order(lengths, tokens, seed):
         orders.append(rng.permutation(n))
     order = np.concatenate(orders)
     seen = np.cumsum(lengths[order])
-    order = order[:max(1, int(np.searchsorted(seen, tokens)))]
+    order = order[:int(np.searchsorted(seen, tokens)) + 1]      # up to and with the document that completes them
     return order, seen[:len(order)] / max(tokens, 1)
 
 
 def plan_batches(sources, shares, tokens, step_tokens, seed, begins=None):
     """The whole run as a list of Batch: a pure function of its arguments, so a resumed run reads the same.
 
-    sources: objects with `lengths` (D,); shares: the part of all tokens that comes from each; tokens: the run's total;
-    step_tokens: at most this many positions, padding included, in a batch; begins: the place (0..1) in the run at which
-    each source comes in, 0 for all by default.
+    sources: objects with `lengths` (D,); shares: the part of all tokens that comes from each; tokens: the run's total of
+    predicted tokens, one fewer a document than it has; step_tokens: at most this many positions, padding included, in a
+    batch (a longer document is a batch alone); begins: the place (0..1) in the run at which each source comes in, 0 for
+    all by default.
     """
     documents, places, source = [], [], []
     for s, (rows, share) in enumerate(zip(sources, shares)):
         if share > 0:
-            order, place = reading_order(rows.lengths, share * tokens, seed + s)
+            order, place = reading_order(rows.lengths - 1, share * tokens, seed + s)  # the first token is given
             begin = begins[s] if begins else 0.0
             documents.append(order), places.append(begin + (1 - begin) * place), source.append(np.full(len(order), s))
     by_place = np.argsort(np.concatenate(places), kind="stable")

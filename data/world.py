@@ -1,7 +1,6 @@
 """The built-in corpus: a small world told in short paragraphs, and the scripted reader who annotates it exactly.
 
-    python data/world.py                # a few paragraphs with their annotations
-    python data/world.py tasks          # write the blind tasks of data/tasks/ anew
+    python data/world.py [SEED]         # a few paragraphs with their annotations
 
 The people of this world travel, buy, live, work and feel. A paragraph tells one to four facts about one or two of them;
 every fact is drawn afresh, so nothing can be learnt by heart and everything must be read:
@@ -23,11 +22,9 @@ Two things are kept out of the training text, so that tests are honest:
 To add a kind of fact, add one entry to KINDS; to add a type of entity, one to WORDS and RESERVED.
 """
 
-import json
 import random
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 
 # --- the words ---------------------------------------------------------------------------------------------------------
 
@@ -397,3 +394,18 @@ def plain(n, seed):
     rng = random.Random(f"plain {seed}")
     for i in range(n):
         yield draw_paragraph(rng, level(i / n), reserved=rng.random() < 0.125).sentences
+
+
+def main():
+    rng = random.Random(sys.argv[1] if len(sys.argv) > 1 else "1")
+    for at in (LEVELS[0], FULL, FULL):
+        for record in annotate(rng, draw_paragraph(rng, at), at=at):
+            print(record["text"])
+            print("    " + "; ".join(f"{e['text']}: {e['type']}, {e['about']}" for e in record["entities"]))
+            for question in record["questions"]:
+                print(f"    {question['kind']:10}{question['question']} {question['answer']}")
+        print()
+
+
+if __name__ == "__main__":
+    main()
