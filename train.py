@@ -53,6 +53,7 @@ from data.rows import LENGTH_STEP, Rows, plan_batches
 from model import GPT, GPTConfig
 
 DATA = Path(__file__).resolve().parent / "data"
+STUDENTS = ("plain", "brd", "distilled")
 K_CAP = 64    # most tokens that the cache keeps of one distribution
 ALONE = 0.1   # part of a reading student's run that is questions alone
 
@@ -214,8 +215,9 @@ def fit(name, model, sources, shares, tokens, config, decay, begins=None):
     steps = [plan[i:i + config.accumulate] for i in range(0, len(plan), config.accumulate)]
     optims, losses = optimizers(model, config), []
     decay = max(1, round(len(steps) * decay))
+    place = STUDENTS.index(name) if name in STUDENTS else 0  # students train side by side, a line each
     model.train()
-    for step, batches in enumerate(tqdm(steps, desc=name, disable=None, leave=False)):
+    for step, batches in enumerate(tqdm(steps, name, disable=None, leave=False, position=place)):
         scale = min(1.0, (step + 1) / config.warmup if config.warmup else 1.0, (len(steps) - step) / decay)
         denominator = sum(weight_of(sources[b.source], b, config) for b in batches)
         total = 0.0
@@ -339,21 +341,21 @@ def train_and_test(name, config, threads):
 
 def side_by_side(config):
     """How many of the three students are trained at the same time. A student this small leaves a second core idle."""
-    return min(3, torch.get_num_threads()) if pick_device(config)[0].type == "cpu" else 1
+    return min(len(STUDENTS), torch.get_num_threads()) if pick_device(config)[0].type == "cpu" else 1
 
 
 def train_students(config, out, tokenizer):
     """The common start, then every student. {name: results}."""
     early = plain_rows(world.plain(config.start_tokens // PLAIN_TOKENS + 1, f"{config.seed} start"), tokenizer)
     student("start", out, None, lambda *_: ([early], [1.0], [0.0]), config, tokenizer)
-    names, cores = ("brd", "distilled", "plain"), torch.get_num_threads()
-    workers = side_by_side(config)
+    cores, workers = torch.get_num_threads(), side_by_side(config)
     if workers == 1:
-        return {name: train_and_test(name, config, cores) for name in names}
+        return {name: train_and_test(name, config, cores) for name in STUDENTS}
     if not (out / "annotations.jsonl").exists():  # made once, before three processes want it
         reading_sources(config.student_tokens, config, tokenizer, config.seed, out / "annotations.jsonl")
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        return dict(zip(names, pool.map(train_and_test, names, [config] * 3, [cores // workers] * 3)))
+        jobs = {name: pool.submit(train_and_test, name, config, cores // workers) for name in STUDENTS[::-1]}
+        return {name: jobs[name].result() for name in STUDENTS}
 
 
 # --- stage 6: the tests ------------------------------------------------------------------------------------------------
@@ -512,7 +514,10 @@ def open_out(config):
     if foreign and not config.redo:  # a folder of other things, where nothing may be thrown away unasked
         raise ValueError(f"{out}: holds {foreign[0]}, but no options.json of an earlier run; use another --out_dir, "
                          f"or --redo to throw {', '.join(foreign)} away")
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out_dir={out} cannot be made ({error.strerror}); try a folder that can be written to") from None
     for name in FOLDERS:
         shutil.rmtree(out / name, ignore_errors=True)
     for name in FILES:

@@ -115,7 +115,8 @@ ATTITUDE = ("Is this good or bad?", "Is the mood good or bad?", "Does this sound
 
 MOODS = {"good": "wonderful lovely great fine splendid".split(), "bad": "dreadful terrible poor nasty gloomy".split()}
 MOOD_FRAMES = ("It was a {m} day.", "It was a {m} time.", "What a {m} day!", "That was {m}.", "All of it was {m}.")
-# Sentences without a fact. They give plain text every word that annotations use, so that no student is starved of words.
+# Sentences without a fact. They give plain text the answers and type names of annotations, so that no student is starved
+# of words.
 SAYINGS = ("Yes, it is true.", "No, it is not true.", "Every person needs a place.", "A good job is a good thing.",
            "It is a big organisation.", "A feeling is a strange thing.", "The text does not say who.", "It was a bad day for some.",
            "A day is long.", "No person knows the answer.", "Yes, that was the question.", "One person told it, none asked why.")
