@@ -48,7 +48,7 @@ from tqdm import tqdm
 import brd
 import td_distill
 from data import world
-from data.corpus import PLAIN_TOKENS, own_text, plain_rows, reading_sources, world_tokenizer
+from data.corpus import PLAIN_TOKENS, annotated_paragraphs, own_text, plain_rows, reading_sources, world_tokenizer
 from data.rows import LENGTH_STEP, Rows, plan_batches
 from model import GPT, GPTConfig
 
@@ -351,8 +351,8 @@ def train_students(config, out, tokenizer):
     cores, workers = torch.get_num_threads(), side_by_side(config)
     if workers == 1:
         return {name: train_and_test(name, config, cores) for name in STUDENTS}
-    if not (out / "annotations.jsonl").exists():  # made once, before three processes want it
-        reading_sources(config.student_tokens, config, tokenizer, config.seed, out / "annotations.jsonl")
+    if not (out / "annotations.jsonl").exists():  # made once, before several processes want it
+        annotated_paragraphs(config.student_tokens, config, config.seed, out / "annotations.jsonl")
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         jobs = {name: pool.submit(train_and_test, name, config, cores // workers) for name in STUDENTS[::-1]}
         return {name: jobs[name].result() for name in STUDENTS}
@@ -378,8 +378,8 @@ def bits_per_byte(model, rows, text_bytes):
     nats, device = 0.0, next(model.parameters()).device
     for batch in plan_batches([rows], [1.0], int((rows.lengths - 1).sum()), 4096, 0):  # every document once
         ids, targets, weights = (t.to(device) for t in rows.batch(batch.documents, np.ones(len(brd.ROLES), np.float32)))
-        log_probs = model.logits(model.hidden(ids)).log_softmax(-1)                            # (B, T, V)
-        nats -= (log_probs.gather(-1, targets[..., None])[..., 0] * weights).sum().item()
+        _, z_a, log_Z = td_distill.student_terms(model.logits(model.hidden(ids)), targets[..., None], targets)
+        nats += td_distill.sft_loss(z_a, log_Z, weights, denominator=1.0)[0].item()
     return nats / math.log(2) / text_bytes
 
 
@@ -483,7 +483,7 @@ def plan_minutes(config, tokenizer, begin):
     torch.set_num_threads(cores // workers)
     rate = speed(new_model(config.n_layer, config.n_embd, tokenizer, config), sources[2], config)
     torch.set_num_threads(cores)
-    in_turn = -(-3 // workers)                   # students that one worker trains, one after the other
+    in_turn = -(-len(STUDENTS) // workers)                   # students that one worker trains, one after the other
     overhead = 10 + in_turn * (15 + 4 * config.minutes)  # seconds for text and tests
     seconds = max(5.0, 60 * config.minutes - overhead - (time.perf_counter() - begin))
     part = config.start_tokens + in_turn * config.student_tokens

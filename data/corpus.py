@@ -55,15 +55,21 @@ def reading_rows(paragraphs, copy, tokenizer, seed):
     return Rows.pack(brd.encode_documents(documents, tokenizer), tokenizer.n_vocab)
 
 
-def reading_sources(tokens, config, tokenizer, seed, path=None):
-    """(sources, shares) of Basic Reading Distillation, enough for `tokens` tokens; annotations go to `path`."""
-    shares = [config.plain_share, config.ner_share, 1 - config.plain_share - config.ner_share]
+def annotated_paragraphs(tokens, config, seed, path=None):
+    """Annotated paragraphs of the built-in world, enough for `tokens` tokens; kept in `path`, and read from there if made."""
     if path and path.exists():
-        paragraphs = annotations.read_annotations(path)
-    else:
-        paragraphs = list(world.annotated(int(tokens * shares[2] / QRA_TOKENS) + 1, seed))
-        if path:
-            annotations.write_annotations(path, paragraphs)
+        return annotations.read_annotations(path)
+    share = 1 - config.plain_share - config.ner_share
+    paragraphs = list(world.annotated(int(tokens * share / QRA_TOKENS) + 1, seed))
+    if path:
+        annotations.write_annotations(path, paragraphs)
+    return paragraphs
+
+
+def reading_sources(tokens, config, tokenizer, seed, path=None):
+    """(sources, shares) of Basic Reading Distillation, enough for `tokens` tokens; path: see annotated_paragraphs."""
+    shares = [config.plain_share, config.ner_share, 1 - config.plain_share - config.ner_share]
+    paragraphs = annotated_paragraphs(tokens, config, seed, path)
     plain = plain_rows(world.plain(int(tokens * shares[0] / PLAIN_TOKENS) + 1, f"{seed} D_ORI"), tokenizer)
     return [plain] + [reading_rows(paragraphs, copy, tokenizer, seed) for copy in ("ner", "qra")], shares
 

@@ -21,13 +21,6 @@ TINY = ("--n_layer=1 --n_embd=32 --n_head=4 --threads=1 --device=cpu --block_siz
         "--student_tokens=2000").split()
 
 
-@pytest.fixture(autouse=True)
-def same_threads():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 def words(n_bytes, seed=1):
     """Ordinary text of n_bytes bytes, without a line break."""
     rng, text = random.Random(seed), ""

@@ -25,14 +25,6 @@ TINY = ("--n_layer=1 --n_embd=32 --n_head=4 --teacher_layer=1 --teacher_embd=32 
         "--start_tokens=3000 --student_tokens=3000 --threads=1").split()
 
 
-@pytest.fixture(autouse=True)
-def same_threads():
-    """A run sets the number of threads; the other tests keep theirs."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 # --- options -----------------------------------------------------------------------------------------------------------
 
 def test_no_options_are_the_defaults():
