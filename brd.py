@@ -54,28 +54,36 @@ def reading(record, copy, rng, forms=ALL_FORMS):
     return pieces
 
 
-def render(paragraph, copy, rng, forms=ALL_FORMS):
+def render(paragraph, copy, rng, forms=ALL_FORMS, reads_on=0.0):
     """One paragraph (list of records) -> one document; copy: "ori", "ner" or "qra", ValueError for another.
 
     rng: a random.Random that draws the surface of every line. forms: how many of the forms may be drawn, 1 = only the
-    plain one (a curriculum starts there). Every piece but the first begins with a space, so that pieces encoded one by
-    one are the tokens of the running text."""
+    plain one (a curriculum starts there). reads_on: how often a sentence is read only together with the next one, so that
+    some documents are a whole passage and then what there is to say about it. Every piece but the first begins with a
+    space, so that pieces encoded one by one are the tokens of the running text."""
     if copy not in ("ori", "ner", "qra") or forms < 1:
         raise ValueError(f"copy '{copy}' with {forms} forms, expected ori, ner or qra and at least 1")
-    pieces = []
+    pieces, waiting = [], []
     for record in paragraph:
         pieces.append((" " * bool(pieces) + record["text"], "text"))
-        if copy != "ori":
-            pieces += [SEP, *reading(record, copy, rng, forms), SEP]
+        waiting.append(record)
+        if copy == "ori" or (record is not paragraph[-1] and rng.random() < reads_on):
+            continue
+        pieces.append(SEP)
+        for earlier in waiting[:-1]:    # "Is this good or bad?" is asked of what was read last
+            apt = [question for question in earlier["questions"] if question["kind"] != "attitude"]
+            pieces += reading({**earlier, "questions": apt}, copy, rng, forms)
+        pieces += [*reading(record, copy, rng, forms), SEP]
+        waiting = []
     return pieces + [END]
 
 
-def documents(paragraph, copy, rng, level="paragraph", forms=ALL_FORMS):
+def documents(paragraph, copy, rng, level="paragraph", forms=ALL_FORMS, reads_on=0.0):
     """The documents of one paragraph: one at level "paragraph", one a sentence at "sentence" (the paper's ablation)."""
     if level not in ("paragraph", "sentence"):
         raise ValueError(f"level '{level}', expected paragraph or sentence")
     parts = [paragraph] if level == "paragraph" else [[record] for record in paragraph]
-    return [render(part, copy, rng, forms) for part in parts]
+    return [render(part, copy, rng, forms, reads_on) for part in parts]
 
 
 def encode_documents(documents, tokenizer, known=None):

@@ -42,13 +42,13 @@ class GPTConfig:
     n_vocab: int             # V, the ids of the tokenizer, special ones included
     block_size: int = 256    # longest row in tokens
     n_layer: int = 3         # L
-    n_head: int = 8          # H
+    n_head: int = 4          # H
     n_embd: int = 128        # C, a multiple of n_head
     layout: str = "modern"   # "modern" or "gpt2"
     rope_base: float = 1000  # modern: longest wavelength of the rotary positions, in units of 2 pi tokens
     qk_scale: float = 1.2    # modern: start of the learnt factor on the scores of normalised queries and keys
     shared_heads: int = 2    # modern: heads whose keys are their queries, see Attention; n_head or more is all of them
-    conv_width: int = 4      # modern: W, tokens that a convolution sees (itself and W - 1 before); 0 for none
+    conv_width: int = 8      # modern: W, tokens that a convolution sees (itself and W - 1 before); 0 for none
 
     def __post_init__(self):
         if self.layout not in ("modern", "gpt2"):
@@ -71,13 +71,21 @@ class GPTConfig:
 # Blocks, and the cache of a left-padded batch
 
 class Convolution(nn.Module):
-    """Causal depthwise convolution with the identity added: y[t] = x[t] + sum_i weight[i] * x[t - W + 1 + i]."""
+    """Causal depthwise convolution: y[t] = sum_i weight[i] * x[t - W + 1 + i].
+
+    It starts with two kinds of channels. One half hands on the token itself, the other half the sum of the last W tokens,
+    divided by sqrt(W): words that stand close together look alike there, which is what attention needs in order to find
+    out who did what ("Anna went to Oslo", "Where did Anna go?"). Measured on questions about one of two people who did
+    the same kind of thing, share of right answers to "what" after 500,000 tokens (8 heads): .90, against .58 with the
+    token alone at W = 4, and .54 at W = 8.
+    """
 
     def __init__(self, config):
         super().__init__()
         C, W = config.n_embd, config.conv_width
-        self.weight = nn.Parameter(torch.zeros(C, 1, W))
-        self.register_buffer("identity", torch.eye(W)[-1], persistent=False)  # in the kernel: one pass over x, not two
+        weight = torch.eye(W)[-1].repeat(C, 1, 1)                                      # (C, 1, W)
+        weight[C // 2:] = W ** -0.5
+        self.weight = nn.Parameter(weight)
 
     def forward(self, x, cache=None, slot=0):
         T, W = x.size(1), self.weight.size(2)
@@ -91,7 +99,7 @@ class Convolution(nn.Module):
         # Taken as a picture one pixel high: convolutions of pictures know the memory order (B, T, C), "channels
         # last", while conv1d would copy the input and the output into (B, C, T).
         picture = x.transpose(1, 2).unsqueeze(2)                                       # (B, C, 1, W - 1 + T)
-        kernel = (self.weight + self.identity).unsqueeze(2)                            # (C, 1, 1, W)
+        kernel = self.weight.unsqueeze(2)                                              # (C, 1, 1, W)
         return F.conv2d(picture, kernel, groups=x.size(2)).squeeze(2).transpose(1, 2)  # (B, T, C)
 
 
@@ -386,7 +394,11 @@ class GPT(nn.Module):
         """Write model.pt (the weights) and config.json (every field, and `extra`, any JSON) into the folder."""
         os.makedirs(folder, exist_ok=True)
         weights, config = os.path.join(folder, "model.pt"), os.path.join(folder, "config.json")
-        torch.save(self.state_dict(), weights + ".tmp")
+        try:
+            with open(weights + ".tmp", "wb") as f:
+                torch.save(self.state_dict(), f)
+        except RuntimeError as error:  # torch.save has its own words for a full disk
+            raise OSError(f"{weights}: not written ({str(error).splitlines()[0]:.80}); is the disk full?") from None
         with open(config + ".tmp", "w", encoding="utf-8") as f:
             json.dump({**asdict(self.config), "extra": extra or {}}, f, indent=1, ensure_ascii=False)
         os.replace(weights + ".tmp", weights)  # renamed only when whole: a crash leaves the old checkpoint

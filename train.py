@@ -70,14 +70,14 @@ class Config:
     seed: int = 1                    # of the text, the weights and the order of reading
     # how much
     minutes: float = 0.0             # plan the tokens so that the run takes this long; 0: the two counts below
-    start_tokens: int = 200_000      # plain text that the common start reads
-    student_tokens: int = 1_250_000  # what every student reads after it
+    start_tokens: int = 100_000      # plain text that the common start reads
+    student_tokens: int = 1_350_000  # what every student reads after it
     teacher_tokens: int = 4_000_000  # what the teacher reads (--teacher=train)
-    cache_tokens: int = 250_000      # length of the teacher's cache (--teacher=train)
+    cache_tokens: int = 200_000      # length of the teacher's cache (--teacher=train)
     test_paragraphs: int = 150       # fresh paragraphs, and as many single sentences, in the reading test
     # students and teacher
     n_layer: int = 3                 # blocks of a student
-    n_head: int = 8                  # attention heads, also the teacher's
+    n_head: int = 4                  # attention heads, also the teacher's
     n_embd: int = 128                # channels of a student
     teacher_layer: int = 4           # blocks of the teacher
     teacher_embd: int = 192          # channels of the teacher
@@ -388,13 +388,14 @@ def test_student(name, model, out, tokenizer, config):
     path = out / name / "test.json"
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))
-    texts = list(world.plain(500, "test plain"))
+    begin, texts = time.perf_counter(), list(world.plain(500, "test plain"))
     tasks = [brd.test_task(model, tokenizer, brd.load_task(file)) for file in sorted((DATA / "tasks").glob("*.json"))]
     text_bytes = sum(len(" ".join(sentences).encode("utf-8")) for sentences in texts)
-    result = {"tokens_seen": model.extra["tokens_seen"], "seconds": model.extra["seconds"], "losses": model.extra["losses"],
+    result = {"tokens_seen": model.extra["tokens_seen"], "losses": model.extra["losses"],
               "reading": test_reading(model, tokenizer, config),
               "blind": {task["name"]: task for task in tasks},
               "plain_bits_per_byte": bits_per_byte(model, plain_rows(texts, tokenizer), text_bytes)}
+    result["seconds"] = {"training": model.extra["seconds"], "test": round(time.perf_counter() - begin, 1)}
     write_json(path, result)
     return result
 
@@ -477,18 +478,16 @@ def speed(model, rows, config):
 
 
 def plan_minutes(config, tokenizer, begin):
-    """The token counts that make the run last config.minutes: start and students keep their proportion."""
+    """Set student_tokens so that the run takes config.minutes, the common start as it is."""
     sources, _ = reading_sources(100_000, config, tokenizer, "speed")
     workers, cores = side_by_side(config), torch.get_num_threads()
     torch.set_num_threads(cores // workers)
     rate = speed(new_model(config.n_layer, config.n_embd, tokenizer, config), sources[2], config)
     torch.set_num_threads(cores)
-    in_turn = -(-len(STUDENTS) // workers)                   # students that one worker trains, one after the other
-    overhead = 10 + in_turn * (15 + 4 * config.minutes)  # seconds for text and tests
-    seconds = max(5.0, 60 * config.minutes - overhead - (time.perf_counter() - begin))
-    part = config.start_tokens + in_turn * config.student_tokens
-    for name in ("start_tokens", "student_tokens"):
-        setattr(config, name, int(getattr(config, name) / part * seconds * rate))
+    in_turn = -(-len(STUDENTS) // workers)                         # students that one worker trains, one after the other
+    around = 10 + 4 * config.minutes + in_turn * 15                # seconds for text and tests
+    seconds = 60 * config.minutes - around - (time.perf_counter() - begin) - config.start_tokens / rate
+    config.student_tokens = int(max(5.0, seconds) * rate / in_turn)
 
 
 FOLDERS = ("teacher", "cache", "start", "plain", "brd", "distilled")  # what a run leaves in its out_dir
@@ -542,12 +541,10 @@ def main(arguments=None):
         return print(f"{out}: finished before; --redo starts over\n\n{report(results)}")
     try:
         course(config, out, plan, tokenizer, parts, begin)
-    except BaseException as error:
+    except BaseException:
         halves = [file for name in FOLDERS for file in (out / name).glob("*.tmp")] + [out / f"{name}.tmp" for name in FILES]
         for file in halves:  # finished files stay, and the next run goes on from them
             file.unlink(missing_ok=True)
-        if isinstance(error, RuntimeError) and "inline_container" in str(error):  # torch.save has no clearer word for it
-            raise OSError(f"{out}: a checkpoint could not be written; is the disk full?") from None
         raise
 
 
@@ -557,23 +554,27 @@ def course(config, out, plan, tokenizer, parts, begin):
     print(f"{device}, {'bf16' if dtype else 'float32'}, {torch.get_num_threads()} threads, vocabulary {tokenizer.n_vocab}")
     results = {"versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
                "threads": torch.get_num_threads(), "tokenizer": tokenizer.hash}
+    times = [begin]
     if parts:
         results["students"] = read_plainly(config, out, tokenizer, parts, begin)
     else:
         if plan:
-            config.start_tokens, config.student_tokens = plan
+            config.student_tokens = plan
         elif config.minutes:
             plan_minutes(config, tokenizer, begin)
             options = json.loads((out / "options.json").read_text(encoding="utf-8"))
-            write_json(out / "options.json", {**options, "plan": [config.start_tokens, config.student_tokens]})
+            write_json(out / "options.json", {**options, "plan": config.student_tokens})
         print(f"a common start of {config.start_tokens:,} tokens, then {config.student_tokens:,} a student", flush=True)
-        results["seconds_text"] = round(time.perf_counter() - begin, 1)
+        times.append(time.perf_counter())
         results["teacher"] = teacher_cache(out, tokenizer, config).header["teacher"]
-        results["seconds_teacher"] = round(time.perf_counter() - begin - results["seconds_text"], 1)
+        times.append(time.perf_counter())
         results["students"] = train_students(config, out, tokenizer)
-    results |= {"config": dataclasses.asdict(config), "seed": config.seed, "seconds": round(time.perf_counter() - begin, 1)}
+    times.append(time.perf_counter())
+    stages = ("text", "teacher", "students") if len(times) == 4 else ("students",)
+    seconds = dict(zip(stages, np.diff(times).round(1).tolist())) | {"total": round(times[-1] - begin, 1)}
+    results |= {"config": dataclasses.asdict(config), "seed": config.seed, "seconds": seconds}
     write_json(out / "results.json", results)
-    print(f"\n{report(results)}\n\n{results['seconds']:.0f} s in all; {out / 'results.json'} holds every figure")
+    print(f"\n{report(results)}\n\n{seconds['total']:.0f} s in all; {out / 'results.json'} holds every figure")
 
 
 if __name__ == "__main__":

@@ -132,9 +132,12 @@ def write_annotations(path, paragraphs):
 
 ENTITY_FORMS = ("{text}: {type}, {about}", "{text} is {a} {type}, {about}", "{type}: {text}, {about}",
                 "{text} ({type}, {about})", "{text} = {type}, {about}")
-OPENERS = ("", "Q:", "Question:", "Ask:", "Now,", "Tell us:", "So,", "Please say:")
-BRIDGES = ("", "A:", "Answer:", "Reply:", "Say:", "-", "Why,", "Well,")
-ALL_FORMS = 8
+OPENERS = ("", "Q:", "Question:", "Ask:", "Now,", "Tell us:", "So,", "Please say:", "Query:", "One asks:", "And", "I wonder,",
+           "Question 1:", "Next:", "Test:", "Quiz:", "Riddle:", "Then", "First,", "He asked:", "She wants to know:", "*", "You ask:",
+           "Problem:")
+BRIDGES = ("", "A:", "Answer:", "Reply:", "Say:", "-", "Why,", "Well,", "I say:", "It is", "Result:", "=", "Clearly,",
+           "She said:", "So:", "My answer:", "Let us say", "Solution:", "Hm,", "...", "They say", "Then", "I think", "=>")
+ALL_FORMS = 24
 NO_ENTITY = "none"
 
 

@@ -15,6 +15,10 @@ from data.tokenizer import get_tokenizer, train_bpe
 
 # Predicted tokens in an average document, rounded down: they tell how many paragraphs to write for a number of tokens.
 PLAIN_TOKENS, QRA_TOKENS = 10, 56
+# Words for vary_layout: no answers, and none that speak of the task itself, lest the wrapper of a test be met by chance.
+PHRASE_WORDS = sorted({word.strip(".,:?") for line in annotations.OPENERS + annotations.BRIDGES + world.SAYINGS
+                       for word in line.split()} - {"", "Yes", "No", "yes", "not", "none", "good", "bad", "true", "text",
+                                                   "question", "Question", "answer", "Answer", *annotations.TYPES})
 
 
 def world_tokenizer(n_vocab):
@@ -32,27 +36,52 @@ def plain_rows(paragraphs, tokenizer):
     return Rows.pack(brd.encode_documents(documents, tokenizer), tokenizer.n_vocab)
 
 
-def vary_separator(document, rng):
-    """A rendered document with the separator token, or in four of ten with line breaks or nothing in its place.
+def phrase(rng):
+    """Up to three words and perhaps a mark, drawn at random; "" one time in three."""
+    words = [rng.choice(PHRASE_WORDS) for _ in range(rng.choice((0, 0, 1, 1, 2, 3)))]
+    return " ".join(words) + rng.choice(("", ":", ",", " -", ".")) if words else ""
 
-    A blind task is running text, without a separator token: a student that has only ever read behind one does not know
-    that it may read elsewhere.
+
+def vary_layout(document, rng):
+    """A rendered document as running text: without separator tokens, with line breaks, with random words around passage,
+    question and entity.
+
+    A blind task looks like nothing that was read before. A student that knows a single layout takes a strange word before
+    the answer for a sign of it; what changes at random tells it nothing, and it learns to look at the passage.
     """
-    draw = rng.random()
-    if draw < 0.6:
-        return document
-    return [("\n", "sep") if piece == brd.SEP else piece for piece in document if draw < 0.8 or piece != brd.SEP]
+    gap, joint = rng.choice(("", "\n", "\n\n")), rng.choice((" ", "\n"))
+    first, before, after, reworded = phrase(rng), phrase(rng), phrase(rng), rng.random() < 0.5
+    varied = [(first, "text")] * bool(first)
+    for i, (text, role) in enumerate(document):
+        entity = annotations.parse_entity(text) if reworded and role == "entity" else None
+        if entity:  # "Oslo: place, goal" as words, Oslo, words, place
+            varied += [(joint + part, "entity") for part in (before, entity["text"], after) if part]
+            varied.append((f" {entity['type']}\n", "answer"))
+        elif role == "question" and not reworded:
+            varied.append((joint + text[1:], role))
+        elif role == "question":  # in place of its opener and bridge
+            varied += [(joint + part, role) for part in (before, text[1:], after) if part] if text.endswith("?") else []
+        elif (text, role) == brd.SEP:
+            varied += [(gap, role)] * bool(gap)
+        else:
+            varied.append((joint + text if first and i == 0 else text, role))
+    return varied
 
 
-def reading_rows(paragraphs, copy, tokenizer, seed):
-    """Rows of annotated paragraphs as D_NER or D_QRA; early ones use few of the surface forms, as world.LEVELS says, and
-    only those of the last level have other separators."""
-    rng, documents = random.Random(f"{copy} {seed}"), []
+def reading_documents(paragraphs, copy, seed):
+    """Annotated paragraphs rendered as D_NER or D_QRA. How they look is told by world.LEVELS: early ones have few of the
+    surface forms; of the last level, four in ten are laid out in another way."""
+    rng = random.Random(f"{copy} {seed}")
     for i, paragraph in enumerate(paragraphs):
         level = world.level(i / len(paragraphs))
-        for document in brd.documents(paragraph, copy, rng, forms=level.forms):
-            documents.append(vary_separator(document, rng) if level is world.LEVELS[-1] else document)
-    return Rows.pack(brd.encode_documents(documents, tokenizer), tokenizer.n_vocab)
+        for document in brd.documents(paragraph, copy, rng, forms=level.forms, reads_on=level.reads_on):
+            yield vary_layout(document, rng) if level is world.LEVELS[-1] and rng.random() < 0.4 else document
+
+
+def reading_rows(paragraphs, copy, tokenizer, seed, block_size):
+    """Rows of annotated paragraphs as D_NER or D_QRA, without the few that are too long for block_size."""
+    encoded = brd.encode_documents(list(reading_documents(paragraphs, copy, seed)), tokenizer)
+    return Rows.pack([(ids, roles) for ids, roles in encoded if len(ids) <= block_size + 1], tokenizer.n_vocab)
 
 
 def annotated_paragraphs(tokens, config, seed, path=None):
@@ -71,7 +100,7 @@ def reading_sources(tokens, config, tokenizer, seed, path=None):
     shares = [config.plain_share, config.ner_share, 1 - config.plain_share - config.ner_share]
     paragraphs = annotated_paragraphs(tokens, config, seed, path)
     plain = plain_rows(world.plain(int(tokens * shares[0] / PLAIN_TOKENS) + 1, f"{seed} D_ORI"), tokenizer)
-    return [plain] + [reading_rows(paragraphs, copy, tokenizer, seed) for copy in ("ner", "qra")], shares
+    return [plain] + [reading_rows(paragraphs, copy, tokenizer, seed, config.block_size) for copy in ("ner", "qra")], shares
 
 
 def own_text(config):

@@ -132,15 +132,17 @@ class Level:
     denied: float = 0.1      # part of the facts that are denied
     swapped: float = 0.2     # part of the false claims that mix up two people; the others claim what nobody told
     claims: float = 0.4      # part of the yes/no questions that are claims ("Is it true that ...?")
-    forms: int = 8           # how many of the surface forms of annotations are in use
+    alike: float = 0.5       # part of the second person's facts that are of the same kind as the first one's
+    reads_on: float = 0.0    # part of the sentences that are annotated only together with the next one
+    forms: int = 24          # how many of the surface forms of annotations are in use
 
 
 LEVELS = (
-    Level(0.30, (1, 1), 1, denied=0.0, swapped=0.0, claims=0.0, forms=1),
-    Level(0.40, (1, 1), 1, swapped=0.0, claims=0.3, forms=4),
-    Level(0.55, (1, 2), 2),
-    Level(0.70, (1, 3), 2),
-    Level(1.00, (1, 4), 2, swapped=0.4),
+    Level(0.25, (1, 1), 1, denied=0.0, swapped=0.0, claims=0.0, forms=1),
+    Level(0.35, (1, 1), 1, swapped=0.0, claims=0.3, forms=4),
+    Level(0.55, (1, 2), 2, alike=0.7, reads_on=0.3, forms=8),
+    Level(0.75, (1, 3), 2, reads_on=0.3, forms=16),
+    Level(1.00, (1, 4), 2, swapped=0.4, reads_on=0.4),
 )
 FULL = Level()               # paragraphs of the test
 SINGLE = Level(sentences=(1, 1), people=1)
@@ -243,9 +245,9 @@ def draw_paragraph(rng, at=FULL, split="train", reserved=False, asides=0.2):
             paragraph.facts.append(draw_aside(rng))
             continue
         person = unnamed[0] if not named or (unnamed and (left <= len(unnamed) or rng.random() < 0.5)) else pick(rng, named)
-        # Half of the time two people do the same kind of thing: who did which is then the thing to read.
+        # Often two people do the same kind of thing: who did which is then the thing to read.
         other = [k for p in named if p != person for k in told[p] if k not in told[person]]
-        kind = pick(rng, other) if other and rng.random() < 0.5 else pick(rng, [k for k in KINDS if k not in told[person]])
+        kind = pick(rng, other) if other and rng.random() < at.alike else pick(rng, [k for k in KINDS if k not in told[person]])
         alone = all(p == person or (p in FEMALE) != (person in FEMALE) for p in named)
         fact = draw_fact(rng, paragraph, person, kind, person in named and alone, reserved, at.denied)
         if fact:

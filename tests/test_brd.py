@@ -45,16 +45,31 @@ def test_plain_rendering_is_the_format_of_the_docstring():
 
 def test_parsing_inverts_rendering_over_all_draws():
     rng, seen = random.Random(1), set()
-    for forms, _ in product((1, 2, 5, ALL_FORMS), range(200)):
+    for forms, _ in product((1, 2, 5, ALL_FORMS), range(400)):
         for record in PARAGRAPH:
             ner, qra = ("".join(text for text, _ in brd.reading(record, copy, rng, forms)) for copy in ("ner", "qra"))
             assert parse_entities(ner) == record["entities"]
             assert [{"kind": q["kind"], **own} for q, own in zip(record["questions"], parse_questions(qra), strict=True)] \
                 == record["questions"]
             seen |= {(forms, text) for text, _ in brd.reading(record, "qra", rng, forms)}
-    assert {text.strip() for forms, text in seen if forms == 8} >= set(OPENERS[1:] + BRIDGES[1:])
+    assert {text.strip() for forms, text in seen if forms == ALL_FORMS} >= set(OPENERS[1:] + BRIDGES[1:])
     assert not {text.strip() for forms, text in seen if forms == 1} & set(OPENERS + BRIDGES)
     assert {text.strip() for forms, text in seen if forms == 2} & set(OPENERS) == {"Q:"}
+
+
+def test_a_reader_who_reads_on_says_all_of_it_after_the_last_sentence():
+    """Nothing is lost but the mood of earlier sentences, which could not be asked about any more."""
+    rng = random.Random(0)
+    for copy in ("ner", "qra"):
+        *texts, end = brd.render(PARAGRAPH, copy, rng, forms=1, reads_on=1.0)
+        n = len(PARAGRAPH)
+        assert [text.strip() for text, _ in texts[:n]] == [record["text"] for record in PARAGRAPH] and end == brd.END
+        said = [piece for i, record in enumerate(PARAGRAPH) for piece in brd.reading({**record, "questions": [
+            q for q in record["questions"] if i == n - 1 or q["kind"] != "attitude"]}, copy, rng, forms=1)]
+        assert texts[n:] == [brd.SEP, *said, brd.SEP]
+    assert any(q["kind"] == "attitude" for record in PARAGRAPH[:-1] for q in record["questions"])
+    lengths = {sum(piece == brd.SEP for piece in brd.render(PARAGRAPH, "ner", rng, reads_on=0.5)) for _ in range(50)}
+    assert lengths == {2 * readings for readings in range(1, n + 1)}
 
 
 def test_sentence_level_gives_one_document_a_sentence():

@@ -96,9 +96,9 @@ def test_a_line_of_a_megabyte_is_a_text_without_paragraphs(name, tmp_path, monke
 
 @pytest.mark.parametrize("options, said", [
     (["--learning_rat=0.1"], ["did you mean --learning_rate?"]), (["--p=1.5"], ["--p=1.5", "at most 1"]), (["--p", "x"], ["'x'"]),
-    (["--n_embd=100"], ["try n_embd=104"]), (["--block_size=100"], ["try --block_size=104"]), (["stray\nword"], ["stray"]),
+    (["--n_embd=102"], ["try n_embd=104"]), (["--block_size=100"], ["try --block_size=104"]), (["stray\nword"], ["stray"]),
     (["--n_vocab=100"], ["n_vocab is 100", "258"]), (["--corpus=nowhere.txt"], ["nowhere.txt: no such file"]),
-    (["--teacher=train", "--teacher_embd=100"], ["n_embd 100"])])
+    (["--teacher=train", "--teacher_embd=102"], ["n_embd 102"])])
 def test_bad_options_are_refused_before_anything_is_written(options, said, tmp_path, monkeypatch, capsys):
     code, _, stderr = end_of(["train.py", *options, f"--out_dir={tmp_path / 'out'}"], monkeypatch, capsys)
     check_refusal(code, stderr, said)

@@ -152,19 +152,28 @@ def test_the_future_does_not_reach_the_past(layout):
 
 
 def test_convolution_sees_exactly_its_width():
-    """y[t] = x[t] + sum_i w[i] x[t - W + 1 + i], written out; the gradient agrees too."""
+    """y[t] = sum_i w[i] x[t - W + 1 + i], written out; the gradient agrees too."""
     conv = model_module.Convolution(GPTConfig(5, n_embd=6, n_head=1, conv_width=3))
     with torch.no_grad():
         conv.weight.normal_()
     x = torch.randn(2, 7, 6, requires_grad=True)
     w = conv.weight[:, 0]  # (C, W)
     padded = torch.cat([torch.zeros(2, 2, 6), x], dim=1)
-    expected = x + padded[:, 0:7] * w[:, 0] + padded[:, 1:8] * w[:, 1] + padded[:, 2:9] * w[:, 2]
+    expected = padded[:, 0:7] * w[:, 0] + padded[:, 1:8] * w[:, 1] + padded[:, 2:9] * w[:, 2]
     torch.testing.assert_close(conv(x), expected)
     g = torch.randn(2, 7, 6)
     for ours, theirs in zip(torch.autograd.grad(conv(x), (x, conv.weight), g),
                             torch.autograd.grad(expected, (x, conv.weight), g)):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_convolution_starts_with_the_token_itself_or_with_the_sum_of_a_window():
+    """Half of the channels each; both kinds leave the spread of independent inputs as it is."""
+    x = torch.randn(2, 9, 6)
+    y = model_module.Convolution(GPTConfig(5, n_embd=6, n_head=1, conv_width=4))(x)
+    assert torch.equal(y[..., :3], x[..., :3])
+    torch.testing.assert_close(y[:, 8, 3:], x[:, 5:9, 3:].sum(1) / 2)
+    torch.testing.assert_close(y[:, 1, 3:], x[:, :2, 3:].sum(1) / 2)
 
 
 def gpt2_reference(state, ids, n_layer, n_head):
@@ -347,7 +356,7 @@ def test_huge_weights_and_inputs_stay_finite(layout):
 
 @pytest.mark.parametrize("layout, expected", [
     ("modern", {"wte.weight": 0.05, "attn.c_attn.weight": 128 ** -0.5, "attn.c_proj.weight": 0,
-                "mlp.c_fc.weight": 128 ** -0.5, "mlp.c_proj.weight": 0, "conv_1.weight": 0, "conv_2.weight": 0}),
+                "mlp.c_fc.weight": 128 ** -0.5, "mlp.c_proj.weight": 0}),
     ("gpt2", {"wte.weight": 0.02, "wpe.weight": 0.02, "attn.c_attn.weight": 0.02, "attn.c_attn.bias": 0,
               "attn.c_proj.weight": 0.02 / math.sqrt(6), "mlp.c_fc.weight": 0.02,
               "mlp.c_proj.weight": 0.02 / math.sqrt(6), "mlp.c_proj.bias": 0})])

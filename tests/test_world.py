@@ -222,7 +222,7 @@ def test_levels_keep_their_word(drawn):
         assert abs(sum(f.denied for f in facts) / len(facts) - at.denied) < 0.05
         for p in paragraphs:
             assert len({f.person for f in p.facts if f.person}) >= min(at.people, len(p.facts) - sum(not f.person for f in p.facts))
-    assert [world.level(part) for part in (0, 0.3, 0.31, 0.4, 0.5, 0.6, 0.9, 1, 1.2)] == [
+    assert [world.level(part) for part in (0, 0.25, 0.26, 0.35, 0.5, 0.6, 0.9, 1, 1.2)] == [
         world.LEVELS[i] for i in (0, 0, 1, 1, 2, 3, 4, 4, 4)]
 
 
