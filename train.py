@@ -344,16 +344,24 @@ def side_by_side(config):
     return min(len(STUDENTS), torch.get_num_threads()) if pick_device(config)[0].type == "cpu" else 1
 
 
-def train_students(config, out, tokenizer):
-    """The common start, then every student. {name: results}."""
+def train_start(config, threads):
+    """What all students share: the common start, and the annotations, made once before several processes want them."""
+    torch.set_num_threads(threads)
+    out, tokenizer = Path(config.out_dir), world_tokenizer(config.n_vocab)
     early = plain_rows(world.plain(config.start_tokens // PLAIN_TOKENS + 1, f"{config.seed} start"), tokenizer)
     student("start", out, None, lambda *_: ([early], [1.0], [0.0]), config, tokenizer)
+    if not (out / "annotations.jsonl").exists():
+        annotated_paragraphs(config.student_tokens, config, config.seed, out / "annotations.jsonl")
+
+
+def train_students(config):
+    """The common start, then every student. {name: results}."""
     cores, workers = torch.get_num_threads(), side_by_side(config)
     if workers == 1:
+        train_start(config, cores)
         return {name: train_and_test(name, config, cores) for name in STUDENTS}
-    if not (out / "annotations.jsonl").exists():  # made once, before several processes want it
-        annotated_paragraphs(config.student_tokens, config, config.seed, out / "annotations.jsonl")
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        pool.submit(train_start, config, cores).result()
         jobs = {name: pool.submit(train_and_test, name, config, cores // workers) for name in STUDENTS[::-1]}
         return {name: jobs[name].result() for name in STUDENTS}
 
@@ -568,7 +576,7 @@ def course(config, out, plan, tokenizer, parts, begin):
         times.append(time.perf_counter())
         results["teacher"] = teacher_cache(out, tokenizer, config).header["teacher"]
         times.append(time.perf_counter())
-        results["students"] = train_students(config, out, tokenizer)
+        results["students"] = train_students(config)
     times.append(time.perf_counter())
     stages = ("text", "teacher", "students") if len(times) == 4 else ("students",)
     seconds = dict(zip(stages, np.diff(times).round(1).tolist())) | {"total": round(times[-1] - begin, 1)}
