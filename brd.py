@@ -236,7 +236,7 @@ def test_task(model, tokenizer, task):
 # 3. Reading in free running: the student sees a paragraph sentence by sentence, and its own output stays in its context
 
 MAX_READING, MAX_ANSWER = 64, 16      # new tokens for the reading of a sentence and for one answer
-ROWS = 256                            # prompts generated together
+ROWS = 64                             # prompts generated together
 
 
 def greedy(model, prompts, max_new, stop):

@@ -490,7 +490,7 @@ def plan_minutes(config, tokenizer, begin):
     sources, _ = reading_sources(100_000, config, tokenizer, "speed")
     workers, cores = side_by_side(config), torch.get_num_threads()
     torch.set_num_threads(cores // workers)
-    rate = speed(new_model(config.n_layer, config.n_embd, tokenizer, config), sources[2], config)
+    rate = 0.9 * speed(new_model(config.n_layer, config.n_embd, tokenizer, config), sources[2], config)  # long texts are slower
     torch.set_num_threads(cores)
     in_turn = -(-len(STUDENTS) // workers)                         # students that one worker trains, one after the other
     around = 10 + 4 * config.minutes + in_turn * 15                # seconds for text and tests
