@@ -1,8 +1,8 @@
 """Top-p distillation: what a teacher knows about the next token, kept small, and the losses that learn from it.
 
 A teacher puts most of its probability on a few tokens. For every token that it draws we keep those few alone, its
-top-p set with their log-probabilities, in a cache on disk (data/cache.py): made once, read by every student. Then a
-distillation loss is a function of three numbers that the student gives at a position (`student_terms`):
+top-p set with their log-probabilities (data/reads.py), in a cache on disk (data/cache.py): made once, read by every
+student. Then a distillation loss is a function of three numbers that the student gives at a position (`student_terms`):
 
     z_K    its logits on the teacher's K tokens
     z_a    its logit on the token that was taken
@@ -12,6 +12,10 @@ and each objective is a few lines below the same ruler, with
 
     V_p  = logsumexp of z_K over the set                the student's soft value inside the set
     leak = log_Z - V_p = -log(student's mass inside)    what it still spends on tokens outside
+
+    sft_loss           the token taken, hard                      topp_forward_kl    the teacher's set, three ways
+    topp_jsd           reverse KL, and what lies between          bellman_distill    cloning in the set, a Bellman residual
+    bellman_max_min    the same objective as published
 
 Shapes: B documents, T tokens of a document, K teacher tokens kept, V vocabulary, N rows of any kind.
 
@@ -27,177 +31,18 @@ t is the distribution from which token t was drawn, given the tokens before it. 
 Commands:
 
     python td_distill.py inspect FOLDER        what a cache holds and costs
+    python td_distill.py theory                claims about these objectives, solved exactly in tables (course/theory.py)
 """
 
 import argparse
-import random
+import math
 import sys
 
 import numpy as np
 import torch
-from tqdm import tqdm
+import torch.nn.functional as F
 
-from data.annotations import parse_question
-from data.cache import ABSENT, Cache, CacheWriter  # noqa: F401 (CacheWriter: what teacher_reads writes to)
-
-SLACK = 1e-6        # float32 rounding of a mass: .5 + .3 reaches p = .8
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# The teacher's top-p sets, and how it fills a cache with them
-
-
-def top_p_sets(logits, p, k_cap, temperature=1.0):
-    """The smallest set of most probable tokens whose mass reaches p, for each row: A_p(s) of the paper.
-
-    logits (N, V) float; 0 < p <= 1; k_cap: at most so many tokens are kept, even where they do not reach p.
-    Returns ids (N, K) long, log_probs (N, K) float32, mask (N, K) bool, with K the largest set among the rows. The
-    token that crosses p is in the set; the most probable comes first, among equals the lower id. Tokens of probability
-    0 are never kept. Where mask is False: id 0 and log-probability ABSENT.
-
-    log_probs are the teacher's own, log softmax(logits / temperature), not renormalised over the set: the mass that is
-    missing is known. This is the one place where a temperature is applied; no loss has one.
-    Raises ValueError for p, k_cap or temperature out of range, and for NaN logits.
-    """
-    if not 0 < p <= 1 or k_cap < 1 or temperature <= 0:
-        raise ValueError(f"p={p}, k_cap={k_cap}, temperature={temperature}; "
-                         "expected 0 < p <= 1, k_cap >= 1, temperature > 0")
-    log_probs = torch.log_softmax(logits.float() / temperature, dim=-1)      # (N, V)
-    k = min(k_cap, log_probs.shape[-1])
-    values, ids = log_probs.topk(k, dim=-1)                                  # (N, k)
-    if torch.isnan(values).any():
-        raise ValueError("the teacher's logits hold NaN or only infinities; expected numbers: check its checkpoint")
-    # topk is 50 times as fast as a sort of the vocabulary, but takes equals in any order: put those that it took in
-    # order, and sort in full the rare rows where equals stand on both sides of the cap.
-    ids = ids.sort(dim=-1).values
-    values, order = log_probs.gather(-1, ids).sort(dim=-1, descending=True, stable=True)
-    ids = ids.gather(-1, order)                                              # (N, k)
-    for row in ((log_probs >= values[:, -1:]).sum(-1) > k).nonzero()[:, 0].tolist():
-        ids[row] = log_probs[row].sort(descending=True, stable=True).indices[:k]
-    probs = values.double().exp()
-    before = probs.cumsum(-1) - probs                                        # mass of the tokens ranked above
-    mask = (before < p - SLACK) if p < 1 else torch.ones_like(before, dtype=torch.bool)
-    mask[:, 0] = True                                                        # also for p below SLACK
-    mask &= values > -torch.inf
-    width = int(mask.sum(-1).max()) if len(mask) else 0
-    ids, values, mask = ids[:, :width], values[:, :width], mask[:, :width]   # (N, K)
-    return ids.masked_fill(~mask, 0), values.masked_fill(~mask, ABSENT), mask
-
-
-def narrow(log_probs, mask, p):
-    """The part of cached sets (..., K) that a smaller p would have kept, as a mask; sets stand most probable first."""
-    probs = log_probs.double().exp() * mask
-    return mask & (probs.cumsum(-1) - probs < p - SLACK)
-
-
-def draw_with_sets(model, prompts, max_new, *, p, k_cap, temperature, stop, seed):
-    """Continue every prompt with tokens drawn from their top-p sets -> (new, sets), two lists of lists, one a prompt:
-    the new ids, and for each the (ids (K,), log_probs (K,)) that CacheWriter.add takes. See GPT.generate."""
-    sets = [[] for _ in prompts]
-
-    def watch(rows, logits, drawn):
-        kept = (x.cpu().numpy() for x in top_p_sets(logits, p, k_cap, temperature))
-        for row, ids, log_probs, mask in zip(rows.tolist(), *kept):
-            sets[row].append((ids[mask], log_probs[mask]))
-
-    # A little less than p: a token at the very edge must not be drawn by one rounding and left out by another.
-    new = model.generate(prompts, max_new, temperature=temperature, top_k=k_cap, top_p=max(p - 2 * SLACK, SLACK),
-                         stop=stop, seed=seed, watch=watch)
-    return new, sets
-
-
-def reading_roles(tokens, copy, tokenizer):
-    """The role of every token of one reading, as rendering would have it: list of "entity", "question" or "answer".
-
-    Of a question line, the answer is the longest run of tokens at its end whose text, but for white space around, is
-    the answer that parse_question finds; opener, question and bridge before it are "question", and so is all of a line
-    that cannot be parsed.
-    """
-    if copy == "ner":
-        return ["entity"] * len(tokens)
-    roles, start = ["question"] * len(tokens), 0
-    for end in range(1, len(tokens) + 1):
-        if end < len(tokens) and "\n" not in tokenizer.decode(tokens[end - 1:end]):
-            continue
-        parsed = parse_question(tokenizer.decode(tokens[start:end]))
-        for i in range(start, end if parsed else start):
-            if tokenizer.decode(tokens[i:end]).strip() == parsed["answer"]:
-                roles[i:end] = ["answer"] * (end - i)
-                break
-        start = end
-    return roles
-
-
-def read_batch(model, tokenizer, paragraphs, copy, max_new, rng, **drawing):
-    """The documents of teacher_reads for paragraphs that share a batch: for each (tokens, role names, sets), or None
-    where it is left out. Round k reads sentence k of every paragraph."""
-    from brd import first_tokens                # only here: all else in this file knows nothing of prompts
-    documents, sep = [([], [], []) for _ in paragraphs], tokenizer.sep
-
-    def append(i, *columns):
-        for column, values in zip(documents[i], columns):
-            column += values
-
-    for k in range(max(map(len, paragraphs))):
-        rows = [i for i, sentences in enumerate(paragraphs) if documents[i] and k < len(sentences)]
-        for i in rows:
-            sentence = tokenizer.encode(" " * bool(k) + paragraphs[i][k])
-            append(i, sentence + [sep], ["text"] * len(sentence) + ["sep"], [None] * (len(sentence) + 1))
-            if len(documents[i][0]) + max_new >= model.config.block_size:
-                documents[i] = None
-        rows = [i for i in rows if documents[i]]
-        prompts, firsts = [documents[i][0] for i in rows], [[] for _ in rows]
-        if k == 0:                              # ner and qra copies begin alike: the first token decides
-            generator = torch.Generator(next(model.parameters()).device).manual_seed(rng.getrandbits(63))
-            tokens = first_tokens(model, tokenizer, prompts, [paragraphs[i][0] for i in rows], copy,
-                                  drawing["temperature"], drawing["p"], generator)
-            firsts = [[token] for token in tokens]
-        prompts = [prompt + first for prompt, first in zip(prompts, firsts)]
-        drawn = draw_with_sets(model, prompts, max_new, stop={sep, tokenizer.end}, seed=rng.getrandbits(63), **drawing)
-        for i, first, new, sets in zip(rows, firsts, *drawn):
-            if first == [sep]:                  # the reading is empty, what was drawn behind it means nothing
-                new, sets = [], []
-            new, sets = first + new, [None] * len(first) + sets
-            if new[-1] == sep:
-                append(i, new, reading_roles(new[:-1], copy, tokenizer) + ["sep"], sets)
-            else:
-                documents[i] = None
-    for i, document in enumerate(documents):
-        if document:
-            append(i, [tokenizer.end], ["end"], [None])
-    return documents
-
-
-def teacher_reads(model, tokenizer, paragraphs, writer, *, copy, p, k_cap, temperature=1.0, seed, batch_rows=64,
-                  max_new=64):
-    """The teacher reads text that nobody has annotated; its readings go into the cache, with the sets they came from.
-
-        s1 SEP <drawn until SEP> " s2" SEP <drawn until SEP> ... END         entities (copy "ner"), questions ("qra")
-
-    paragraphs: list of lists of sentences (str); writer: a CacheWriter of the same settings, which stays open. Given,
-    without a set, are the sentences with the SEP behind each, END, and the first token of the first reading, because
-    it was drawn among those that begin the copy asked for (brd.first_tokens). batch_rows paragraphs are read together;
-    the same seed draws the same tokens. A paragraph is left out as a whole where a reading does not end within max_new
-    tokens, or where block_size has no room for so many. Returns the number of paragraphs left out.
-    Raises ValueError for another copy, and where the writer's header has other settings or another tokenizer.
-    """
-    if copy not in ("ner", "qra"):
-        raise ValueError(f"copy={copy!r}; expected 'ner' or 'qra'")
-    drawing = dict(p=p, k_cap=k_cap, temperature=temperature)
-    for name, value in (drawing | dict(n_vocab=tokenizer.n_vocab, tokenizer=tokenizer.hash)).items():
-        if writer.header[name] != value:
-            raise ValueError(f"{name}={value}, but the cache is opened with {writer.header[name]}; give both the same")
-    rng, left_out = random.Random(seed), 0
-    for start in tqdm(range(0, len(paragraphs), batch_rows), desc=f"teacher reads, {copy}", disable=None, leave=False):
-        batch = paragraphs[start:start + batch_rows]
-        for document in read_batch(model, tokenizer, batch, copy, max_new, rng, **drawing):
-            if document is None:
-                left_out += 1
-                continue
-            tokens, roles, sets = document
-            writer.add(tokens, [writer.header["roles"].index(role) for role in roles], sets)
-    return left_out
-
+from data.cache import ABSENT, Cache
 
 # ---------------------------------------------------------------------------------------------------------------
 # What the losses need of the student
@@ -251,49 +96,229 @@ def sft_loss(z_a, log_Z, weights, denominator=None):
     return loss, {"nll": loss.detach()}
 
 
+def set_terms(z_K, log_Z, log_probs, mask, weights):
+    """What does not count is made harmless: -> z_K, log_Z, log_t, weights, of at least float32.
+
+    Masked BEFORE any arithmetic: a where() afterwards hides a NaN in the value, but 0 * NaN comes back in the gradient.
+    """
+    z_K, log_Z, log_probs = at_least_float32(z_K), at_least_float32(log_Z), at_least_float32(log_probs)
+    live = mask.any(-1) & (weights > 0)                                     # (B, T)
+    mask = mask & live[..., None]                                           # (B, T, K)
+    return (torch.where(mask, z_K, ABSENT), torch.where(live, log_Z, 0), torch.where(mask, log_probs, ABSENT),
+            torch.where(live, weights, 0).to(log_Z.dtype))
+
+
+def log_outside(log_mass):
+    """log(1 - exp(log_mass)), of the mass that is left. Close to a mass of 1 the argument has no digits left: the clamp
+    keeps the logarithm finite, and ends every pull where the outside is below 8 roundings (1e-6 in float32)."""
+    return torch.log(-torch.expm1(log_mass.clamp(max=-8 * torch.finfo(log_mass.dtype).eps)))
+
+
 def topp_forward_kl(z_K, log_Z, log_probs, mask, weights, denominator=None, tail="renormalise"):
     """Forward KL(teacher || student) where of the teacher only the set A_p is known.
 
         renormalise   sum over A_p of q (log q - log s),   q = t / M, M = sum over A_p of t
-        bucket        sum over A_p of t (log t - log s) + (1 - M) (log(1 - M) - log(1 - S)),   S = sum over A_p of s
+        inside        sum over A_p of q (log q - log(s / S)),   S = sum over A_p of s
+        bucket        sum over A_p of t (log t - log s) + (1 - M) (log(1 - M) - log(1 - S))
 
     t are the teacher's probabilities (exp of log_probs), log s = z_K - log_Z the student's over the WHOLE vocabulary,
     so mass that leaks out of the set costs. Renormalised, the optimum is s = t / M, sharper than the teacher: the bias
-    of truncation (often welcome). The bucket's optimum is s = t, S = M; how the tail is shared out, it leaves open.
+    of truncation (often welcome). Inside, only the proportions in the set count and leaking is free; renormalise is
+    inside + leak. The bucket's optimum is s = t, S = M; how the tail is shared out, it leaves open.
 
     z_K, log_probs (B, T, K) float; mask (B, T, K) bool; log_Z, weights (B, T); denominator: see weighted_mean.
     Positions whose set is empty are left out, of the default denominator as well: they are hard targets, for sft_loss.
     figures: kl (the loss), leak = log_Z - V_p in nats, kept_mass M, entropy of the teacher's target in nats.
     Raises ValueError for another tail.
     """
-    if tail not in ("renormalise", "bucket"):
-        raise ValueError(f"tail={tail!r}; expected 'renormalise' or 'bucket'")
-    z_K, log_Z, log_probs = at_least_float32(z_K), at_least_float32(log_Z), at_least_float32(log_probs)
-    live = mask.any(-1) & (weights > 0)                                     # (B, T)
-    weights = torch.where(live, weights, 0).to(log_Z.dtype)
-    # Masked BEFORE any arithmetic: a where() afterwards hides a NaN in the value, but 0 * NaN comes back in the gradient.
-    mask = mask & live[..., None]
-    z_K, log_t = torch.where(mask, z_K, ABSENT), torch.where(mask, log_probs, ABSENT)
-    log_Z = torch.where(live, log_Z, 0)
-    log_s = z_K - log_Z[..., None]                                          # (B, T, K)
-    leak = log_Z - torch.logsumexp(z_K, dim=-1)                             # (B, T)
+    if tail not in ("renormalise", "inside", "bucket"):
+        raise ValueError(f"tail={tail!r}; expected 'renormalise', 'inside' or 'bucket'")
+    z_K, log_Z, log_t, weights = set_terms(z_K, log_Z, log_probs, mask, weights)
+    V_p = torch.logsumexp(z_K, dim=-1)                                      # (B, T)
+    leak = log_Z - V_p
+    log_s = z_K - (V_p if tail == "inside" else log_Z)[..., None]           # (B, T, K)
     kept_mass = log_t.exp().sum(-1)
-    log_q = log_t - torch.logsumexp(log_t, dim=-1, keepdim=True) if tail == "renormalise" else log_t
+    log_q = log_t if tail == "bucket" else log_t - torch.logsumexp(log_t, dim=-1, keepdim=True)
     q = log_q.exp()
     kl = (q * (log_q - log_s)).sum(-1)                                      # (B, T)
     entropy = -(q * log_q).sum(-1)
     if tail == "bucket":
         rest = (1 - kept_mass).clamp(min=0)                                 # a sum of float32 may pass 1
-        # log(1 - S), S = exp(-leak). Close to S = 1 the difference log_Z - V_p has no digits left: the clamp keeps the
-        # logarithm finite, and ends the pull outwards where the student's outside mass is below 8 roundings (1e-6).
-        log_outside = torch.log(-torch.expm1(-leak.clamp(min=8 * torch.finfo(leak.dtype).eps)))
-        kl = kl + torch.xlogy(rest, rest) - rest * log_outside
+        kl = kl + torch.xlogy(rest, rest) - rest * log_outside(-leak)
         entropy = entropy - torch.xlogy(rest, rest)
     loss = weighted_mean(kl, weights, denominator)
     figures = {"kl": loss, "leak": weighted_mean(leak, weights, denominator),
                "kept_mass": weighted_mean(kept_mass, weights, denominator),
                "entropy": weighted_mean(entropy, weights, denominator)}
     return loss, {name: figure.detach() for name, figure in figures.items()}
+
+
+def topp_jsd(z_K, log_Z, log_probs, mask, weights, denominator=None, *, beta, tail="inside"):
+    """Generalised Jensen-Shannon divergence of GKD (Agarwal et al. 2024, eq. 1), q the teacher's part, s the student's:
+
+        beta KL(q || m) + (1 - beta) KL(s || m),   m = beta q + (1 - beta) s;   0: KL(q || s),   1: reverse KL(s || q)
+
+    At 0 and 1 stand the limits divided by beta and by 1 - beta, as is the custom. tail "inside": q and s are both
+    renormalised over A_p (proj_p of the paper). "bucket": both are as they are, with the mass outside as one token
+    more; reverse KL then charges for leaking where the teacher's tail is thin. Shapes, weights, empty sets: as in
+    topp_forward_kl. figures: jsd (the loss), leak. Raises ValueError for another tail, and beta out of 0 .. 1.
+    """
+    if tail not in ("inside", "bucket") or not 0 <= beta <= 1:
+        raise ValueError(f"tail={tail!r}, beta={beta}; expected 'inside' or 'bucket', and 0 <= beta <= 1")
+    z_K, log_Z, log_q, weights = set_terms(z_K, log_Z, log_probs, mask, weights)
+    V_p, log_M = torch.logsumexp(z_K, dim=-1), torch.logsumexp(log_q, dim=-1)            # (B, T)
+    if tail == "inside":
+        log_q, log_s = log_q - log_M[..., None], z_K - V_p[..., None]                    # (B, T, K)
+    else:
+        log_q = torch.cat([log_q, log_outside(log_M)[..., None]], dim=-1)                # (B, T, K + 1)
+        log_s = torch.cat([z_K - log_Z[..., None], log_outside(V_p - log_Z)[..., None]], dim=-1)
+    q, s = log_q.exp(), log_s.exp()                                                      # 0 where masked
+    if beta in (0, 1):
+        terms = s * (log_s - log_q) if beta else q * (log_q - log_s)
+    else:
+        log_m = torch.logaddexp(log_q + math.log(beta), log_s + math.log1p(-beta))
+        terms = beta * q * (log_q - log_m) + (1 - beta) * s * (log_s - log_m)
+    loss, leak = (weighted_mean(x, weights, denominator) for x in (terms.sum(-1), log_Z - V_p))
+    return loss, {"jsd": loss.detach(), "leak": leak.detach()}
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Temporal differences: columns are steps of one document. In column t, s is the text before token t, a = token t, and
+# s' is the s of column t + 1. Q(s, .) are the student's logits.
+
+
+def successor_values(values, exists, terminal):
+    """V(s') from V(s), one column to the right -> (B, T); values (B, T), exists and terminal (B, T) bool.
+
+    0 after a terminal action, whatever stands to the right, and where there is nothing that exists.
+    """
+    follows = F.pad(exists[:, 1:], (0, 1)) & ~terminal
+    return torch.where(follows, F.pad(values[:, 1:], (0, 1)), 0)
+
+
+def bellman_weights(mask, hit, terminal, weights, *, outside="drop", cut="drop"):
+    """The weights (B, T) with 0 at every position that bellman_distill drops; shapes and options as there.
+
+    Their sum over all micro-batches is the denominator to give to each. Left out as a whole, cloning and all, is a
+    position (a) without a set, (b) whose token is not in A_p, unless outside = "join", (c) that is not terminal and
+    whose next column has no set, or does not exist, unless cut = "bootstrap" and there is one.
+    Raises ValueError for another outside or cut.
+    """
+    if outside not in ("drop", "join") or cut not in ("drop", "bootstrap"):
+        raise ValueError(f"outside={outside!r}, cut={cut!r}; expected 'drop' or 'join', and 'drop' or 'bootstrap'")
+    live = mask.any(-1)                                                     # (B, T)
+    inside = (hit & mask).any(-1) | (outside == "join")
+    known = terminal | F.pad((live | (cut == "bootstrap"))[:, 1:], (0, 1))
+    return torch.where(live & inside & known & (weights > 0), weights, 0)
+
+
+def bellman_terms(z_K, z_a, log_Z, mask, hit, terminal, weights, gamma, *, gauge="raw", outside="drop", cut="drop",
+                  stop_gradient=False, target_values=None):
+    """What both forms are made of, each (B, T): implied reward Q(s,a) - gamma V_p(s'), 0 where nothing counts;
+    cloning V_p(s) - Q(s,a); V_p(s) - gamma V_p(s'); leak; the weights that count. Options: see bellman_distill.
+
+    Raises ValueError for another gauge, and for "centred" with cut = "bootstrap": without a set there is no centre.
+    """
+    if gauge not in ("raw", "log_softmax", "centred") or (gauge, cut) == ("centred", "bootstrap"):
+        raise ValueError(f"gauge={gauge!r}, cut={cut!r}; expected 'raw', 'log_softmax', or 'centred' without bootstrap")
+    z_K, z_a, log_Z = at_least_float32(z_K), at_least_float32(z_a), at_least_float32(log_Z)
+    weights = bellman_weights(mask, hit, terminal, weights, outside=outside, cut=cut).to(log_Z.dtype)
+    live, exists = mask.any(-1), mask.any(-1) | (cut == "bootstrap")        # (B, T)
+    # Masked before logsumexp. Elsewhere z_a and log_Z are only added up: a NaN there meets a weight of 0 and is gone.
+    joins = live & ~(hit & mask).any(-1) & (outside == "join")
+    mask = torch.cat([mask, joins[..., None]], dim=-1)                      # (B, T, K + 1)
+    z_K = torch.where(mask, torch.cat([z_K, z_a[..., None]], dim=-1), ABSENT)
+    V_p = torch.where(live, torch.logsumexp(z_K, dim=-1), log_Z)            # without a set: of the whole vocabulary
+    centre = {"raw": torch.zeros_like(V_p), "log_softmax": log_Z,
+              "centred": torch.where(mask, z_K, 0).sum(-1) / mask.sum(-1).clamp(min=1)}[gauge]
+    Q, V = z_a - centre, V_p - centre                                       # (B, T)
+    after = gamma * successor_values(V if target_values is None else target_values, exists, terminal)
+    after = after.detach() if stop_gradient else after
+    return torch.where(weights > 0, Q - after, 0), V - Q, V - after, log_Z - V_p, weights
+
+
+def charge(x, alpha, phi):
+    """x - phi(x): what an implied reward x (any shape) costs; convex, 0 at 0. phi of IQ-Learn (Garg et al. 2021):
+
+        linear      phi(x) = x                 nothing is charged: cloning
+        chi2        phi(x) = x - x^2 / 4       Pearson chi^2, the paper's
+        kl          phi(x) = 1 - exp(-x)       KL, as the authors' code mends it; the dual is -exp(-x - 1)
+        js          phi(x) = log(2 - exp(-x))  Jensen-Shannon, x > -log 2
+        hellinger   phi(x) = x / (1 + x)       squared Hellinger, x > -1
+
+    each concave with slope 1 at 0, used as alpha phi(x / alpha): chi2 gives x^2 / (4 alpha). js and hellinger end, and
+    exp overflows: left of u = x / alpha = -1/2 (kl: -8) the charge goes on along its tangent. Raises ValueError for
+    another phi, and for an alpha that is not positive and finite.
+    """
+    if phi not in ("linear", "chi2", "kl", "js", "hellinger") or not 0 < alpha < math.inf:
+        raise ValueError(f"phi={phi!r}, alpha={alpha}; expected linear, chi2, kl, js or hellinger, and 0 < alpha < inf")
+    if phi in ("linear", "chi2"):
+        return torch.zeros_like(x) if phi == "linear" else x * (x / (4 * alpha))
+    end = -8.0 if phi == "kl" else -0.5
+    u = (x / alpha).clamp(min=end)
+    if phi == "kl":
+        cost, slope = u + torch.expm1(-u), 1 - math.exp(-end)
+    elif phi == "js":
+        cost, slope = u - torch.log1p(-torch.expm1(-u)), 1 - 1 / (2 * math.exp(end) - 1)
+    else:
+        cost, slope = u * u / (1 + u), 1 - 1 / (1 + end) ** 2
+    return alpha * cost + slope * (x - alpha * u)
+
+
+def bellman_distill(z_K, z_a, log_Z, log_probs, mask, hit, terminal, weights, denominator=None, *, alpha=0.1, gamma=0.99,
+                    leak=0.0, phi="chi2", expected=False, toward="zero", **options):
+    """Bellman Distill (Yu et al. 2026), the published objective written out a token (see bellman_max_min):
+
+        loss = mean of  -log proj_p pi(a|s)  +  charge(Q(s,a) - gamma V_p(s'))  +  leak (log_Z - V_p(s))
+                        = V_p(s) - Q(s,a)       = (..)^2 / (4 alpha) for chi2      not in the paper
+
+    z_K, log_probs (B, T, K) float; mask, hit = (ids == taken[..., None]) (B, T, K) bool; z_a, log_Z, weights (B, T);
+    terminal (B, T) bool: a ends the document (END, or what a reading ends with), V_p(s') = 0. denominator: None, or the
+    sum of bellman_weights, which says what is dropped. A column of weight 0 that has a set still is an s'. Cloning
+    alone, which needs no s': phi = "linear", terminal all True.
+
+    expected: cloning takes the teacher's mean over A_p for the token drawn, cross-entropy to the renormalised set: the
+    same in the mean, with less noise. The residual cannot: s' is known of the token taken alone.
+    toward: "zero", or "teacher": the residual's target is the teacher's own, Q_T(s,a) - gamma V_T(s'), Q_T = log_probs.
+    options, of bellman_terms: gauge, what is subtracted from Q and V at a state: "raw" nothing, "log_softmax" log_Z,
+    "centred" the mean logit of the set; cloning does not see it. outside: "drop" or "join", a token out of A_p becomes
+    one of it. cut: "drop" or "bootstrap", where s' has no set V(s') is log_Z of that column (p = 1; give a column of
+    padding behind a cut document). stop_gradient of V_p(s'). target_values (B, T): V(s) of another network, in the same
+    gauge, used in place of V_p(s').
+    figures: cloning, bellman, leak (before its factor), reward = mean of Q - gamma V_p(s'). Raises ValueError for other
+    options, and for outside = "join" where the teacher's probability of the token is needed.
+    """
+    outside = options.get("outside", "drop")
+    if toward not in ("zero", "teacher") or outside == "join" and (expected or toward == "teacher"):
+        raise ValueError(f"toward={toward!r}, expected={expected}, outside={outside!r}; expected 'zero' or 'teacher', "
+                         "and no 'join' with the teacher's probabilities: of a token out of the set they are not known")
+    step = mask, hit, terminal, weights, gamma
+    reward, cloning, _, leaks, weights = bellman_terms(z_K, z_a, log_Z, *step, **options)
+    log_t = torch.where(mask, at_least_float32(log_probs), ABSENT)          # (B, T, K)
+    if expected:
+        log_s = torch.where(mask, at_least_float32(z_K), ABSENT).log_softmax(-1)
+        cloning = -(log_t.softmax(-1) * log_s).sum(-1)
+    target = 0.0
+    if toward == "teacher":
+        log_t_a = torch.where(hit & mask, log_t, 0).sum(-1)                 # (B, T)
+        target = bellman_terms(log_t, log_t_a, torch.zeros_like(log_t_a), *step, cut=options.get("cut", "drop"))[0]
+    terms = {"cloning": cloning, "bellman": charge(reward - target, alpha, phi), "leak": leaks, "reward": reward}
+    terms = {name: weighted_mean(term, weights, denominator) for name, term in terms.items()}
+    loss = terms["cloning"] + terms["bellman"] + leak * terms["leak"]
+    return loss, {name: term.detach() for name, term in terms.items()}
+
+
+def bellman_max_min(z_K, z_a, log_Z, mask, hit, terminal, weights, denominator=None, *, alpha=0.1, gamma=0.99,
+                    phi="chi2", **options):
+    """The same as published, from IQ-Learn: max over Q of  E[phi(Q(s,a) - gamma V_p(s'))] - E[V_p(s) - gamma V_p(s')]
+
+    as a loss to minimise. gamma V_p(s') cancels in the linear part, and bellman_distill is what is left. Arguments as
+    there; figures: reward = E[phi(..)], value = E[V_p(s) - gamma V_p(s')].
+    """
+    x, _, gain, _, weights = bellman_terms(z_K, z_a, log_Z, mask, hit, terminal, weights, gamma, **options)
+    reward = weighted_mean(x - charge(x, alpha, phi), weights, denominator)
+    value = weighted_mean(gain, weights, denominator)
+    return value - reward, {"reward": reward.detach(), "value": value.detach()}
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -335,13 +360,18 @@ def inspect(folder):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description="The sparse teacher cache.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("inspect", help="print what a cache holds and costs")
-    command.add_argument("folder")
+    commands.add_parser("inspect", help="print what a cache holds and costs").add_argument("folder")
+    commands.add_parser("theory", help="print the theory, solved exactly in tables")
     args = parser.parse_args(argv)
     try:
-        inspect(args.folder)
+        if args.command == "theory":
+            from course.theory import lines  # only here: nothing else needs the page
+            for line in lines():
+                print(line, flush=True)
+        else:
+            inspect(args.folder)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

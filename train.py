@@ -47,7 +47,8 @@ from tqdm import tqdm
 
 import brd
 import td_distill
-from data import world
+from data import reads, world
+from data.cache import Cache, CacheWriter
 from data.corpus import PLAIN_TOKENS, annotated_paragraphs, own_text, plain_rows, reading_sources, world_tokenizer
 from data.rows import LENGTH_STEP, Rows, plan_batches
 from model import GPT, GPTConfig
@@ -180,7 +181,7 @@ def loss_of(model, source, batch, config, device, denominator):
     rows = {name: t.to(device) for name, t in source.batch(batch.documents).items()}
     ids, targets = rows["tokens"][:, :-1], rows["tokens"][:, 1:]
     weights = torch.from_numpy(weights_of).to(device)[rows["roles"][:, 1:].long()] * rows["real"][:, 1:]
-    mask = td_distill.narrow(rows["log_probs"], rows["mask"], config.p)[:, 1:]                 # (B, T, K)
+    mask = reads.narrow(rows["log_probs"], rows["mask"], config.p)[:, 1:]                 # (B, T, K)
     soft = mask.any(-1) & (config.objective == "topp_kd")                                      # (B, T)
     logits = model.logits(model.hidden(ids))
     z_K, z_a, log_Z = td_distill.student_terms(logits, rows["ids"][:, 1:], targets)
@@ -266,7 +267,7 @@ def write_cache(folder, teacher, tokenizer, config):
     figures = {place: {name: round(r[name]["value"], 4) for name in shown if r[name]["value"] is not None}
                for place, r in teacher.extra["reading"].items()}
     weights = b"".join(p.detach().cpu().numpy().tobytes() for p in teacher.parameters())
-    writer = td_distill.CacheWriter(
+    writer = CacheWriter(
         folder, n_vocab=tokenizer.n_vocab, tokenizer_hash=tokenizer.hash, roles=brd.ROLES,
         p=config.p, k_cap=K_CAP, temperature=1.0,
         teacher={"hash": hashlib.sha256(weights).hexdigest()[:16], "params": teacher.num_params(), "figures": figures,
@@ -280,8 +281,8 @@ def write_cache(folder, teacher, tokenizer, config):
         for copy, part in (("ner", 0.25), ("qra", 0.75)):
             some = round(min(chunk, n - start) * part)
             texts = [world.draw_paragraph(rng, world.level((start + i / part) / n)).sentences for i in range(some)]
-            td_distill.teacher_reads(teacher, tokenizer, texts, writer, copy=copy, p=config.p, k_cap=K_CAP,
-                                     seed=config.seed + start, max_new=96)
+            reads.teacher_reads(teacher, tokenizer, texts, writer, copy=copy, p=config.p, k_cap=K_CAP,
+                                seed=config.seed + start, max_new=96)
     if not writer.close()["documents"]:
         shutil.rmtree(folder)
         raise ValueError("the teacher finished none of its readings, so there is nothing to learn from; "
@@ -293,7 +294,7 @@ def teacher_cache(out, tokenizer, config):
     folder = out / "cache" if config.teacher == "train" else DATA / "teacher"
     if config.teacher == "train" and not (folder / "header.json").exists():
         write_cache(folder, train_teacher(out / "teacher", tokenizer, config), tokenizer, config)
-    return td_distill.Cache(folder, n_vocab=tokenizer.n_vocab, tokenizer_hash=tokenizer.hash)
+    return Cache(folder, n_vocab=tokenizer.n_vocab, tokenizer_hash=tokenizer.hash)
 
 
 # --- stage 5b: the students --------------------------------------------------------------------------------------------

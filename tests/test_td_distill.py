@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 import td_distill
 from data.cache import ABSENT, Cache
-from td_distill import SLACK, inspect, sft_loss, student_terms, top_p_sets, topp_forward_kl
+from data.reads import SLACK, top_p_sets
+from td_distill import inspect, sft_loss, student_terms, topp_forward_kl
 from test_cache import write_cache
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from data import world
 from data.cache import Cache, CacheWriter
 from data.tokenizer import train_bpe
 from model import GPT, GPTConfig
-from td_distill import reading_roles, teacher_reads, top_p_sets
+from data.reads import reading_roles, teacher_reads, top_p_sets
 
 
 class Chatty(GPT):

@@ -413,7 +413,7 @@ def test_the_default_teacher_is_the_cache_in_data(trained, small_tasks, tmp_path
 
 def test_a_teacher_that_never_ends_its_readings_is_told_in_one_line(small_tasks, tmp_path, monkeypatch):
     """All its documents are left out then: no cache is left behind that would be empty."""
-    monkeypatch.setattr(train.td_distill, "teacher_reads", lambda model, tokenizer, paragraphs, *_, **__: len(paragraphs))
+    monkeypatch.setattr(train.reads, "teacher_reads", lambda model, tokenizer, paragraphs, *_, **__: len(paragraphs))
     options = [*TINY, "--teacher=train", "--teacher_tokens=100", "--cache_tokens=300", f"--out_dir={tmp_path / 'out'}"]
     for _ in range(2):                                             # also when the teacher lies there ready
         with pytest.raises(ValueError, match="finished none of its readings.*--teacher_tokens=100") as refused:

@@ -1,0 +1,1 @@
+"""Pages of the course that run on their own."""

@@ -1,0 +1,380 @@
+"""The theory of top-p distillation, solved exactly: a page of claims, each beside the numbers found.
+
+    python course/theory.py              about 10 seconds on a CPU; --seed=1 for other random numbers
+
+A language model is a decision maker: a state is the text so far, an action is the next token, EOS ends it. Let texts be
+short and the vocabulary tiny, and every state fits in a table: no network, no sampling, no learning rate. What fails
+here fails because of the objective, not because of the training. The claims are those of Yu, Li, Zhang, "Language Model
+Distillation: A Temporal Difference Imitation Learning Perspective" (AAAI 2026, arXiv 2505.20335), called "the paper"
+below; td_distill.py has the same objectives for a student that is a network.
+
+Shapes: S states, A actions (tokens; in texts action 0 is EOS); "..." in front is a batch of tables. Q (S, A) are the
+student's logits, inside (S, A) bool is A_p, V_p(s) = log sum of exp Q(s, a) over A_p(s), s' follows s after a.
+"""
+
+import argparse
+from typing import NamedTuple
+
+import numpy as np
+
+
+class MDP(NamedTuple):
+    """A deterministic world with a reward."""
+    follow: np.ndarray      # (S, A) int: the state that follows, -1 where the action ends it
+    reward: np.ndarray      # (S, A)
+    gamma: float
+
+
+class World(NamedTuple):
+    """What a distillation loss knows: a teacher, and the texts that it draws inside its sets."""
+    follow: np.ndarray      # (S, A) int, as above
+    teacher: np.ndarray     # (S, A) pi*, probabilities
+    inside: np.ndarray      # (S, A) bool, A_p
+    target: np.ndarray      # (S, A) proj_p pi*, the teacher renormalised over its sets
+    visits: np.ndarray      # (S,) how many of the texts come by this state
+    gamma: float
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Worlds, and how they are solved
+
+
+def token_follow(letters, depth):
+    """The tree of texts of fewer than `depth` letters -> follow (S, A), A = letters + 1; state 0 is the empty text.
+
+    Action 0 is EOS, any other appends its letter. In the longest texts every action ends.
+    """
+    texts, follow = [()], []
+    for text in texts:                                          # grows while it is read: breadth first
+        grows = len(text) < depth - 1
+        follow.append([-1] + [len(texts) + i if grows else -1 for i in range(letters)])
+        texts += [text + (i,) for i in range(letters)] * grows
+    return np.array(follow)                                     # (S, A)
+
+
+def random_mdp(rng, n_states, n_actions, gamma):
+    """Any state may follow any other, so there may be no end; one action in eight is terminal -> MDP."""
+    follow = rng.integers(0, n_states, (n_states, n_actions))                   # (S, A)
+    return MDP(np.where(rng.random(follow.shape) < 1 / 8, -1, follow), 2 * rng.normal(size=follow.shape), gamma)
+
+
+def top_p(probs, p):
+    """A_p(s): the fewest of the most probable actions whose mass reaches p; probs (S, A) -> (S, A) bool."""
+    order = np.argsort(-probs, axis=-1, kind="stable")
+    ranked = np.take_along_axis(probs, order, -1)                               # (S, A)
+    inside = np.zeros(probs.shape, bool)
+    np.put_along_axis(inside, order, ranked.cumsum(-1) - ranked < p - 1e-12, -1)
+    return inside
+
+
+def soft_value(Q, inside=True):
+    """V_p(s), Q (..., S, A) -> (..., S); inside=True: of the whole softmax."""
+    top = np.where(inside, Q.real, -np.inf).max(-1, keepdims=True)
+    return top[..., 0] + np.log(np.exp(np.where(inside, Q - top, -np.inf)).sum(-1))
+
+
+def softmax(Q, inside=True):
+    """proj_p pi_Q(a|s), 0 outside; Q (..., S, A) -> (..., S, A)."""
+    return np.exp(np.where(inside, Q - soft_value(Q, inside)[..., None], -np.inf))
+
+
+def after(V, follow):
+    """V(s') of every action, 0 where it ends; V (..., S) -> (..., S, A)."""
+    return np.where(follow < 0, 0, V[..., follow])
+
+
+def bellman(Q, mdp, inside, policy=None):
+    """The paper's top-p soft Bellman operator: r(s,a) + gamma E_{a'}[Q(s',a') - log pi(a'|s')], (S, A) -> (S, A).
+
+    a' is drawn from policy (S, A), 0 outside the sets; None: from proj_p pi_Q itself, and the mean is V_p(s').
+    """
+    V = soft_value(Q, inside)                                                   # (S,)
+    if policy is not None:
+        V = (policy * (Q - np.log(np.where(policy > 0, policy, 1)))).sum(-1)
+    return mdp.reward + mdp.gamma * after(V, mdp.follow)
+
+
+def solve(mdp, inside=True, policy=None):
+    """The operator's fixed point (S, A), by dynamic programming: applied until gamma^n is lost in rounding.
+
+    Q* where all is inside, Q_p* inside the sets, Q^pi for a policy. For texts that end, n = depth would do.
+    """
+    Q = np.zeros(mdp.reward.shape)
+    for _ in range(int(np.log(1e-17) / np.log(mdp.gamma))):
+        Q = bellman(Q, mdp, inside, policy)
+    return Q
+
+
+def three_values(mdp, p):
+    """Q*, Q_p*, Q of proj_p pi*, and the sets, each (S, A); the teacher is the soft-optimal pi* = softmax(Q*)."""
+    best = solve(mdp)
+    inside = top_p(softmax(best), p)
+    return best, solve(mdp, inside), solve(mdp, inside, softmax(best, inside)), inside
+
+
+def distance(Q, R, inside=True):
+    """The largest |Q - R| over the actions inside; (S, A) -> scalar."""
+    return np.abs(np.where(inside, Q - R, 0)).max()
+
+
+def world(follow, teacher, p, gamma):
+    """The teacher (S, A), its sets, and where it goes if it draws inside them -> World; no state before its parent."""
+    inside = top_p(teacher, p)
+    target, visits = softmax(np.log(teacher), inside), np.eye(len(follow))[0]
+    for s, a in np.argwhere(follow >= 0):
+        visits[follow[s, a]] += visits[s] * target[s, a]
+    return World(follow, teacher, inside, target, visits, gamma)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Objectives: World and Q (..., S, A) -> loss (...,), the mean over the teacher's texts of a sum over their tokens
+
+
+def mean(w, x, probs=None):
+    """x (..., S, A) -> (...,), a drawn from probs (..., S, A); None: from proj_p pi*."""
+    probs = w.target if probs is None else probs
+    return (w.visits[:, None] * np.where(probs.real > 0, probs * x, 0)).sum((-1, -2))
+
+
+def forward_kl(w, Q):
+    """KL(pi* || pi), whole softmax: KD, and in the mean SFT on texts that the teacher draws freely."""
+    return mean(w, np.log(w.teacher) - Q + soft_value(Q)[..., None], w.teacher)
+
+
+def reverse_kl(w, Q, inside=True):
+    """KL(pi || pi*), of the whole softmax, or of both renormalised inside."""
+    difference = Q - soft_value(Q, inside)[..., None] - np.log(w.teacher) + soft_value(np.log(w.teacher), inside)[:, None]
+    return mean(w, difference, softmax(Q, inside))
+
+
+def cloning(w, Q):
+    """-log proj_p pi_Q(a|s): nothing of Q outside the sets is in it."""
+    return mean(w, soft_value(Q, w.inside)[..., None] - Q)
+
+
+def leak(w, Q):
+    """-log of the student's mass inside. cloning + leak = -log pi(a|s): SFT on the tokens drawn inside."""
+    return ((soft_value(Q) - soft_value(Q, w.inside)) * w.visits).sum(-1)
+
+
+def reward(w, Q):
+    """The reward that Q implies: Q(s,a) - gamma V_p(s') -> (..., S, A)."""
+    return Q - w.gamma * after(soft_value(Q, w.inside), w.follow)
+
+
+def bellman_tokens(w, Q, alpha, toward=0.0, later=None):
+    """Bellman Distill: -log proj_p pi_Q(a|s) + (reward - toward)^2 / (4 alpha) of every token, (..., S, A).
+
+    later (S, A): V_p(s') is held fixed at it, so that no gradient flows into V_p(s').
+    """
+    r = reward(w, Q) if later is None else Q - w.gamma * later
+    return soft_value(Q, w.inside)[..., None] - Q + (r - toward) ** 2 / (4 * alpha)
+
+
+def max_min_tokens(w, Q, alpha):
+    """As published, to minimise: V_p(s) - gamma V_p(s') - phi(Q(s,a) - gamma V_p(s')), phi(x) = x - x^2 / (4 alpha)."""
+    V, r = soft_value(Q, w.inside), reward(w, Q)
+    return V[..., None] - w.gamma * after(V, w.follow) - (r - r ** 2 / (4 * alpha))         # (..., S, A)
+
+
+def released(w, Q, alpha=0.1):
+    """The released code's Bellman term: phi averaged over the whole vocabulary, with Q set to 0 outside the sets, where the
+    paper has the token taken. (The code's shift of Q by its maximum, its epsilon and its lost EOS are left out.)"""
+    V = soft_value(Q, w.inside)
+    later = w.gamma * after(V, w.follow)                                        # (..., S, A), a is the token taken
+    r = np.where(w.inside, Q, 0)[..., None, :] - later[..., None]               # (..., S, A, A), every token in its place
+    return mean(w, V[..., None] - later - (r - r ** 2 / (4 * alpha)).mean(-1))
+
+
+def minimise(loss, Q, steps=200, tolerance=1e-10):
+    """Newton's method, damped, to a gradient of 1e-10; loss (..., S, A) -> (...,), Q (S, A) -> (Q, largest gradient).
+
+    Gradients by the complex step, Im loss(Q + ih) / h, exact to rounding; the Hessian by differences of them.
+    """
+    eye = np.eye(Q.size).reshape(-1, *Q.shape)                                  # (S A, S, A)
+
+    def gradient(Q):
+        return loss(Q[..., None, :, :] + 1e-30j * eye).imag / 1e-30             # (..., S, A) -> (..., S A)
+
+    damping, g = 1e-3, gradient(Q)
+    for _ in range(steps):
+        if np.abs(g).max() < tolerance or damping > 1e9:
+            break
+        H = (gradient(Q + 1e-5 * eye) - gradient(Q - 1e-5 * eye)) / 2e-5        # (S A, S A)
+        bends, axes = np.linalg.eigh((H + H.T) / 2)
+        step = axes @ (axes.T @ g / (np.abs(bends) + damping))                  # |bends|: downhill also on a saddle
+        new = Q - np.clip(step, -2, 2).reshape(Q.shape)
+        fits = loss(new) <= loss(Q) + 1e-14 * abs(loss(Q))                      # or equal, but for rounding
+        Q, g, damping = (new, gradient(new), max(damping / 8, 1e-12)) if fits else (Q, g, 8 * damping)
+    return Q, np.abs(g).max()
+
+
+def fixed_point(w, Q, alpha):
+    """Where the gradient of Bellman Distill is 0: pi_Q / proj_p pi* (S, A), and E_{pi*}[r|s] (S,), as they must be.
+
+        pi_Q / pi* = (1 - r(s,a) / (2 alpha)) / (1 - gamma e(s) / (2 alpha)),    E_{pi*}[r | s] = gamma e(s)
+
+    e(s) is the mean reward on the way into s, 0 at the start: its term is the gradient that comes back through V_p(s').
+    """
+    r, e, goes = reward(w, Q), np.zeros(len(Q)), w.follow >= 0
+    np.add.at(e, w.follow[goes], (w.visits[:, None] * w.target * r)[goes])
+    e /= np.where(w.visits > 0, w.visits, 1)                                    # (S,)
+    return (1 - r / (2 * alpha)) / (1 - w.gamma * e[:, None] / (2 * alpha)), w.gamma * e
+
+
+def seen(w, Q):
+    """What is seen of a student Q (S, A): four numbers.
+
+    KL(proj_p pi* || proj_p pi_Q), a token of the teacher's texts; mass outside the sets, likewise; of texts drawn from the
+    student's whole softmax, the part that has a token outside; mean length of those drawn inside, in tokens.
+    """
+    probs, proj, tokens = softmax(Q) * w.inside, softmax(Q, w.inside), w.visits.sum()
+    stays, length = np.ones(len(Q)), np.ones(len(Q))
+    for s in reversed(range(len(Q))):                                           # deepest first
+        stays[s] = probs[s] @ np.where(w.follow[s] < 0, 1, stays[w.follow[s]])
+        length[s] = 1 + proj[s] @ after(length, w.follow[s])
+    kl = mean(w, np.log(np.where(w.inside, w.target, 1)) - Q + soft_value(Q, w.inside)[:, None]) / tokens
+    return abs(kl), 1 - w.visits @ probs.sum(-1) / tokens, 1 - stays[0], length[0]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The page
+
+
+def operator_lines(rng):
+    """The paper's contraction proposition, as lines."""
+    yield "1. The top-p soft Bellman operator is a contraction on supported actions"
+    yield "   Apply it to two tables Q: their largest difference over supported actions shrinks to gamma times as much, or"
+    yield "   less. So it has one fixed point, and every start leads there. Largest ratio among 1000 random pairs:"
+    yield "     gamma (the claim)      with V_p     with a fixed policy     wrong: V over all actions"
+    for gamma in (0.5, 0.9, 0.99):
+        mdp, largest = random_mdp(rng, 6, 5, gamma), np.zeros(3)
+        inside = top_p(softmax(solve(mdp)), 0.8)
+        policy = softmax(rng.normal(size=inside.shape), inside)
+        for _ in range(1000):
+            Q, R = 3 * rng.normal(size=(2, *inside.shape)) + 9 * rng.normal(size=(2, 1, 1))
+            moved = [distance(bellman(Q, mdp, *how), bellman(R, mdp, *how), inside)
+                     for how in ((inside,), (inside, policy), (True,))]
+            largest = np.maximum(largest, np.array(moved) / distance(Q, R, inside))
+        yield "     {:<20} {:>10.4f} {:>23.4f} {:>29.4f}".format(gamma, *largest)
+    yield "   The last one heeds actions that the distance does not see."
+
+
+def value_lines(rng):
+    """The paper's bound on the top-p set, and its sandwich, as lines."""
+    yield "2. The price of the sets: ||Q* - Q_p*|| <= -gamma / (1 - gamma) log p"
+    yield "3. The sandwich: Q^{proj_p pi*} <= Q_p* <= Q*"
+    yield "   To lose a mass of 1 - p costs at most -log p nats a step, for ever. Of the two differences, the smallest over"
+    yield "   all states and actions: the claim is >= 0, but for rounding. KL: from proj_p pi* to the policy of Q_p*."
+    yield "     world          gamma    p      gap    bound    Q_p* - Q^proj    Q* - Q_p*       KL"
+    follow = token_follow(3, 4)
+    worlds = [("random", random_mdp(rng, 6, 5, 0.9)), ("random", random_mdp(rng, 6, 5, 0.99)),
+              ("up to 4 tokens", MDP(follow, rng.normal(size=follow.shape), 0.99)),
+              ("five equals", MDP(np.zeros((1, 5), int), np.zeros((1, 5)), 0.99))]
+    for (name, mdp), p in [(one, p) for one in worlds for p in (0.8, 0.5)]:
+        best, best_p, projected, inside = three_values(mdp, p)
+        log_proj, log_p = best - soft_value(best, inside)[:, None], best_p - soft_value(best_p, inside)[:, None]
+        kl = (softmax(best, inside) * (log_proj - log_p)).sum(-1).max()
+        yield (f"     {name:<14} {mdp.gamma:<5} {p:>4} {distance(best, best_p):8.3f} "
+               f"{-mdp.gamma / (1 - mdp.gamma) * np.log(p):8.3f} {(best_p - projected).min():16.0e} "
+               f"{(best - best_p).min():12.0e} {abs(kl):8.4f}")
+    yield "   At gamma .99 and p .8 the bound is 22 nats, and logits differ by a few: it is no comfort. Nor can it be"
+    yield "   better: one state, five equal actions and no end reach it. Texts of at most D tokens stay far below: for them"
+    yield "   gamma / (1 - gamma) becomes gamma + ... + gamma^(D-1). And what all actions lose alike changes no policy."
+
+
+def identity_lines(w, rng):
+    """The published objective, written out; w World, as lines."""
+    Q = 3 * rng.normal(size=w.follow.shape)
+    ours, published = bellman_tokens(w, Q, 0.1), max_min_tokens(w, Q, 0.1)
+    yield "4. The published objective is cloning and a square, token by token:"
+    yield "   V_p(s) - gamma V_p(s') - phi(Q - gamma V_p(s'))  =  -log proj_p pi_Q(a|s) + (Q - gamma V_p(s'))^2 / (4 alpha)"
+    yield f"     a random Q, values up to {ours.max():.0f}: largest difference of the sides {distance(ours, published):.0e}"
+
+    def linear(Q):
+        return mean(w, max_min_tokens(w, Q, np.inf))
+    yield (f"     without the square: {abs(linear(Q) - cloning(w, Q)):.0e} from cloning; where it is smallest, KL to the "
+           f"teacher in its sets {seen(w, minimise(linear, Q)[0])[0]:.0e}")
+    yield "   In the linear part gamma V_p(s') cancels. All that is temporal difference is in the square."
+
+
+def fixed_point_lines(w, rng):
+    """The optimum of Bellman Distill; w World, as lines."""
+    yield "5. Where the square leads: pi_Q / pi* = 1 - r / (2 alpha) and E_{pi*}[r] = 0"
+    yield "   One state, two actions that end, a .9 / .1 teacher; here r = Q. A small alpha flattens the student:"
+    one = world(np.full((1, 2), -1), np.array([[0.9, 0.1]]), 1, 0.99)
+    for alpha, claim in ((10, 0.891), (1, 0.829), (0.5, 0.784), (0.1, 0.640)):
+        Q, _ = minimise(lambda Q: mean(one, bellman_tokens(one, Q, alpha)), np.zeros((1, 2)))
+        yield (f"     alpha {alpha:<4} pi_Q {softmax(Q)[0, 0]:.4f}, claimed {claim:.3f}; ratio off by "
+               f"{distance(softmax(Q) / one.teacher, 1 - Q / (2 * alpha)):.0e}, E[r] by {abs(mean(one, Q)):.0e}")
+    yield "   That holds in the first state of a text. In the others a gradient comes back through V_p(s') as well: with e"
+    yield "   the reward on the way into s, E_{pi*}[r|s] = gamma e, and the ratio is divided by 1 - gamma e / (2 alpha)."
+    live = w.inside & (w.visits[:, None] > 0)
+    for alpha in (1, 0.1):
+        Q, _ = minimise(lambda Q: mean(w, bellman_tokens(w, Q, alpha)), rng.normal(size=live.shape))
+        (law, _), simple = fixed_point(w, Q, alpha), 1 - reward(w, Q) / (2 * alpha)
+        ratio = softmax(Q, w.inside) / np.where(live, w.target, 1)
+        yield (f"     alpha {alpha:<4} texts of 3 tokens, ratio off by {distance(ratio, law, live):.0e}; "
+               f"by the simple law {distance(ratio, simple, live):.3f}")
+    for _ in range(3):                                          # as many times as a text has tokens
+        later = after(soft_value(Q, w.inside), w.follow)
+        Q, _ = minimise(lambda Q: mean(w, bellman_tokens(w, Q, 0.1, later=later)), Q)
+    ratio = softmax(Q, w.inside) / np.where(live, w.target, 1)
+    yield "   With V_p(s') held fixed, so that no gradient flows into it, the simple law is back in every state:"
+    yield f"     alpha 0.1  ratio off by {distance(ratio, 1 - reward(w, Q) / 0.2, live):.0e}"
+
+
+def objective_lines(w, rng):
+    """The objectives side by side; w World, as lines."""
+    start, own = rng.normal(size=w.follow.shape), reward(w, np.log(w.teacher))
+    rows = [("SFT or KD: forward KL, whole", forward_kl), ("reverse KL, whole", reverse_kl),
+            ("reverse KL inside", lambda w, Q: reverse_kl(w, Q, w.inside)), ("top-p cloning", cloning),
+            ("  + leak: SFT inside", lambda w, Q: cloning(w, Q) + leak(w, Q))]
+    rows += [(f"Bellman Distill, alpha {alpha}", lambda w, Q, alpha=alpha: mean(w, bellman_tokens(w, Q, alpha)))
+             for alpha in (10, 1, 0.5, 0.1)]
+    rows += [("  + leak", lambda w, Q: mean(w, bellman_tokens(w, Q, 0.1)) + leak(w, Q)),
+             ("  to the teacher's reward", lambda w, Q: mean(w, bellman_tokens(w, Q, 0.1, own)))]
+    yield "6. Which objectives give the teacher back"
+    yield "   Texts of up to 3 tokens, p .8, each objective minimised from one random student. KL to the teacher inside its"
+    yield "   sets and mass outside, a token; texts drawn from the whole softmax that leave the sets; mean length of texts"
+    yield "   drawn inside; gradient left."
+    yield "     objective                             KL    outside    leave   length   gradient"
+    teacher, row = np.log(w.teacher), "     {:<31} {:9.6f} {:10.6f} {:8.4f} {:8.3f} {:10.0e}"
+    found = [("the start", start, np.nan), ("the teacher", teacher, np.nan), ("uniform", 0 * start, np.nan)]
+    found += [(name, *minimise(lambda Q: loss(w, Q), start)) for name, loss in rows]
+    found += [("released average, from teacher", *minimise(lambda Q: released(w, Q), teacher))]
+    for name, Q, slope in found:
+        yield row.format(name, *seen(w, Q), slope).replace("nan", "").rstrip()
+    leave = {name: seen(w, Q)[2] for name, Q, _ in found}
+    yield "   Cloning has the proportions right and trains nothing outside: the logits that a student had there, it keeps."
+    yield (f"   Drawn from its whole softmax {leave['top-p cloning']:.0%} of the texts leave the sets, of the teacher's "
+           f"{leave['the teacher']:.0%}. Leak mends that, and")
+    yield "   changes no proportion; so it does not mend those that the square bends. As alpha falls the reward goes to 0"
+    yield "   and all texts become about equally probable: a token after which much can follow wins over EOS, and texts grow"
+    yield "   longer. A square around the teacher's own reward bends nothing. In the average over the vocabulary only the"
+    yield "   sets are left of the teacher: begun at the teacher itself, it ends at equal proportions in every set."
+
+
+def lines(seed=0):
+    """The page, line by line (str); the same seed gives the same numbers."""
+    rng = np.random.default_rng(seed)
+    follow = token_follow(3, 3)
+    w = world(follow, softmax(1.5 * rng.normal(size=follow.shape)), 0.8, 0.99)
+    while not w.inside[0, 0] or w.inside[0].sum() < 3:          # a teacher that may end at once, or go on in two ways
+        w = world(follow, softmax(1.5 * rng.normal(size=follow.shape)), 0.8, 0.99)
+    for part in (operator_lines(rng), value_lines(rng), identity_lines(w, rng), fixed_point_lines(w, rng),
+                 objective_lines(w, rng)):
+        yield from part
+        yield ""
+
+
+def main(argv=None):
+    """Prints the page."""
+    parser = argparse.ArgumentParser(description="The theory of top-p distillation: claims beside the numbers found.")
+    parser.add_argument("--seed", type=int, default=0, help="of the random worlds")
+    for line in lines(parser.parse_args(argv).seed):
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
