@@ -1,5 +1,8 @@
-"""What top-p distillation costs: each figure is a ratio of two ways to do the same thing, timed in turns in one run.
+"""What it costs: each figure is a ratio of two ways to do the same thing, timed in turns in one run.
 
+    python bench.py --nanogpt=../nanoGPT       one table: training, generation, scoring, loss, cache, memory, and the machine;
+                                               ours beside a checkout of nanoGPT (course/race.py; 15 minutes on two cores)
+    python bench.py shakespeare --nanogpt=../nanoGPT     seconds to the loss of nanoGPT's README (course/shakespeare.py)
     python bench.py losses                     loss forward and backward at GPT-2's vocabulary (10 minutes on one core)
     python bench.py losses --positions=256 --rounds=3 --dtype=bf16                           (1 minute)
     python bench.py cache                      bytes a token of the sparse cache, for sharp and for flat teachers
@@ -42,6 +45,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import td_distill
+from course import race
 from data.cache import CacheWriter
 from data.reads import draw_with_sets, top_p_sets
 from model import GPT, GPTConfig
@@ -301,7 +305,56 @@ def bench_teacher(options, device, best):
 
 
 # ---------------------------------------------------------------------------------------------------------------
+# race
 
+
+def peak_of_training(way, shape, options, device):
+    """For a fresh process -> extra_memory of a new model, its optimizers and a few steps, bytes."""
+    torch.set_num_threads(options.threads)
+    small = (1, 32, 2, 32, 64, 2, 1)
+    race.train_once(way, small, options.nanogpt, device)                                           # libraries wake up
+    return extra_memory(lambda: race.train_once(way, shape, options.nanogpt, device), device)
+
+
+def bench_race(options, device, best):
+    """Yields one table: a row for each way to do each work, divided by the last way of it."""
+    nanogpt = race.load_nanogpt(options.nanogpt) if options.nanogpt else None
+    rates = race.multiply_rates(device, lambda call: in_turns({"": call}, 1, device)[""][0, 0])
+    shapes = race.CUDA_SHAPES if device.type == "cuda" else race.CPU_SHAPES
+    rows = [{"what": "matrix multiply", "way": str(dtype)[6:], "figure": rate / 1e9, "unit": "GFLOP/s", "ratio": "",
+             "CPU ratio": "", "share": 1.0} for dtype, rate in rates.items()]
+    with tempfile.TemporaryDirectory() as folder:
+        works = [*race.training(shapes, nanogpt, device, folder), *race.generation((1, 64), options.new, nanogpt, device),
+                 *race.scoring(options.items, device), *race.reading_a_cache(folder), large_vocabulary(options, device, best)]
+        for what, unit, amount, calls, operations in works:
+            for call in calls.values():
+                call()                                                                              # once for nothing
+            seconds, base = in_turns(calls, options.rounds, device), list(calls)[-1]
+            for way in calls:
+                figure = amount / np.median(seconds[way][:, 0]).item()
+                dtype = torch.float32 if best is None or (way == "nanoGPT" and device.type == "cpu") else best
+                of, cpu = (1 / x for x in ratio(seconds, way, base)) if len(calls) > 1 else ("", "")
+                rows.append({"what": what, "way": way, "figure": figure, "unit": unit, "ratio": of, "CPU ratio": cpu,
+                             "share": figure * operations[way] / rates[dtype] if way in operations else ""})
+        for name, shape in shapes.items():
+            ways = ["modern", "gpt2"] + ["nanoGPT"] * bool(nanogpt)
+            extra = {way: in_fresh_process(peak_of_training, way, shape, options, device) for way in ways}
+            rows += [{"what": f"memory, training {name}", "way": way, "figure": extra[way] / 1e6, "unit": "MB",
+                      "ratio": extra[way] / max(extra[ways[-1]], 1), "CPU ratio": "", "share": ""} for way in ways]
+    yield f"{device}, {'bf16' if best else 'float32'}, threads: {options.threads}; median of {options.rounds}", rows
+
+
+def large_vocabulary(options, device, best):
+    """Top-p distillation at GPT-2's vocabulary beside plain cross-entropy, as one work of the race."""
+    x = loss_inputs(SimpleNamespace(positions=512, n_vocab=50257, n_embd=768, kept=16), device)
+    ways = "head_terms forward KL", "dense forward KL", "dense cross-entropy"
+    return ("loss, 50,257 tokens", "tokens/s", x.taken.numel(),
+            {way: lambda way=way: forward_backward(way, x, best) for way in ways}, {})
+
+
+# ---------------------------------------------------------------------------------------------------------------
+
+WHOLE = {"threads": (os.cpu_count(), "of PyTorch"), "device": ("auto", "cpu, cuda, mps or auto")}    # of the whole machine
 BENCHES = {    # name -> function(options, device, type of autocast or None) that yields (title, rows), what it is, options
     "losses": (bench_losses, "loss forward and backward, with the head", {
         "positions": (1024, "B * T"), "n_vocab": (50257, "V"), "n_embd": (768, "C"), "kept": (16, "K"),
@@ -311,6 +364,9 @@ BENCHES = {    # name -> function(options, device, type of autocast or None) tha
     "teacher": (bench_teacher, "drawing and caching against drawing alone", {
         "rows": (32, "drawn side by side"), "new": (32, "tokens drawn a row"), "p": (0.8, "mass of a set"),
         "k_cap": (64, "largest set"), "rounds": (5, "of timing")}),
+    "race": (bench_race, "ours and nanoGPT on the same work (the default)", {
+        "nanogpt": ("", "folder of a checkout of nanoGPT"), "new": (256, "tokens generated a row"),
+        "items": (1000, "scored, of four candidates"), "rounds": (5, "of timing"), **WHOLE}),
 }
 SHARED = {"threads": (1, "of PyTorch"), "device": ("cpu", "cpu, cuda, mps or auto"), "json": ("", "file for the tables")}
 
@@ -320,7 +376,7 @@ def parse(argv):
     benches = parser.add_subparsers(dest="bench", required=True)
     for bench, (_, text, own) in BENCHES.items():
         one = benches.add_parser(bench, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-        for name, (default, meaning) in (own | SHARED).items():
+        for name, (default, meaning) in (SHARED | own).items():
             one.add_argument("--" + name, type=type(default), default=default, help=meaning)
     options = parser.parse_args(argv)
     for name, value in vars(options).items():
@@ -334,7 +390,8 @@ def parse(argv):
 def main(argv=None):
     """Runs one bench -> exit code: 0, or 2 with one line for what cannot be."""
     try:
-        options = parse(argv)
+        argv = [argument.removeprefix("--task=") for argument in (sys.argv[1:] if argv is None else argv)]
+        options = parse(argv if argv and argv[0] in (*BENCHES, "-h", "--help") else ["race", *argv])
         torch.set_num_threads(options.threads)
         machine = pick_device(Config(device=options.device))
         tables = [table(*found) for found in BENCHES[options.bench][0](options, *machine)]

@@ -148,7 +148,66 @@ def test_teacher_end_to_end(monkeypatch, capsys):
     assert "2x16, 90 tokens: 3 rows of 4 new tokens" in printed and printed.count("drawn from") == 3
 
 
+OTHER = """
+from dataclasses import dataclass
+import torch, torch.nn.functional as F
+@dataclass
+class GPTConfig:
+    block_size: int; vocab_size: int; n_layer: int; n_head: int; n_embd: int; dropout: float = 0.0; bias: bool = True
+class GPT(torch.nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        print("noise")
+        block = torch.nn.Linear(config.n_embd, config.n_embd)
+        self.transformer = torch.nn.ModuleDict({"wte": torch.nn.Embedding(config.vocab_size, config.n_embd), "h": block})
+    def configure_optimizers(self, *arguments):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+    def forward(self, x, y):
+        assert (x[:, 1:] == y[:, :-1]).all()
+        logits = F.linear(self.transformer.h(self.transformer.wte(x)), self.transformer.wte.weight)
+        return logits, F.cross_entropy(logits.flatten(0, 1), y.flatten())
+    def generate(self, idx, new, temperature, top_k):
+        return F.pad(idx, (0, new))
+"""
+
+
+def test_race_end_to_end(tmp_path, monkeypatch, capsys):
+    """Beside a stand-in for a checkout: every work is done both ways, and divided by the last."""
+    (tmp_path / "model.py").write_text(OTHER, encoding="utf-8")
+    monkeypatch.setattr(bench, "in_fresh_process", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(bench.race, "CPU_SHAPES", {"4x128": (1, 16, 2, 64, 30, 2, 2)})
+    monkeypatch.setattr(bench.race, "SIDES", (64, 64))
+    monkeypatch.setattr(bench, "loss_inputs", lambda options, device, made=bench.loss_inputs: made(small(), device))
+    path = tmp_path / "out.json"
+    assert bench.main([f"--nanogpt={tmp_path}", "--new=3", "--items=5", "--rounds=2", "--threads=1", "--device=cpu", f"--json={path}"]) == 0
+    assert "noise" not in capsys.readouterr().out
+    (table,) = json.loads(path.read_text(encoding="utf-8"))["tables"]
+    rows = {(row["what"], row["way"]): row for row in table["rows"]}
+    for what, *ways in (("training 4x128", "modern", "gpt2", "nanoGPT"), ("generation, 64 x 3", "modern", "gpt2", "nanoGPT"),
+                        ("blind scoring, 5 x 4", "ours", "one at a time")):
+        assert all(rows[what, way]["figure"] > 0 for way in ways) and rows[what, ways[-1]]["ratio"] == 1
+    assert all(("memory, training 4x128", way) in rows and 0 < rows["training 4x128", way]["share"] < 1 for way in ("modern", "gpt2", "nanoGPT"))
+
+
+def test_operations_by_hand():
+    """A gpt2 block of C channels multiplies 12 C^2 weights."""
+    shape = (2, 16, 2, 8, 30, 2, 1)
+    model, _ = bench.race.ours(shape, "gpt2", CPU)
+    assert bench.race.operations(model, shape) == 6 * (2 * 12 * 16 ** 2 + 30 * 16) + 12 * 2 * 16 * 8
+
+
+def test_one_at_a_time_is_the_blind_score():
+    """What is timed as a loop is the same score, to the rounding of one token's probability."""
+    tokenizer = bench.race.course_tokenizer("world", 1024)
+    model = bench.GPT(bench.GPTConfig(tokenizer.n_vocab, 64, 1, 2, 16))
+    torch.nn.init.normal_(model.transformer.h[0].mlp.c_proj.weight)
+    items = [("Anna went to", ["Oslo", "the old market"]), ("It was late. Ben", ["slept", "Oslo"])]
+    scores = bench.race.one_at_a_time(model, tokenizer, items, CPU)
+    torch.testing.assert_close(torch.tensor(scores), torch.tensor(bench.race.brd.blind_scores(model, tokenizer, items)))
+
+
 @pytest.mark.parametrize("arguments, message", [
+    (["--nanogpt=no/such"], "no/such/model.py: no such file; expected a checkout"),
     (["losses", "--positions=0"], "--positions=0; expected at least 1"),
     (["losses", "--kept=9", "--n_vocab=9"], "fewer tokens kept than there are"),
     (["losses", "--dtype=int8"], "--dtype=int8"), (["cache", "--p=1.5", "--positions=2", "--n_vocab=9"], "p=1.5"),
