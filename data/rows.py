@@ -52,12 +52,10 @@ class Rows:
         Returns ids (B, T) int64, targets (B, T) int64 and weights (B, T) float32, which are 0 on padding.
         """
         T = padded(int(self.lengths[documents].max()) - 1)
-        tokens = np.zeros((len(documents), T + 1), np.int64)
-        weights = np.zeros((len(documents), T + 1), np.float32)
-        for row, d in enumerate(documents):
-            a, b = self.starts[d], self.starts[d + 1]
-            tokens[row, :b - a] = self.tokens[a:b]
-            weights[row, :b - a] = role_weights[self.roles[a:b]]
+        place, lengths = np.arange(T + 1), self.lengths[documents][:, None]                    # (T + 1,), (B, 1)
+        index = self.starts[documents][:, None] + np.minimum(place, lengths - 1)               # (B, T + 1)
+        tokens, weights = self.tokens[index].astype(np.int64), role_weights[self.roles[index]]
+        tokens[place >= lengths], weights[place >= lengths] = 0, 0
         tokens, weights = torch.from_numpy(tokens), torch.from_numpy(weights)
         return tokens[:, :-1], tokens[:, 1:], weights[:, 1:]
 
