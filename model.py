@@ -105,6 +105,8 @@ class Convolution(nn.Module):
                 x = x * cache.real  # pads must be the zeros that stand before a row without pads
             x = torch.cat([cache.tails[slot].to(x.dtype), x], dim=1)                   # (B, W - 1 + T, C)
             cache.tails[slot] = x[:, T:]                                               # (B, W - 1, C)
+            if T == 1:  # the next token: one sum, where a convolution costs more to start than to compute
+                return (x * self.weight[:, 0].T).sum(1, keepdim=True)                  # (B, 1, C)
         # Taken as a picture one pixel high: convolutions of pictures know the memory order (B, T, C), "channels
         # last", while conv1d would copy the input and the output into (B, C, T).
         picture = x.transpose(1, 2).unsqueeze(2)                                       # (B, C, 1, W - 1 + T)
@@ -164,17 +166,18 @@ class Attention(nn.Module):
 
 
 def attend(q, k, v, mask, causal):
-    """softmax(q k^T + mask) v: q (B, H, T, D) already scaled; k, v (B, H, S, D); mask (T, S) or (B, 1, T, S), 0 / -inf.
+    """softmax(q k^T + mask) v: q (B, H, T, D) already scaled; k, v (B, H, S, D); mask (T, S) or (B, 1, T, S), 0 / -inf, or None.
 
     causal: the mask is the plain triangle of T = S, which the fused kernel knows without reading it.
     """
     if q.is_cuda or q.size(2) > EXPLICIT_ATTENTION_UP_TO:
-        mask = None if causal else mask.to(q.dtype)
+        mask = None if causal or mask is None else mask.to(q.dtype)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=1.0)
     if causal and q.size(2) > QUERIES:
         return torch.cat([attend(q[:, :, a:a + QUERIES], k[:, :, :a + QUERIES], v[:, :, :a + QUERIES],
                                  mask[a:a + QUERIES, :a + QUERIES], causal=False) for a in range(0, q.size(2), QUERIES)], dim=2)
-    weights = torch.softmax(q @ k.transpose(-2, -1) + mask, dim=-1)                    # (B, H, T, S) float32
+    scores = q @ k.transpose(-2, -1)                                                   # (B, H, T, S)
+    weights = torch.softmax(scores if mask is None else scores + mask, dim=-1)         # (B, H, T, S) float32
     return weights.to(v.dtype) @ v                                                     # (B, H, T, D)
 
 
@@ -225,13 +228,18 @@ class Cache:
         self.shift = int(config.layout == "modern")                         # 1: column 0 is the empty key
         self.length = 0                                                     # columns seen, pads included
         self.pads = pads                                                    # (B,) pads before the first token
+        self.padded = bool(pads.any())                                      # if not, a single new token sees every column
         self.real = None                                                    # (B, T, 1) 0 at pads; None: no pads left
         L, B, C, H, device = config.n_layer, len(pads), config.n_embd, config.n_head, pads.device
         self.kv = list(torch.zeros(L, 2, B, H, 0, C // H, device=device))   # per layer (2, B, H, room, D)
         self.tails = list(torch.zeros(2 * L, B, max(W - 1, 0), C, device=device))  # per convolution (B, W - 1, C)
 
     def advance(self, T):
-        """Make place for T new columns; returns their positions (B, T) and the additive mask (B, 1, T, S)."""
+        """Make place for T new columns; returns their positions, (B, T) or (1, T) where all rows are alike, and the additive
+        mask (B, 1, T, S), or None where nothing is hidden."""
+        if T == 1 and self.length and not self.padded:
+            self.real, self.length = None, self.length + 1
+            return slice(self.length - 1, self.length), None
         column = torch.arange(self.length + T, device=self.pads.device)     # (S,)
         new, first = column[self.length:], self.pads[:, None]               # (T,), (B, 1)
         seen = (column <= new[:, None]) & (column >= first[:, None])        # (B, T, S)
@@ -483,11 +491,14 @@ def check_sampling(temperature, top_k, top_p, max_new_tokens):
 def most_probable(logits, k):
     """The k largest of each row, the largest first, among equals the lower id: logits (N, V) -> values, ids (N, k).
 
-    k of V or more: all of them. topk is 50 times as fast as a sort of the vocabulary, but takes equals in any order: put
-    those that it took in order, and sort in full the rare rows where equals stand on both sides of the cut.
+    k of V or more: all of them. topk is 50 times as fast as a sort of the vocabulary, but takes equals in any order: where
+    there are any, put those that it took in order, and sort in full the rare rows where equals stand on both sides of the cut.
     """
     if k >= logits.size(-1):
         return logits.sort(dim=-1, descending=True, stable=True)
+    values, ids = logits.topk(k + 1, dim=-1)                                           # (N, k + 1)
+    if not (values[:, 1:] == values[:, :-1]).any():
+        return values[:, :k], ids[:, :k]
     ids = logits.topk(k, dim=-1).indices.sort(dim=-1).values
     values, order = logits.gather(-1, ids).sort(dim=-1, descending=True, stable=True)
     ids = ids.gather(-1, order)                                                        # (N, k)
@@ -502,14 +513,24 @@ def sample(logits, temperature=1.0, top_k=None, top_p=None, generator=None):
         return logits.argmax(-1)
     logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # the maximum is 0, so a tiny temperature is safe
     if top_k is None and top_p is None:
-        return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
-    V = logits.size(-1)
-    logits, ids = most_probable(logits, V if top_k is None else top_k)                 # (b, k)
-    probs = F.pad(logits, (0, V - ids.size(-1)), value=-math.inf).softmax(-1)          # (b, V): one seed, whatever k
+        return draw(logits.softmax(-1), generator)
+    logits, ids = most_probable(logits, logits.size(-1) if top_k is None else top_k)   # (b, k)
+    probs = logits.softmax(-1)                                                         # (b, k)
     if top_p is not None and top_p < 1:
         before = F.pad(probs.cumsum(-1)[:, :-1], (1, 0))  # mass of the tokens before: below p, the token is needed
         probs = probs * (before < top_p)
-    return ids.gather(1, torch.multinomial(probs, 1, generator=generator))[:, 0]       # (b,)
+    return ids.gather(1, draw(probs, generator)[:, None])[:, 0]                        # (b,)
+
+
+def draw(probs, generator=None):
+    """One column a row, (b,), drawn in proportion to probs (b, k), never one of 0; a row takes one random number, whatever k.
+
+    Where the running sum first passes a uniform number, so that the cost is that of a sum. torch.multinomial draws a random
+    number for every column, which at 64 rows of 2,048 took longer than all matrix products of a 4x128 model."""
+    device = "cpu" if probs.device.type == "mps" else probs.device  # MPS has no float64, without which a sum may pass its end
+    mass = probs.to(device).double().cumsum(-1)                                        # (b, k)
+    point = torch.rand(len(probs), 1, generator=generator, device=probs.device).to(device).double() * mass[:, -1:]
+    return torch.searchsorted(mass, point, right=True)[:, 0].to(probs.device)          # (b,)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import model as model_module
-from model import GPT, Cache, GPTConfig, most_probable, sample
+from model import GPT, Cache, GPTConfig, draw, most_probable, sample
 
 LAYOUTS = ["modern", "gpt2"]
 PROMPTS = [[1, 2, 3, 4, 5], [7], [8, 9, 1, 2, 3, 4, 5, 6, 7, 3], [6, 6]]  # of different lengths, one token among them
@@ -428,6 +428,14 @@ def test_top_k_of_equal_logits_keeps_k():
     assert len(set(drawn.tolist())) == 2
 
 
+def test_draws_have_their_frequencies_and_never_probability_zero():
+    probs = torch.tensor([[0.0, 0.5, 0.0, 0.3, 0.2, 0.0], [1.0, 0.0, 0.0, 0.0, 0.0, 0.0]]).repeat(20_000, 1)
+    drawn = draw(probs, torch.Generator().manual_seed(0)).view(-1, 2)
+    shares = drawn[:, 0].bincount(minlength=6) / len(drawn)
+    assert (drawn[:, 1] == 0).all() and (shares[[0, 2, 5]] == 0).all()
+    torch.testing.assert_close(shares[[1, 3, 4]], torch.tensor([0.5, 0.3, 0.2]), rtol=0, atol=4 * (0.25 / 20_000) ** 0.5)
+
+
 @pytest.mark.parametrize("settings", [{"top_k": 3}, {"top_k": 64, "top_p": 0.8}, {"top_p": 0.9}, {"top_k": 999}], ids=str)
 @pytest.mark.parametrize("V", [5, 300])
 def test_draws_are_those_of_a_full_stable_sort(V, settings):
@@ -442,7 +450,8 @@ def test_draws_are_those_of_a_full_stable_sort(V, settings):
         probs = (values - values[:, :1]).masked_fill(torch.arange(V) >= k, -math.inf).softmax(-1)
         before = F.pad(probs.cumsum(-1)[:, :-1], (1, 0))
         probs = probs * (before < settings.get("top_p", 2))
-        wanted = ids.gather(1, torch.multinomial(probs, 1, generator=torch.Generator().manual_seed(seed)))[:, 0]
+        points = torch.rand(40, 1, generator=torch.Generator().manual_seed(seed)).double() * probs.double().sum(-1, keepdim=True)
+        wanted = ids.gather(1, (probs.double().cumsum(-1) <= points).sum(-1, keepdim=True))[:, 0]
         assert torch.equal(sample(logits, generator=torch.Generator().manual_seed(seed), **settings), wanted)
 
 
