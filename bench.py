@@ -37,6 +37,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from itertools import chain
 from types import SimpleNamespace
 
 import numpy as np
@@ -64,9 +65,10 @@ def in_turns(calls, rounds, device):
         for name, call in calls.items():
             wait()
             start = time.perf_counter(), time.process_time()
-            call()
+            told = call()                           # what runs in another process tells its own seconds
             wait()
-            seconds[name].append((time.perf_counter() - start[0], time.process_time() - start[1]))
+            found = time.perf_counter() - start[0], time.process_time() - start[1]
+            seconds[name].append(told if isinstance(told, tuple) else found)
     return {name: np.array(pairs) for name, pairs in seconds.items()}
 
 
@@ -311,9 +313,9 @@ def bench_teacher(options, device, best):
 def peak_of_training(way, shape, options, device):
     """For a fresh process -> extra_memory of a new model, its optimizers and a few steps, bytes."""
     torch.set_num_threads(options.threads)
-    small = (1, 32, 2, 32, 64, 2, 1)
-    race.train_once(way, small, options.nanogpt, device)                                           # libraries wake up
-    return extra_memory(lambda: race.train_once(way, shape, options.nanogpt, device), device)
+    small, shape = (1, 32, 2, 32, 64, 2, (1, 1), 1), (*shape[:-1], 2)
+    race.trainer(way, small, options.nanogpt, device)()                                            # libraries wake up
+    return extra_memory(lambda: race.trainer(way, shape, options.nanogpt, device)(), device)
 
 
 def bench_race(options, device, best):
@@ -324,9 +326,10 @@ def bench_race(options, device, best):
     rows = [{"what": "matrix multiply", "way": str(dtype)[6:], "figure": rate / 1e9, "unit": "GFLOP/s", "ratio": "",
              "CPU ratio": "", "share": 1.0} for dtype, rate in rates.items()]
     with tempfile.TemporaryDirectory() as folder:
-        works = [*race.training(shapes, nanogpt, device, folder), *race.generation((1, 64), options.new, nanogpt, device),
-                 *race.scoring(options.items, device), *race.reading_a_cache(folder), large_vocabulary(options, device, best)]
-        for what, unit, amount, calls, operations in works:
+        works = (race.training(shapes, options.nanogpt, device, options.threads),
+                 race.generation((1, 64), options.new, nanogpt, device), race.scoring(options.items, device),
+                 race.reading_a_cache(folder), large_vocabulary(options, device, best))
+        for what, unit, amount, calls, operations in chain.from_iterable(works):
             for call in calls.values():
                 call()                                                                              # once for nothing
             seconds, base = in_turns(calls, options.rounds, device), list(calls)[-1]
@@ -348,8 +351,8 @@ def large_vocabulary(options, device, best):
     """Top-p distillation at GPT-2's vocabulary beside plain cross-entropy, as one work of the race."""
     x = loss_inputs(SimpleNamespace(positions=512, n_vocab=50257, n_embd=768, kept=16), device)
     ways = "head_terms forward KL", "dense forward KL", "dense cross-entropy"
-    return ("loss, 50,257 tokens", "tokens/s", x.taken.numel(),
-            {way: lambda way=way: forward_backward(way, x, best) for way in ways}, {})
+    yield ("loss, 50,257 tokens", "tokens/s", x.taken.numel(),
+           {way: lambda way=way: forward_backward(way, x, best) for way in ways}, {})
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -18,10 +18,13 @@ Shapes: B rows, T tokens, C channels, L layers, V vocabulary.
 import contextlib
 import importlib.util
 import io
+import multiprocessing
 import os
 import random
 import sys
 import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import torch
@@ -37,9 +40,10 @@ from train import Config, fit
 SIDES = 1024, 8192      # of the square matrices multiplied, on a CPU and on CUDA
 PROMPT = 16      # tokens before the new ones
 DRAWING = dict(temperature=0.8, top_k=200)      # as nanoGPT's sample.py has them
-# name -> layers, channels, heads, block, vocabulary, rows in a batch, steps in a round
-CPU_SHAPES = {"4x128": (4, 128, 4, 256, 2048, 12, 8), "6x384": (6, 384, 6, 256, 2048, 12, 3)}
-CUDA_SHAPES = {"GPT-2 124M": (12, 768, 12, 1024, 50257, 12, 20), "4x128": (4, 128, 4, 256, 2048, 12, 100)}
+# name -> layers, channels, heads, block, vocabulary, rows of a step, in how many batches (ours, nanoGPT's), steps of a round.
+# The rows are those of nanoGPT's recipes: its README on a CPU, train_shakespeare_char, and GPT-2 in batches of 12.
+CPU_SHAPES = {"4x128": (4, 128, 4, 256, 2048, 12, (1, 1), 8), "6x384": (6, 384, 6, 256, 2048, 64, (4, 1), 1)}
+CUDA_SHAPES = {"GPT-2 124M": (12, 768, 12, 1024, 50257, 96, (8, 8), 4), "4x128": (4, 128, 4, 256, 2048, 12, (1, 1), 100)}
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -93,27 +97,28 @@ def text_of(shape, rows=400):
 
 
 def ours(shape, layout, device):
-    """-> (model, function that trains it for a round)."""
-    L, C, H, T, V, B, steps = shape
-    config = Config(block_size=T, step_tokens=B * T, device=device.type)
+    """A function that trains our model for a round."""
+    L, C, H, T, V, B, (parts, _), steps = shape
+    config = Config(block_size=T, step_tokens=B // parts * T, accumulate=parts, device=device.type)
     model, rows = GPT(GPTConfig(V, T, L, H, C, layout=layout)).to(device), text_of(shape)
-    return model, lambda: fit("race", model, [rows], [1.0], steps * B * T, config, 0.5)
+    return lambda: fit("race", model, [rows], [1.0], steps * B * T, config, 0.5)
 
 
-def theirs(shape, nanogpt, device, folder):
-    """-> (model, function that trains it for a round), as nanoGPT's train.py does it; folder: for its file of tokens."""
-    L, C, H, T, V, B, steps = shape
+def theirs(shape, nanogpt, device):
+    """A function that trains nanoGPT's model for a round, as its train.py does."""
+    L, C, H, T, V, B, (_, parts), steps = shape
     V = 50304 if V == 50257 else V              # padded, as it ships
     model = new_nanogpt(nanogpt, T, V, L, H, C).to(device)
     with contextlib.redirect_stdout(io.StringIO()):
         optimizer = model.configure_optimizers(0.1, 6e-4, (0.9, 0.95), device.type)
     run = torch.compile(model) if device.type == "cuda" else model
-    path = os.path.join(folder, "train.bin")
+    folder = tempfile.TemporaryDirectory()
+    path = os.path.join(folder.name, "train.bin")
     text_of(shape).tokens.tofile(path)
 
-    def rows():
+    def rows(folder=folder):                    # the folder stays as long as this function
         data = np.memmap(path, np.uint16, "r")  # opened for every batch, as it does
-        starts = torch.randint(len(data) - T, (B,)).tolist()
+        starts = torch.randint(len(data) - T, (B // parts,)).tolist()
         both = torch.stack([torch.from_numpy(data[i:i + T + 1].astype(np.int64)) for i in starts])     # (B, T + 1)
         both = both.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else both
         return both[:, :-1].contiguous(), both[:, 1:].contiguous()
@@ -121,28 +126,55 @@ def theirs(shape, nanogpt, device, folder):
     def train():
         batch = rows()
         for _ in range(steps):
-            with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
-                _, loss = run(*batch)
-            batch = rows()
-            loss.backward()
+            for _ in range(parts):
+                with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
+                    _, loss = run(*batch)
+                batch = rows()
+                (loss / parts).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         loss.item()
-    return model, train
+    return train
+
+
+def trainer(way, shape, path, device):
+    """The function that trains for a round; way: a layout of ours, or "nanoGPT", whose checkout is in path."""
+    torch.manual_seed(0)
+    return theirs(shape, load_nanogpt(path), device) if way == "nanoGPT" else ours(shape, way, device)
+
+
+MADE = {}      # in a process of its own: the one function that it runs
+
+
+def round_away(way, shape, path, device, threads):
+    """One round in a process of its own -> (elapsed, CPU) seconds. The first call makes the model."""
+    torch.set_num_threads(threads)
+    train = MADE.setdefault("train", MADE.get("train") or trainer(way, shape, path, device))
+    start = time.perf_counter(), time.process_time()
+    train()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start[0], time.process_time() - start[1]
 
 
 # ---------------------------------------------------------------------------------------------------------------
 # What is measured: name -> calls in turns. Each function yields (what, unit, amount of a round, {way: call}, {way: model}).
 
 
-def training(shapes, nanogpt, device, folder):
+def training(shapes, path, device, threads):
+    """Each way in a process of its own: how memory is given back (see train.pick_device) is set for a whole process."""
     for name, shape in shapes.items():
-        pairs = {layout: ours(shape, layout, device) for layout in ("modern", "gpt2")}
-        if nanogpt:
-            pairs["nanoGPT"] = theirs(shape, nanogpt, device, folder)
-        yield (f"training {name}", "tokens/s", shape[3] * shape[5] * shape[6], {way: call for way, (_, call) in pairs.items()},
-               {way: operations(model, shape) for way, (model, _) in pairs.items()})
+        L, C, H, T, V, B, _, steps = shape
+        models = {layout: GPT(GPTConfig(V, T, L, H, C, layout=layout)) for layout in ("modern", "gpt2")}
+        if path:
+            models["nanoGPT"] = new_nanogpt(load_nanogpt(path), T, V, L, H, C)
+        pools = {way: ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) for way in models}
+        calls = {way: lambda way=way, pool=pool, shape=shape: pool.submit(round_away, way, shape, path, device, threads).result()
+                 for way, pool in pools.items()}
+        yield f"training {name}", "tokens/s", T * B * steps, calls, {way: operations(m, shape) for way, m in models.items()}
+        for pool in pools.values():
+            pool.shutdown()
 
 
 def generation(rows, new, nanogpt, device):
@@ -196,11 +228,3 @@ def reading_a_cache(folder, n=50_000, T=50):
     size = sum(array.nbytes for array in cache.arrays.values()) / n
     yield (f"cache read, {size:.0f} bytes a token", "tokens/s", n,
            {"ours": lambda: [cache.batch(range(i, min(i + 20, len(cache)))) for i in range(0, len(cache), 20)]}, {})
-
-
-def train_once(way, shape, path, device):
-    """A new model and a few steps: for the measuring of memory; way: a layout, or "nanoGPT", whose checkout is in path."""
-    shape = (*shape[:-1], 3)
-    with tempfile.TemporaryDirectory() as folder:
-        _, train = theirs(shape, load_nanogpt(path), device, folder) if way == "nanoGPT" else ours(shape, way, device)
-        train()

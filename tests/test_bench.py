@@ -171,11 +171,25 @@ class GPT(torch.nn.Module):
 """
 
 
+class InThisProcess:
+    def __init__(self, *arguments):
+        pass
+
+    def submit(self, function, *arguments):
+        bench.race.MADE.clear()
+        found = function(*arguments)
+        return SimpleNamespace(result=lambda: found)
+
+    def shutdown(self):
+        pass
+
+
 def test_race_end_to_end(tmp_path, monkeypatch, capsys):
     """Beside a stand-in for a checkout: every work is done both ways, and divided by the last."""
     (tmp_path / "model.py").write_text(OTHER, encoding="utf-8")
     monkeypatch.setattr(bench, "in_fresh_process", lambda function, *arguments: function(*arguments))
-    monkeypatch.setattr(bench.race, "CPU_SHAPES", {"4x128": (1, 16, 2, 64, 30, 2, 2)})
+    monkeypatch.setattr(bench.race, "CPU_SHAPES", {"4x128": (1, 16, 2, 64, 30, 4, (2, 1), 2)})
+    monkeypatch.setattr(bench.race, "ProcessPoolExecutor", InThisProcess)
     monkeypatch.setattr(bench.race, "SIDES", (64, 64))
     monkeypatch.setattr(bench, "loss_inputs", lambda options, device, made=bench.loss_inputs: made(small(), device))
     path = tmp_path / "out.json"
@@ -191,8 +205,8 @@ def test_race_end_to_end(tmp_path, monkeypatch, capsys):
 
 def test_operations_by_hand():
     """A gpt2 block of C channels multiplies 12 C^2 weights."""
-    shape = (2, 16, 2, 8, 30, 2, 1)
-    model, _ = bench.race.ours(shape, "gpt2", CPU)
+    shape = (2, 16, 2, 8, 30, 2, (1, 1), 1)
+    model = bench.GPT(bench.GPTConfig(30, 8, 2, 2, 16, layout="gpt2"))
     assert bench.race.operations(model, shape) == 6 * (2 * 12 * 16 ** 2 + 30 * 16) + 12 * 2 * 16 * 8
 
 
