@@ -46,7 +46,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import td_distill
-from course import race
+from course import race, shakespeare
 from data.cache import CacheWriter
 from data.reads import draw_with_sets, top_p_sets
 from model import GPT, GPTConfig
@@ -355,6 +355,24 @@ def large_vocabulary(options, device, best):
            {way: lambda way=way: forward_backward(way, x, best) for way in ways}, {})
 
 
+def bench_shakespeare(options, device, best):
+    """Yields one table: a row for each way, seconds are medians over rounds and losses means."""
+    ways, found = ["ours"] + ["nanoGPT"] * bool(options.nanogpt), {}
+    for seed in tqdm(range(options.rounds), "rounds", disable=None, leave=False):
+        for way in ways:
+            arguments = way, options.text, options.nanogpt, seed, options.threads
+            found.setdefault(way, []).append(in_fresh_process(shakespeare.timed, *arguments))
+    found = {way: np.array(values) for way, values in found.items()}                               # (rounds, 3)
+    rows = []
+    for way in ways:
+        elapsed, cpu = np.median(found[way][:, :2], axis=0).tolist()
+        of, cpu_of = ratio({name: values[:, :2] for name, values in found.items()}, way, ways[-1])
+        loss = found[way][:, 2].mean().item()
+        rows.append({"way": way, "seconds": elapsed, "ratio": of, "CPU s": cpu, "CPU ratio": cpu_of, "nats a character": loss,
+                     "bits": loss / math.log(2), f"to {shakespeare.GOAL}": "yes" if loss <= shakespeare.GOAL else "no"})
+    yield f"the last tenth of {options.text}, held out; threads: {options.threads}, seeds: {options.rounds}", rows
+
+
 # ---------------------------------------------------------------------------------------------------------------
 
 WHOLE = {"threads": (os.cpu_count(), "of PyTorch"), "device": ("auto", "cpu, cuda, mps or auto")}    # of the whole machine
@@ -370,6 +388,9 @@ BENCHES = {    # name -> function(options, device, type of autocast or None) tha
     "race": (bench_race, "ours and nanoGPT on the same work (the default)", {
         "nanogpt": ("", "folder of a checkout of nanoGPT"), "new": (256, "tokens generated a row"),
         "items": (1000, "scored, of four candidates"), "rounds": (5, "of timing"), **WHOLE}),
+    "shakespeare": (bench_shakespeare, "seconds to the loss of nanoGPT's README", {
+        "nanogpt": ("", "folder of a checkout of nanoGPT"), "text": ("input.txt", "tinyshakespeare, 1.1 MB"),
+        "rounds": (3, "of training, each with a seed of its own"), "threads": WHOLE["threads"]}),
 }
 SHARED = {"threads": (1, "of PyTorch"), "device": ("cpu", "cpu, cuda, mps or auto"), "json": ("", "file for the tables")}
 

@@ -203,6 +203,25 @@ def test_race_end_to_end(tmp_path, monkeypatch, capsys):
     assert all(("memory, training 4x128", way) in rows and 0 < rows["training 4x128", way]["share"] < 1 for way in ("modern", "gpt2", "nanoGPT"))
 
 
+def test_shakespeare_end_to_end(tmp_path, monkeypatch, capsys):
+    """Ours learns a text of four letters in order; the table says whether 1.88 is reached."""
+    (tmp_path / "text.txt").write_text("abcd" * 500, encoding="utf-8")
+    monkeypatch.setattr(bench, "in_fresh_process", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(bench.shakespeare, "OURS", dict(T=8, L=1, H=2, C=16, tokens=3000, step_tokens=128, rate=0.01, decay=0.5))
+    path = tmp_path / "out.json"
+    assert bench.main(["--task=shakespeare", f"--text={tmp_path / 'text.txt'}", "--rounds=1", "--threads=1", f"--json={path}"]) == 0
+    (row,) = json.loads(path.read_text(encoding="utf-8"))["tables"][0]["rows"]
+    assert row["way"] == "ours" and row["to 1.88"] == "yes" and row["nats a character"] < 0.7 and row["ratio"] == 1
+
+
+def test_loss_on_counts_every_character_once():
+    """A model that is sure of the next letter, and right on the first half alone, by hand."""
+    ids = np.arange(41).astype(np.uint16) % 5
+    ids[21:] = 3
+    sure = bench.shakespeare.loss_on(lambda part: 100 * F.one_hot((part + 1) % 5, 5).float(), ids, 4)
+    assert sure == pytest.approx(100 * (ids[1:] != (ids[:-1] + 1) % 5).sum() / 40)
+
+
 def test_operations_by_hand():
     """A gpt2 block of C channels multiplies 12 C^2 weights."""
     shape = (2, 16, 2, 8, 30, 2, (1, 1), 1)
