@@ -58,6 +58,7 @@ from data.corpus import (PLAIN_TOKENS, annotated_paragraphs, annotated_text, cou
                          reading_sources, text_sources)
 from data.rows import LENGTH_STEP, Rows, plan_batches
 from data.runs import open_out, stops, write_json
+from data.stream import is_large, streamed_text
 from model import GPT, GPTConfig
 
 DATA = Path(__file__).resolve().parent / "data"
@@ -537,7 +538,8 @@ def main(arguments=None):
         return pair(config)
     # What can be wrong with a text or a cache is found before anything is written.
     course_text = config.corpus == "world" or is_annotated(config.corpus)
-    tokenizer, parts = (course_tokenizer(config.corpus, config.n_vocab), None) if course_text else own_text(config)
+    large = not course_text and is_large(config.corpus)
+    tokenizer, parts = (course_tokenizer(config.corpus, config.n_vocab), None) if course_text else (None, None) if large else own_text(config)
     if "distilled" in students_of(config) and course_text and config.teacher == "cached":
         teacher_cache(None, tokenizer, config)
     out, plan = open_out(config)
@@ -547,6 +549,8 @@ def main(arguments=None):
     with runs.held(out):
         runs.sweep(out)
         try:
+            if large:
+                tokenizer, parts = streamed_text(config, out)
             course(config, out, plan, tokenizer, parts, begin)
         finally:
             runs.sweep(out)  # finished files stay, and the next run goes on from them

@@ -144,7 +144,8 @@ def reading_sources(tokens, config, tokenizer, seed, path=None):
 
 
 def own_text(config):
-    """(tokenizer, {"training", "validation": (rows, text)}) of a user's text. ValueError where it is too short."""
+    """(tokenizer, {"training", "validation": (rows, text)}) of a user's text. ValueError where it is too short. A text from
+    data/stream.LARGE on is not read whole, but streamed (data/stream.py)."""
     text, glue = prepare.read_text(config.corpus).strip(), "\n\n"
     pieces = prepare.paragraphs(text)
     if len(pieces) < 10:  # a tenth is not one paragraph (no blank lines, one long line): split between sentences instead
@@ -161,6 +162,5 @@ def own_text(config):
             smaller = 2 ** int(math.log2(max(len(ids), 2) / 2))
             remedy = f"try --block_size={smaller}, or a longer text" if smaller >= LENGTH_STEP else "try a longer text"
             raise ValueError(f"{config.corpus}: {len(ids)} tokens of {name} text, but block_size is {block}; {remedy}")
-        windows = [ids[i:i + block] for i in range(0, len(ids) - 1, block - 1)]
-        parts[name] = Rows.pack([(window, [0] * len(window)) for window in windows], tokenizer.n_vocab), text
+        parts[name] = Rows.windows(ids, block, tokenizer.n_vocab), text
     return tokenizer, parts

@@ -35,20 +35,52 @@ def read_text(path):
     A byte order mark is removed, line ends become "\\n", files are joined by a blank line; hidden files and folders are
     passed over. ValueError of one line: no such path, nothing to read, not text, not UTF-8.
     """
+    text = "\n\n".join(_decode(file) for file in text_files(path))
+    if not text.strip():
+        raise ValueError(f"{path}: empty; expected text, paragraphs separated by blank lines")
+    return text
+
+
+def text_files(path):
+    """The file itself, or all of a folder in the order of their names: list of Path. ValueError where there is none."""
     path = Path(path)
     if path.is_dir():
         names = [p.relative_to(path) for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()]
         names = [name for name in names if not any(part.startswith(".") for part in name.parts)]
         if not names:
             raise ValueError(f"{path}: no {' or '.join(SUFFIXES)} file in this folder")
-        text = "\n\n".join(_decode(path / name) for name in sorted(names, key=Path.as_posix))
-    elif path.is_file():
-        text = _decode(path)
-    else:
+        return [path / name for name in sorted(names, key=Path.as_posix)]
+    if not path.is_file():
         raise ValueError(f"{path}: no such file or folder")
-    if not text.strip():
-        raise ValueError(f"{path}: empty; expected text, paragraphs separated by blank lines")
-    return text
+    return [path]
+
+
+def blocks(path, size):
+    """
+    The text of read_text in parts of about `size` characters, for texts that memory should not hold.
+
+    Joined they are the text. A block ends before a blank line, or in a text that has none, at about four times the size
+    before the end of a line, of a word, or anywhere. The errors are those of read_text, for files that hold any text.
+    """
+    rest = ""
+    for number, file in enumerate(text_files(path)):
+        rest += "\n\n" * bool(number)
+        with open(file, encoding="utf-8-sig") as source:            # line ends become "\n"
+            try:
+                while part := source.read(size):
+                    if "\0" in part:
+                        _decode(file)                               # raises, and says where
+                    rest += part
+                    at = rest.rfind("\n\n") if len(rest) >= size else 0
+                    if at <= 0 and len(rest) > 4 * size:
+                        at = max(rest.rfind("\n"), 0) or max(rest.rfind(" "), 0) or len(rest)
+                    if at > 0:
+                        yield rest[:at]
+                        rest = rest[at:]
+            except UnicodeDecodeError:
+                _decode(file)
+    if rest:
+        yield rest
 
 
 def _decode(path):

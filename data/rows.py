@@ -40,6 +40,12 @@ class Rows:
         roles = np.fromiter((r for _, roles in documents for r in roles), np.uint8, starts[-1])
         return cls(tokens, roles, starts)
 
+    @classmethod
+    def windows(cls, ids, block, n_vocab):
+        """Running text, a list of ids -> documents of `block` tokens, each beginning with the last token of the one before."""
+        windows = [ids[i:i + block] for i in range(0, len(ids) - 1, block - 1)]
+        return cls.pack([(window, [0] * len(window)) for window in windows], n_vocab)
+
     def document(self, d):
         """(tokens, roles) of document d, two arrays of its length."""
         place = slice(self.starts[d], self.starts[d + 1])

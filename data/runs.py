@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 
-FOLDERS = ("teacher", "cache", "start", "plain", "brd", "distilled", "sft", "more_sft", "seqkd", "topp_kd", "bellman")  # of a run
+FOLDERS = ("text", "teacher", "cache", "start", "plain", "brd", "distilled", "sft", "more_sft", "seqkd", "topp_kd", "bellman")  # of a run
 FILES = ("annotations.jsonl", "results.json", "seconds.json", "options.json", "report.html")
 SAVE_SECONDS = 20.0     # of training that are lost at most when the power fails
 
