@@ -166,18 +166,18 @@ class Attention(nn.Module):
 
 
 def attend(q, k, v, mask, causal):
-    """softmax(q k^T + mask) v: q (B, H, T, D) already scaled; k, v (B, H, S, D); mask (T, S) or (B, 1, T, S), 0 / -inf, or None.
+    """softmax(q k^T + mask) v: q (B, H, T, D) already scaled; k, v (B, H, S, D); mask (T, S) or (B, 1, T, S), 0 / -inf,
+    or (1, 1), a 0, where nothing is hidden.
 
     causal: the mask is the plain triangle of T = S, which the fused kernel knows without reading it.
     """
     if q.is_cuda or q.size(2) > EXPLICIT_ATTENTION_UP_TO:
-        mask = None if causal or mask is None else mask.to(q.dtype)
+        mask = None if causal or mask.numel() == 1 else mask.to(q.dtype)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=1.0)
     if causal and q.size(2) > QUERIES:
         return torch.cat([attend(q[:, :, a:a + QUERIES], k[:, :, :a + QUERIES], v[:, :, :a + QUERIES],
                                  mask[a:a + QUERIES, :a + QUERIES], causal=False) for a in range(0, q.size(2), QUERIES)], dim=2)
-    scores = q @ k.transpose(-2, -1)                                                   # (B, H, T, S)
-    weights = torch.softmax(scores if mask is None else scores + mask, dim=-1)         # (B, H, T, S) float32
+    weights = torch.softmax(q @ k.transpose(-2, -1) + mask, dim=-1)                    # (B, H, T, S) float32
     return weights.to(v.dtype) @ v                                                     # (B, H, T, D)
 
 
@@ -229,6 +229,7 @@ class Cache:
         self.length = 0                                                     # columns seen, pads included
         self.pads = pads                                                    # (B,) pads before the first token
         self.padded = bool(pads.any())                                      # if not, a single new token sees every column
+        self.nothing_hidden = torch.zeros(1, 1, device=pads.device)
         self.real = None                                                    # (B, T, 1) 0 at pads; None: no pads left
         L, B, C, H, device = config.n_layer, len(pads), config.n_embd, config.n_head, pads.device
         self.kv = list(torch.zeros(L, 2, B, H, 0, C // H, device=device))   # per layer (2, B, H, room, D)
@@ -236,10 +237,10 @@ class Cache:
 
     def advance(self, T):
         """Make place for T new columns; returns their positions, (B, T) or (1, T) where all rows are alike, and the additive
-        mask (B, 1, T, S), or None where nothing is hidden."""
+        mask (B, 1, T, S), or (1, 1) where nothing is hidden."""
         if T == 1 and self.length and not self.padded:
             self.real, self.length = None, self.length + 1
-            return slice(self.length - 1, self.length), None
+            return slice(self.length - 1, self.length), self.nothing_hidden
         column = torch.arange(self.length + T, device=self.pads.device)     # (S,)
         new, first = column[self.length:], self.pads[:, None]               # (T,), (B, 1)
         seen = (column <= new[:, None]) & (column >= first[:, None])        # (B, T, S)
