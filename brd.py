@@ -32,7 +32,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from course import reader, settings
-from data import annotate
+from data import annotate, ranks
 from data.annotations import (ALL_FORMS, ENTITY_FORMS, NO_ENTITY, TYPES, entity_line, lines_of, parse_entities, parse_entity,
                               parse_question, question_texts, shown)
 from data.task_files import join, load_task, load_tasks  # noqa: F401 (load_task: for whoever tests on one file)
@@ -173,9 +173,10 @@ def blind_scores(model, tokenizer, items, batch_tokens=16384, counts=None):
         if width > block_size + 1 or sum(len(tails) for _, tails, _ in trial) * width > batch_tokens:
             batches.append([])
         batches[-1].append(i)
-    scores = {}
-    for batch in filter(None, batches):
-        scores.update(zip(batch, score_batch(model, [split[i] for i in batch])))
+    batches, scores = [batch for batch in batches if batch], {}
+    found = ranks.merged([score_batch(model, [split[i] for i in batch]) for batch in ranks.share(batches)])
+    for batch, values in zip(batches, found):
+        scores.update(zip(batch, values))
     return [scores[i] for i in range(len(items))]
 
 

@@ -6,6 +6,7 @@
     python train.py --corpus=primer          # natural English that a language model has annotated, beside the built-in world;
                                              # annotations.jsonl of brd.py annotate in the same way
     python train.py --teacher=train          # train the teacher and make its cache anew, instead of the one in data/teacher
+    torchrun --nproc_per_node=2 train.py     # several GPUs, or cores (data/ranks.py)
     python train.py --help                   # every option
 
 The stages stand in `main` and `course` in the order in which they run:
@@ -38,10 +39,13 @@ import random
 import re
 import shutil
 import sys
+import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -52,7 +56,7 @@ import brd
 import td_distill
 from course.muon import Muon
 from course.report import glance, page_line, report, thinned
-from data import reads, runs, world
+from data import ranks, reads, runs, world
 from data.cache import Cache, CacheWriter
 from data.corpus import (PLAIN_TOKENS, annotated_paragraphs, annotated_text, course_tokenizer, is_annotated, own_text, plain_rows,
                          reading_sources, text_sources)
@@ -248,7 +252,8 @@ def fit(name, model, sources, shares, tokens, config, decay, begins=None, loss_o
     looks = {len(steps) * i // (GLANCES + 1) for i in range(1, GLANCES + 1)} if glance else ()
     model.train()
     stops.training = folder is not None
-    for step in tqdm(range(len(losses), len(steps)), name, len(steps), initial=len(losses), disable=None, leave=False, position=place):
+    for step in tqdm(range(len(losses), len(steps)), name, len(steps), initial=len(losses), disable=True if ranks.rank() else None,
+                     leave=False, position=place):
         if folder and (stops.wanted or time.monotonic() - saved > runs.SAVE_SECONDS):
             runs.save_training(folder / "training.pt", model, optims, losses, mark, notes)
             saved = time.monotonic()
@@ -261,10 +266,14 @@ def fit(name, model, sources, shares, tokens, config, decay, begins=None, loss_o
         denominator = sum(weight_of(sources[b.source], b, config) for b in batches)
         total = 0.0
         for batch in batches:
+            batch = dataclasses.replace(batch, documents=ranks.share(batch.documents))
+            if not len(batch.documents):  # fewer documents than processes
+                continue
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
                 loss = loss_of(model, sources[batch.source], batch, config, device, denominator)
             loss.backward()
             total += loss.item()
+        total, stops.wanted = ranks.sum_step(model, total, stops.wanted)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
         if not math.isfinite(total) or not torch.isfinite(norm):
             raise ValueError(f"{name}: loss {total} and gradient norm {norm:.3g} at step {step}, learning rate "
@@ -298,10 +307,12 @@ def kept(folder, config):
 
 def keep(model, folder, tokenizer, extra):
     """A finished model and its tokenizer go into a folder, in place of the training that led to it."""
-    tokenizer.save(folder)
     model.extra = extra
-    model.save(folder, extra)
-    (folder / "training.pt").unlink(missing_ok=True)
+    with ranks.first_alone():
+        if not ranks.rank():
+            tokenizer.save(folder)
+            model.save(folder, extra)
+            (folder / "training.pt").unlink(missing_ok=True)
 
 
 def train_teacher(folder, tokenizer, config):
@@ -321,24 +332,37 @@ def write_cache(folder, teacher, tokenizer, config):
     figures = {place: {name: round(r[name]["value"], 4) for name in shown if r[name]["value"] is not None}
                for place, r in teacher.extra["reading"].items()}
     weights = b"".join(p.detach().cpu().numpy().tobytes() for p in teacher.parameters())
+    place = tempfile.mkdtemp() if ranks.rank() else folder         # of several processes, the first one writes
     writer = CacheWriter(
-        folder, n_vocab=tokenizer.n_vocab, tokenizer_hash=tokenizer.hash, roles=brd.ROLES,
+        place, n_vocab=tokenizer.n_vocab, tokenizer_hash=tokenizer.hash, roles=brd.ROLES,
         p=config.p, k_cap=K_CAP, temperature=1.0,
         teacher={"hash": hashlib.sha256(weights).hexdigest()[:16], "params": teacher.num_params(), "figures": figures,
                  "tokens_seen": teacher.extra["tokens_seen"]},
         made_by=f"python train.py --teacher=train --seed={config.seed} --teacher_tokens={config.teacher_tokens} "
                 f"--cache_tokens={config.cache_tokens}")
-    rng, chunk = random.Random(f"cache {config.seed}"), 256
+    rng, chunk, jobs = random.Random(f"cache {config.seed}"), 256, []
     n = config.cache_tokens // 49  # documents: one has about so many tokens
-    for start in tqdm(range(0, n, chunk), desc="cache", disable=None, leave=False):
+    for start in range(0, n, chunk):
         # Three in four documents are questions and answers. Every place of the run gets texts of its own level.
         for copy, part in (("ner", 0.25), ("qra", 0.75)):
             some = round(min(chunk, n - start) * part)
             texts = [world.draw_paragraph(rng, world.level((start + i / part) / n)).sentences for i in range(some)]
-            reads.teacher_reads(teacher, tokenizer, texts, writer, copy=copy, p=config.p, k_cap=K_CAP,
-                                seed=config.seed + start, max_new=96)
-    if not writer.close()["documents"]:
-        shutil.rmtree(folder)
+            jobs.append((texts, copy, config.seed + start))
+
+    def documents_of(texts, copy, seed):
+        documents = []
+        kept = SimpleNamespace(header=writer.header, add=lambda *document: documents.append(document))
+        reads.teacher_reads(teacher, tokenizer, texts, kept, copy=copy, p=config.p, k_cap=K_CAP, seed=seed, max_new=96)
+        return documents
+
+    for i in tqdm(range(0, len(jobs), ranks.size()), desc="cache", disable=None, leave=False):
+        found = ranks.merged([documents_of(*job) for job in ranks.share(jobs[i:i + ranks.size()])])
+        for document in chain.from_iterable(found if not ranks.rank() else ()):
+            writer.add(*document)
+    if ranks.rank():
+        shutil.rmtree(place)
+    if not ranks.agreed(0 if ranks.rank() else writer.close()["documents"]):
+        shutil.rmtree(folder, ignore_errors=True)
         raise ValueError("the teacher finished none of its readings, so there is nothing to learn from; "
                          f"try more than --teacher_tokens={config.teacher_tokens} and --cache_tokens={config.cache_tokens}")
 
@@ -407,7 +431,8 @@ def train_and_test(name, config, threads):
 
 def side_by_side(config):
     """How many of the three students are trained at the same time. A student this small leaves a second core idle."""
-    return min(len(students_of(config)), torch.get_num_threads()) if pick_device(config)[0].type == "cpu" else 1
+    alone = pick_device(config)[0].type == "cpu" and ranks.size() == 1
+    return min(len(students_of(config)), torch.get_num_threads()) if alone else 1
 
 
 def train_start(config, threads):
@@ -416,7 +441,7 @@ def train_start(config, threads):
     out, tokenizer = Path(config.out_dir), course_tokenizer(config.corpus, config.n_vocab)
     early = plain_rows(world.plain(config.start_tokens // PLAIN_TOKENS + 1, f"{config.seed} start"), tokenizer)
     student("start", out, None, lambda *_: ([early], [1.0], [0.0]), config, tokenizer)
-    if not (out / "annotations.jsonl").exists():
+    with ranks.first_alone():
         annotated_paragraphs(config.student_tokens, config, config.seed, out / "annotations.jsonl")
 
 
@@ -490,7 +515,8 @@ def read_plainly(config, out, tokenizer, parts, begin):
     print("No teacher has annotated this text, so it is read plainly, by next-token training alone (see README).")
     model, tokens = new_model(config.n_layer, config.n_embd, tokenizer, config), config.student_tokens
     if config.minutes:
-        tokens = int(max(5, 60 * config.minutes - (time.perf_counter() - begin) - 10) * speed(model, rows, config))
+        rate = speed(model, rows, config)
+        tokens = ranks.agreed(int(max(5, 60 * config.minutes - (time.perf_counter() - begin) - 10) * rate))
     print(f"{config.corpus}: {rows.lengths.sum():,} tokens to train on, {held_out.lengths.sum():,} held out (the end of "
           f"the text), vocabulary {tokenizer.n_vocab:,}; {tokens:,} tokens will be read", flush=True)
     losses, seen = fit("plain", model, [rows], [1.0], tokens, config, config.decay, folder=out / "plain")
@@ -523,7 +549,7 @@ def plan_minutes(config, tokenizer, begin):
     in_turn = -(-len(students_of(config)) // workers)                         # students that one worker trains, one after the other
     around = 10 + 4 * config.minutes + in_turn * 15                # seconds for text and tests
     seconds = 60 * config.minutes - around - (time.perf_counter() - begin) - config.start_tokens / rate
-    config.student_tokens = int(max(5.0, seconds) * rate / in_turn)
+    config.student_tokens = ranks.agreed(int(max(5.0, seconds) * rate / in_turn))
 
 
 def main(arguments=None):
@@ -532,7 +558,9 @@ def main(arguments=None):
     config = parse_options(sys.argv[1:] if arguments is None else arguments)
     if config.threads:
         torch.set_num_threads(config.threads)
-    pick_device(config)
+    ranks.start(pick_device(config)[0].type)
+    if config.student and ranks.size() > 1:
+        raise ValueError("--student runs in one process; start it with python, not with torchrun")
     if config.student:
         from course.pair import pair  # only here: the experiment of another paper
         return pair(config)
@@ -542,18 +570,20 @@ def main(arguments=None):
     tokenizer, parts = (course_tokenizer(config.corpus, config.n_vocab), None) if course_text else (None, None) if large else own_text(config)
     if "distilled" in students_of(config) and course_text and config.teacher == "cached":
         teacher_cache(None, tokenizer, config)
-    out, plan = open_out(config)
+    with ranks.first_alone():
+        out, plan = open_out(config if not ranks.rank() else dataclasses.replace(config, redo=False))
     if (out / "results.json").exists():
         results = json.loads((out / "results.json").read_text(encoding="utf-8"))
         return print(f"{out}: finished before; --redo starts over\n\n{report(results)}")
-    with runs.held(out):
-        runs.sweep(out)
+    with runs.held(out) if not ranks.rank() else contextlib.nullcontext():
+        runs.sweep(out) if not ranks.rank() else None
         try:
             if large:
-                tokenizer, parts = streamed_text(config, out)
+                with ranks.first_alone():
+                    tokenizer, parts = streamed_text(config, out)
             course(config, out, plan, tokenizer, parts, begin)
         finally:
-            runs.sweep(out)  # finished files stay, and the next run goes on from them
+            runs.sweep(out) if not ranks.rank() else None  # finished files stay, and the next run goes on from them
 
 
 def course(config, out, plan, tokenizer, parts, begin):
@@ -584,7 +614,8 @@ def course(config, out, plan, tokenizer, parts, begin):
     write_json(out / "seconds.json", seconds)  # apart from the results, which are the same in every run
     write_json(out / "results.json", results | {"config": dataclasses.asdict(config), "seed": config.seed})
     print(f"\n{report(results)}\n\n{seconds['total']:.0f} s in all; {out / 'results.json'} holds every figure")
-    print(page_line(out))
+    if not ranks.rank():
+        print(page_line(out))
 
 
 if __name__ == "__main__":

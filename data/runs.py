@@ -24,6 +24,8 @@ from pathlib import Path
 
 import torch
 
+from data import ranks
+
 FOLDERS = ("text", "teacher", "cache", "start", "plain", "brd", "distilled", "sft", "more_sft", "seqkd", "topp_kd", "bellman")  # of a run
 FILES = ("annotations.jsonl", "results.json", "seconds.json", "options.json", "report.html")
 SAVE_SECONDS = 20.0     # of training that are lost at most when the power fails
@@ -48,6 +50,8 @@ def rename(beside, path):
 
 def write_json(path, value):
     """Write beside, then rename: a reader never meets half a file. The folder is made if there is none."""
+    if ranks.rank():
+        return  # of several processes, the first one writes
     beside = path.with_name(path.name + ".tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -135,6 +139,8 @@ def mark_of(plan):
 
 def save_training(path, model, optimizers, losses, mark, notes=None):
     """Everything that the next step depends on, into path; losses: list of float, one a step done; notes: list of JSON."""
+    if ranks.rank():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".tmp")
     state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "losses": losses, "mark": mark,
