@@ -123,6 +123,7 @@ class Config:
     # machine
     device: str = "auto"             # auto, cpu, cuda, mps
     threads: int = 0                 # CPU threads; 0: as many as there are cores
+    compile: bool = False            # on CUDA: torch.compile with CUDA graphs, for small models that wait for launches
 
 
 CHOICES = {"teacher": ("cached", "train"), "objective": ("topp_kd", "bellman", "seqkd"), "device": ("auto", "cpu", "cuda", "mps")}
@@ -189,6 +190,26 @@ def pick_device(config):
     return device, None
 
 
+@contextlib.contextmanager
+def hidden_by(model, function):
+    """Inside, model.hidden is `function`, where there is one: a compiled form is for training, not for what reads on the way."""
+    if function:
+        torch.compiler.cudagraph_mark_step_begin()
+        model.hidden = function
+    try:
+        yield
+    finally:
+        vars(model).pop("hidden", None)
+
+
+def compiled(model, device, config):
+    """model.hidden compiled, or None where it is not asked for. One compilation for all shapes, a CUDA graph for each shape."""
+    if not config.compile or device.type != "cuda":
+        return None
+    torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs as it is, with a warning
+    return torch.compile(model.hidden, mode="reduce-overhead", dynamic=True)
+
+
 # --- one training loop for every objective -----------------------------------------------------------------------------
 
 def loss_of(model, source, batch, config, device, denominator):
@@ -249,6 +270,7 @@ def fit(name, model, sources, shares, tokens, config, decay, begins=None, loss_o
     losses = runs.load_training(folder / "training.pt", model, optims, mark, notes) if folder else []
     decay = max(1, round(len(steps) * decay))
     place = STUDENTS.index(name) if name in STUDENTS else 0  # students train side by side, a line each
+    fast = compiled(model, device, config)
     looks = {len(steps) * i // (GLANCES + 1) for i in range(1, GLANCES + 1)} if glance else ()
     model.train()
     stops.training = folder is not None
@@ -269,7 +291,7 @@ def fit(name, model, sources, shares, tokens, config, decay, begins=None, loss_o
             batch = dataclasses.replace(batch, documents=ranks.share(batch.documents))
             if not len(batch.documents):  # fewer documents than processes
                 continue
-            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            with torch.autocast(device.type, dtype, enabled=dtype is not None), hidden_by(model, fast):
                 loss = loss_of(model, sources[batch.source], batch, config, device, denominator)
             loss.backward()
             total += loss.item()

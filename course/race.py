@@ -99,7 +99,7 @@ def text_of(shape, rows=400):
 def ours(shape, layout, device):
     """A function that trains our model for a round."""
     L, C, H, T, V, B, (parts, _), steps = shape
-    config = Config(block_size=T, step_tokens=B // parts * T, accumulate=parts, device=device.type)
+    config = Config(block_size=T, step_tokens=B // parts * T, accumulate=parts, device=device.type, compile=device.type == "cuda")
     model, rows = GPT(GPTConfig(V, T, L, H, C, layout=layout)).to(device), text_of(shape)
     return lambda: fit("race", model, [rows], [1.0], steps * B * T, config, 0.5)
 

@@ -67,7 +67,7 @@ def open_out(config):
 
     ValueError names the option in which an earlier run differs, or the file of a folder that no run has made."""
     out, path = Path(config.out_dir), Path(config.out_dir) / "options.json"
-    options = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("out_dir", "redo", "device", "threads")}
+    options = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("out_dir", "redo", "device", "threads", "compile")}
     if path.exists() and not config.redo:
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
