@@ -390,7 +390,7 @@ def test_all_students_set_out_from_one_start(trained):
     assert start.extra["tokens_seen"] > 2800
     for name in ("plain", "brd", "distilled"):
         assert not torch.equal(GPT.load(out / name).transformer.wte.weight, start.transformer.wte.weight)
-        assert GPT.load(out / name).extra["tokens_seen"] > start.extra["tokens_seen"] + 2800
+        assert GPT.load(out / name).extra["tokens_seen"] > start.extra["tokens_seen"] + 2600      # of 3,000, but for a document
 
 
 def test_running_again_prints_the_result_and_changes_nothing(trained, small_tasks, capsys):
