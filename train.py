@@ -62,6 +62,7 @@ DATA = Path(__file__).resolve().parent / "data"
 STUDENTS = ("plain", "brd", "distilled")
 K_CAP = 64    # most tokens that the cache keeps of one distribution
 GLANCES = 7   # short looks at how a student reads on the way, for the reading curve
+CHUNK = 256   # documents of the cache that are made, and kept, at a time
 ALONE = 0.1   # part of a reading student's run that is questions alone
 
 
@@ -334,12 +335,12 @@ def write_cache(folder, teacher, tokenizer, config):
                  "tokens_seen": teacher.extra["tokens_seen"]},
         made_by=f"python train.py --teacher=train --seed={config.seed} --teacher_tokens={config.teacher_tokens} "
                 f"--cache_tokens={config.cache_tokens}")
-    rng, chunk = random.Random(f"cache {config.seed}"), 256
+    rng = random.Random(f"cache {config.seed}")
     n = config.cache_tokens // 49  # documents: one has about so many tokens
-    for number, start in enumerate(tqdm(range(0, n, chunk), desc="cache", disable=None, leave=False), 1):
+    for number, start in enumerate(tqdm(range(0, n, CHUNK), desc="cache", disable=None, leave=False), 1):
         # Three in four documents are questions and answers. Every place of the run gets texts of its own level.
         for copy, part in (("ner", 0.25), ("qra", 0.75)):
-            some = round(min(chunk, n - start) * part)
+            some = round(min(CHUNK, n - start) * part)
             texts = [world.draw_paragraph(rng, world.level((start + i / part) / n)).sentences for i in range(some)]
             if number > writer.done:  # a cache that was cut off goes on behind its last chunk
                 reads.teacher_reads(teacher, tokenizer, texts, writer, copy=copy, p=config.p, k_cap=K_CAP,

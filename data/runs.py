@@ -17,12 +17,11 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import multiprocessing
+import multiprocessing.connection
 import os
 import shutil
 import signal
 import threading
-import time
 from pathlib import Path
 
 import torch
@@ -297,11 +296,9 @@ stops = Stops()
 def worker():
     """What a process that trains for another one does first: it listens to signals, and ends when the other one does."""
     stops.listen()
-    parent = os.getppid()
 
     def watch():
-        while os.getppid() == parent:
-            time.sleep(0.5)
+        multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
         os._exit(1)
     threading.Thread(target=watch, daemon=True).start()
 
