@@ -508,8 +508,7 @@ def test_student(name, model, out, tokenizer, config):
               "plain_bits_per_byte": bits_per_byte(model, plain_rows(texts, tokenizer), text_bytes)}
     write_json(out / name / "seconds.json", {**json.loads((out / name / "seconds.json").read_text(encoding="utf-8")),
                                              "test": round(time.perf_counter() - begin, 1)})
-    write_json(path, result)
-    runs.note(path, of)
+    write_json(path, result, of)
     return result
 
 
@@ -629,9 +628,7 @@ def course(config, out, plan, tokenizer, parts, begin):
     seconds = dict(zip(stages, np.diff(times).round(1).tolist())) | {"total": round(times[-1] - begin, 1)}
     write_json(out / "seconds.json", seconds)  # apart from the results, which are the same in every run
     of = results_of(config, out, tokenizer, parts)
-    runs.made(out / "results.json", of)  # notes that they begin
-    write_json(out / "results.json", results | {"config": dataclasses.asdict(config), "seed": config.seed, "made_of": of})
-    runs.note(out / "results.json", of)
+    write_json(out / "results.json", results | {"config": dataclasses.asdict(config), "seed": config.seed, "made_of": of}, of)
     print(f"\n{report(results)}\n\n{seconds['total']:.0f} s in all; {out / 'results.json'} holds every figure")
     print(page_line(out))
 

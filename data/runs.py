@@ -16,6 +16,7 @@ is found before it is used. SIGINT and SIGTERM are heeded between two steps of a
 import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import multiprocessing.connection
 import os
@@ -54,12 +55,15 @@ def sync(path):
             os.close(opened)
 
 
-def write_json(path, value):
-    """Write beside, then rename: a reader never meets half a file. The folder is made if there is none."""
-    beside = path.with_name(path.name + ".tmp")
+def write_json(path, value, of=None):
+    """Write beside, then rename: a reader never meets half a file. The folder is made if there is none. of: what the file is made
+    of; it is noted before, so that the file is there only once its stage is finished."""
+    beside, text = path.with_name(path.name + ".tmp"), json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    if of:
+        write_json(note_of(path), {**of, "holds": {path.name: digest(text)}})
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        beside.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        beside.write_text(text, encoding="utf-8", newline="\n")
         rename(beside, path)
     except OSError:  # a full disk
         beside.unlink(missing_ok=True)
@@ -151,13 +155,11 @@ def digest(*parts):
     """Files (Path), bytes and str, one after the other -> 16 hex digits."""
     found = hashlib.sha256()
     for part in parts:
-        if isinstance(part, Path):
-            with open(part, "rb") as file:
-                while block := file.read(1 << 20):
-                    found.update(block)
-        else:
-            found.update(part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part)
-        found.update(b"%d;" % (part.stat().st_size if isinstance(part, Path) else len(part)))    # none poses as two others
+        part = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
+        with open(part, "rb") if isinstance(part, Path) else io.BytesIO(part) as file:
+            while block := file.read(1 << 20):
+                found.update(block)
+            found.update(b"%d;" % file.tell())      # so that none poses as two others
     return found.hexdigest()[:16]
 
 

@@ -152,14 +152,14 @@ def torture(kills, seed, folder, url):
     whole = {kind: whole_run(*run, folder) for kind, run in chosen.items()}
     print("undisturbed:", ", ".join(f"{kind} {seconds:.1f} s, {events} events" for kind, (_, seconds, events) in whole.items()), flush=True)
     while fell.total() < kills:
-        kind = ("world", "annotate", "world", "own text")[number % 4]
+        kind = list(chosen)[number % len(chosen)]
         expected, seconds, events = whole[kind]
         code, number, before = -9, number + 1, fell.total()
         while code == -9:
-            at_moment, more = rng.random() < 0.5, fell.total() < kills
-            last = rng.randint(1, max(2, events // 4)) if more and not at_moment else 0
+            at_moment, more = rng.random() < 0.5, fell.total() < min(kills, before + MOST[kind])
+            last = rng.randint(1, events // 3) if more and not at_moment else 0
             process = start(*chosen[kind], folder / "log", out, last)
-            code = wait(process, rng.uniform(0.02, 0.6) * seconds if more and at_moment else None)
+            code = wait(process, rng.uniform(0.02, 0.5) * seconds if more and at_moment else None)
             fell[f"{kind:10}{NOW[:].decode().strip()}"] += code == -9
         if code:
             differences.append(f"{kind}: exit code {code}: {(folder / 'log').read_text(encoding='utf-8').splitlines()[-1:]}")
@@ -170,7 +170,11 @@ def torture(kills, seed, folder, url):
     return fell, differences
 
 
-def small_world(folder):
+def no_pictures(*_):
+    raise ImportError("they would take longer than all the rest")
+
+
+def small_world(folder, patch=setattr):
     """Makes what a run needs beside its options, and the constants small."""
     (folder / "data" / "tasks").mkdir(parents=True)
     for name in ("moods", "places"):
@@ -178,25 +182,25 @@ def small_world(folder):
         (folder / "data" / "tasks" / f"{name}.json").write_text(json.dumps({"name": name, "examples": examples}), encoding="utf-8")
     (folder / "text.txt").write_text(TEXT, encoding="utf-8")
     (folder / "sentences.txt").write_text(text_of(SENTENCES)[0], encoding="utf-8")
-    train.DATA, train.GLANCES, train.CHUNK, runs.SAVE_SECONDS = folder / "data", 1, 16, 0.0
-    brd.MAX_READING, brd.MAX_ANSWER, report.PRINTED = 8, 4, 1
-    sys.modules["matplotlib"] = None            # pictures take longer than all the rest
+    for module, name, value in ((train, "DATA", folder / "data"), (train, "GLANCES", 1), (train, "CHUNK", 16), (brd, "MAX_READING", 8),
+                                (brd, "MAX_ANSWER", 4), (report, "PRINTED", 1), (report.plots, "svg", no_pictures)):
+        patch(module, name, value)
     glance, plain = train.glance, train.world.plain
-    train.glance = lambda model, tokenizer: glance(model, tokenizer, 1)
-    train.world.plain = lambda n, seed: plain(20 if seed == "test plain" else n, seed)
+    patch(train, "glance", lambda model, tokenizer: glance(model, tokenizer, 1))
+    patch(train.world, "plain", lambda n, seed: plain(20 if seed == "test plain" else n, seed))
     tokenizer = corpus.course_tokenizer("world", 1024)      # once for all, and what PyTorch loads with its first optimizer
     train.optimizers(train.new_model(1, 16, tokenizer, train.Config(device="cpu")), train.Config())
 
 
 def endpoint(folder):
     """An endpoint in a process of its own -> (its number, its address)."""
-    process = os.fork()
+    parent, process = os.getpid(), os.fork()
     if not process:
         try:
             with Teacher(perfect, delay=0.01) as server:
                 (folder / "url.tmp").write_text(server.url, encoding="utf-8")
                 os.replace(folder / "url.tmp", folder / "url")
-                while os.getppid() != 1:
+                while os.getppid() == parent:
                     time.sleep(0.2)
         finally:
             os._exit(0)
@@ -212,6 +216,7 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(1)                    # a process that has started threads cannot be forked
+    runs.SAVE_SECONDS = 0.0
     memory = "/dev/shm" if os.path.isdir("/dev/shm") else None          # a disk that is in use elsewhere would only be slow
     with tempfile.TemporaryDirectory(dir=memory) as folder:
         small_world(Path(folder))
