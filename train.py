@@ -373,7 +373,7 @@ def cache_folder(out, config):
 def student(name, out, start, treatment, config, tokenizer):
     """A copy of `start` (None: a new model) after its treatment. Kept in out/<name>, and taken from there if finished."""
     folder = out / name
-    of = runs.made_of(f"student {name}", config, tokenizer, text_of(config), **files_for(name, out, config))
+    of = student_of(name, out, config, tokenizer)
     if model := kept(folder, config, of):
         return model
     model = new_model(config.n_layer, config.n_embd, tokenizer, config)
@@ -398,6 +398,19 @@ def files_for(name, out, config):
     if name in ("brd", "distilled"):
         files["annotations"] = out / "annotations.jsonl"
     return files | ({"teacher's cache": cache_folder(out, config) / "header.json"} if name == "distilled" else {})
+
+
+def student_of(name, out, config, tokenizer):
+    """What a student is made of; see runs.made_of."""
+    return runs.made_of(f"student {name}", config, tokenizer, text_of(config), **files_for(name, out, config))
+
+
+def check_students(out, config, tokenizer):
+    """ValueError where a student that is there is stale: before the others are trained, not hours later."""
+    for name in ("start", *students_of(config)):
+        path, files = out / name / "model.pt", files_for(name, out, config)
+        if runs.read_note(path) and all(file.exists() for file in files.values()):
+            runs.made(path, student_of(name, out, config, tokenizer))
 
 
 def treatment(name, config, out, tokenizer):
@@ -617,6 +630,7 @@ def course(config, out, plan, tokenizer, parts, begin):
         if config.minutes and not plan:
             plan_minutes(config, tokenizer, begin)
             runs.save_plan(out, config.student_tokens)
+        check_students(out, config, tokenizer)
         print(f"a common start of {config.start_tokens:,} tokens, then {config.student_tokens:,} a student", flush=True)
         times.append(time.perf_counter())
         if "distilled" in students_of(config):

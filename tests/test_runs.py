@@ -2,6 +2,7 @@
 import contextlib
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import torch
 
 import torture
 import train
-from data import corpus, runs
+from data import prepare, runs
 from data.cache import CacheWriter
 from data.rows import Batch, Rows
 from model import GPT, GPTConfig
@@ -317,3 +318,118 @@ def test_a_cache_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch, where):
     assert again.done == (3 if where else 2)
     again.close()
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
+
+
+# --- limits ----------------------------------------------------------------------------------------------------------------
+
+def plain_run(folder, *more):
+    """A run on a text of one's own in `folder` -> what it leaves."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "my.txt").write_text(torture.TEXT, encoding="utf-8", newline="\n")
+    train.main([*OWN, f"--corpus={folder / 'my.txt'}", f"--out_dir={folder / 'out'}", *more])
+    return files(folder / "out")
+
+
+def test_names_with_spaces_and_of_any_script(tmp_path, capsys):
+    plain = plain_run(tmp_path / "plain")
+    other = plain_run(tmp_path / "mit Leerzeichen & 'Zeichen'" / "東京 ünïcode 🐈")
+    assert plain.keys() == other.keys() and plain["plain/model.pt"] == other["plain/model.pt"]
+    assert "東京 ünïcode 🐈" in capsys.readouterr().out
+
+
+def test_line_ends_of_other_systems_are_the_same_text(tmp_path):
+    """As many tokens, the same ones, the same hash; a byte order mark is no part of the text."""
+    found = []
+    for name, end, mark in (("unix", "\n", ""), ("windows", "\r\n", "\ufeff"), ("old", "\r", "")):
+        (tmp_path / name).write_bytes((mark + torture.TEXT.replace("\n", end)).encode("utf-8"))
+        config = train.parse_options([*OWN, f"--corpus={tmp_path / name}"])
+        tokenizer, parts = train.own_text(config)
+        found.append((tokenizer.hash, train.text_of(config, parts), [rows.tokens.tobytes() for rows, _ in parts.values()]))
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_corpus_of_ten_thousand_files(tmp_path):
+    for i in range(10_000):
+        (tmp_path / f"{i % 100:02}").mkdir(exist_ok=True)
+        (tmp_path / f"{i % 100:02}" / f"{i:05}.txt").write_bytes(b"Page %d.\r\n" % i)
+    begin = time.process_time()
+    text = prepare.read_text(tmp_path)
+    assert len(text) == sum(len(f"Page {i}.\n") for i in range(10_000)) + 2 * 9_999 and time.process_time() - begin < 20
+    assert prepare.paragraphs(text) == [f"Page {i}." for k in range(100) for i in range(k, 10_000, 100)]
+
+
+def test_a_clock_that_runs_backwards(tmp_path, monkeypatch):
+    plain, now = plain_run(tmp_path / "plain"), [2e9]
+
+    def earlier():
+        now[0] -= 3600
+        return now[0]
+    monkeypatch.setattr(time, "time", earlier)
+    assert plain_run(tmp_path / "back")["plain/model.pt"] == plain["plain/model.pt"]
+
+
+def test_a_second_run_in_the_folder(tmp_path):
+    plain_run(tmp_path)
+    with runs.held(tmp_path / "out"):
+        for more in ("--redo", "--seed=2"):
+            with pytest.raises(ValueError, match=f"process {os.getpid()} is at work|holds a run with seed=1"):
+                plain_run(tmp_path, more)
+        (tmp_path / "out" / "results.json").unlink()
+        with pytest.raises(ValueError, match=f"process {os.getpid()} is at work"):
+            plain_run(tmp_path)
+    plain_run(tmp_path)
+
+
+def test_a_folder_that_was_taken_between_two_looks(tmp_path, monkeypatch):
+    """Two new runs at the same moment: the second one does not throw away what the first has begun."""
+    config = train.parse_options([f"--out_dir={tmp_path / 'out'}"])
+    held = runs.held
+
+    @contextlib.contextmanager
+    def late(out):
+        runs.write_json(out / "options.json", {"options": {}})
+        with held(out):
+            yield
+    monkeypatch.setattr(runs, "held", late)
+    with pytest.raises(ValueError, match="another run has just begun"):
+        runs.open_out(config)
+    assert json.loads((tmp_path / "out" / "options.json").read_text(encoding="utf-8")) == {"options": {}}
+
+
+def test_minutes_are_planned_once_for_a_text_of_ones_own(tmp_path, monkeypatch):
+    """The speed is another in the second run; the training that was cut off goes on all the same."""
+    monkeypatch.setattr(train, "speed", lambda *_: 200.0)
+    monkeypatch.setattr(train, "bits_per_byte", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        plain_run(tmp_path, "--minutes=0.2")
+    monkeypatch.undo()
+    monkeypatch.setattr(train, "speed", lambda *_: 1 / 0)
+    plain_run(tmp_path, "--minutes=0.2")
+    plan = json.loads((tmp_path / "out" / "options.json").read_text(encoding="utf-8"))["plan"]
+    seen = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))["students"]["plain"]["tokens_seen"]
+    assert 900 < plan <= 1000 and abs(seen - plan) < 100
+
+
+def test_no_bars_without_a_terminal_and_ctrl_c_within_one(tmp_path):
+    """One process writes into a pipe, the other to a terminal, where a bar comes, and Ctrl-C with it."""
+    pty = pytest.importorskip("pty")
+    (tmp_path / "my.txt").write_text(torture.TEXT, encoding="utf-8")
+    command = [sys.executable, str(ROOT / "train.py"), *OWN, f"--corpus={tmp_path / 'my.txt'}"]
+    piped = subprocess.Popen([*command, f"--out_dir={tmp_path / 'piped'}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    own, its = pty.openpty()
+    process = subprocess.Popen([*command, f"--out_dir={tmp_path / 'out'}", "--student_tokens=400000"], stdout=its, stderr=its)
+    os.close(its)
+    said = b""
+    while b"plain:" not in said and select.select([own], [], [], 120)[0]:
+        said += os.read(own, 1 << 16)
+    process.send_signal(signal.SIGINT)
+    with contextlib.suppress(OSError):              # that is how the other end of a terminal closes
+        while more := os.read(own, 1 << 16):
+            said += more
+    os.close(own)
+    last = said.replace(b"\r\n", b"\n").decode("utf-8").splitlines()[-1]
+    assert process.wait() == 130 and b"Traceback" not in said
+    assert last.startswith("plain: stopped after ") and last.endswith("the same command goes on from there")
+    assert (tmp_path / "out" / "plain" / "training.pt").exists() and not list((tmp_path / "out").rglob("*.tmp"))
+    out, error = piped.communicate()
+    assert piped.returncode == 0 and error == b"" and b"\r" not in out.replace(b"\r\n", b"\n") and b"it/s" not in out

@@ -5,8 +5,8 @@
 
 Of every kind of run one is made first that nobody disturbs: the built-in world with a teacher of its own, a text of one's own, and
 `brd.py annotate` against an endpoint on this machine. Then the same command is started and killed (SIGKILL), started again and so
-on until it comes to its end, and the next run begins. Every other kill falls at a random moment; the others where most can go
-wrong: just before a file is opened, renamed or removed, or a request sent. Every file must be that of the undisturbed run, bit
+on until it comes to its end, and the next run begins. A kill falls at a random moment, or where most can go wrong, just before a
+file is opened, renamed or removed, or a request sent, or at the beginning of a stage. Every file must be that of the undisturbed run, bit
 for bit (of seconds.json only its presence, of replies their set). Prints how many kills fell into which stage, and exits with 1
 on a difference.
 
@@ -24,6 +24,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -43,9 +44,9 @@ TEXT = "The cat sat on the mat. The dog ran to the red house and saw a bird.\n\n
 MOST = {"world": 5, "own text": 3, "annotate": 2}       # kills of one run
 SENTENCES = 40                                  # that are annotated
 EVENTS = {"open", "os.rename", "os.remove", "socket.connect"}       # before which a run is killed (sys.addaudithook)
-STAGES = {"own_text": "tokens", "annotated_paragraphs": "annotate (scripted)", "train_teacher": "teacher", "write_cache": "cache",
-          "student": "student {0}", "read_plainly": "student plain", "test_student": "test of {0}", "bits_per_byte": "test of plain",
-          "page_line": "report", "write_json": "writing {0.name}"}
+STAGES = {"open_out": "opening", "own_text": "tokens", "course_tokenizer": "tokens", "train_teacher": "teacher", "write_cache": "cache",
+          "annotated_paragraphs": "annotate (scripted)", "student": "student {0}", "read_plainly": "student plain", "keep": "keeping {1.name}",
+          "test_student": "test of {0}", "bits_per_byte": "test of plain", "write_json": "writing {0.name}", "page_line": "report"}
 NOW = mmap.mmap(-1, 64)                         # what the run is at, for all processes to see
 COUNTED = mmap.mmap(-1, 8)                      # its events so far
 
@@ -57,12 +58,17 @@ def tell(stage):
     return before.decode().strip()
 
 
-def watch(module, name, stage):
-    """Tells when a function is at work."""
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def watch(module, name, stage, entered):
+    """Tells when a function is at work; entered(stage) is called when it begins."""
     real = getattr(module, name)
 
     def watched(*arguments, **named):
         before = tell(stage.format(*arguments, "", ""))
+        entered(NOW[:].decode().strip())
         try:
             return real(*arguments, **named)
         finally:
@@ -79,26 +85,33 @@ def kinds(folder, url):
             "annotate": (brd.main, [*map(str, annotate), "--parallel", "4"])}
 
 
-def start(function, arguments, log, out, last=0):
-    """A run in a process of its own -> its number. Before event number `last` (0: never) it kills itself."""
+def start(function, arguments, folder, event=0, stage=None, later=0.0):
+    """A run in a process of its own -> its number. It kills itself before event number `event` (0: never), or so many seconds
+    after a stage has begun, or writes the names of all stages into the file "stages" (stage=None)."""
     process = os.fork()
     if process:
         return process
 
-    def count(event, what):
-        if event in EVENTS and (event == "socket.connect" or str(what[0]).startswith(str(out))):
+    def entered(name):
+        if stage is None and not event:
+            with open(folder / "stages", "a", encoding="utf-8") as file:
+                file.write(name + "\n")
+        elif name == stage:
+            threading.Timer(later, die).start() if later else die()
+
+    def count(what, about):
+        if what in EVENTS and (what == "socket.connect" or str(about[0]).startswith(str(folder / "out"))):
             events = int.from_bytes(COUNTED, "big") + 1
             COUNTED[:] = events.to_bytes(8, "big")
-            if events == last:
-                os.kill(os.getpid(), signal.SIGKILL)
+            if events == event:
+                die()
     code, COUNTED[:] = 70, bytes(8)
     try:
-        for number, name in enumerate((os.devnull, log, log)):
+        for number, name in enumerate((os.devnull, folder / "log", folder / "log")):
             os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_APPEND), number)
-        for name, stage in STAGES.items():
-            watch(train, name, stage)
-        if function == brd.main:
-            tell("annotate (endpoint)")
+        tell("annotate (endpoint)" if function == brd.main else "start-up")
+        for name, words in STAGES.items():
+            watch(train, name, words, entered)
         sys.addaudithook(count)
         code = function(arguments) or 0
     except BaseException as error:
@@ -135,14 +148,24 @@ def files(out):
 # --- all of them -------------------------------------------------------------------------------------------------------
 
 def whole_run(function, arguments, folder):
-    """The run that nobody disturbs -> (its files, its seconds, its events)."""
+    """The run that nobody disturbs -> (its files, its seconds, the number of its events, its stages in their order)."""
+    (folder / "stages").write_text("", encoding="utf-8")
     out, begin = folder / "out", time.monotonic()
-    code = wait(start(function, arguments, folder / "log", out), None)
+    code = wait(start(function, arguments, folder), None)
     seconds, found = time.monotonic() - begin, files(out)
     if code:
         raise SystemExit(f"the undisturbed run failed: {(folder / 'log').read_text(encoding='utf-8')[-500:]}")
     shutil.rmtree(out)
-    return found, seconds, int.from_bytes(COUNTED, "big")
+    stages = list(dict.fromkeys((folder / "stages").read_text(encoding="utf-8").splitlines()))
+    return found, seconds, int.from_bytes(COUNTED, "big"), stages
+
+
+def one_kill(rng, seconds, events, stages):
+    """How the next run is to be killed -> (arguments of `start`, seconds until it is killed from outside or None)."""
+    how = rng.choice(("moment", "event", "stage", "stage") if stages else ("moment", "event"))
+    if how == "stage":                              # of those that are still to come
+        return {"stage": stages.pop(0), "later": rng.choice((0, rng.uniform(0, 0.02) * seconds))}, None
+    return ({"event": rng.randint(1, events // 3)}, None) if how == "event" else ({"stage": ""}, rng.uniform(0.02, 0.5) * seconds)
 
 
 def torture(kills, seed, folder, url):
@@ -150,16 +173,16 @@ def torture(kills, seed, folder, url):
     rng, fell, differences, number, out = random.Random(seed), Counter(), [], 0, folder / "out"
     chosen = kinds(folder, url)
     whole = {kind: whole_run(*run, folder) for kind, run in chosen.items()}
-    print("undisturbed:", ", ".join(f"{kind} {seconds:.1f} s, {events} events" for kind, (_, seconds, events) in whole.items()), flush=True)
+    print("undisturbed:", ", ".join(f"{kind} {run[1]:.1f} s, {run[2]} events" for kind, run in whole.items()), flush=True)
     while fell.total() < kills:
         kind = list(chosen)[number % len(chosen)]
-        expected, seconds, events = whole[kind]
+        expected, seconds, events, stages = whole[kind]
+        aims = [stages[i] for i in sorted(rng.sample(range(len(stages)), min(MOST[kind], len(stages))))]
         code, number, before = -9, number + 1, fell.total()
         while code == -9:
-            at_moment, more = rng.random() < 0.5, fell.total() < min(kills, before + MOST[kind])
-            last = rng.randint(1, events // 3) if more and not at_moment else 0
-            process = start(*chosen[kind], folder / "log", out, last)
-            code = wait(process, rng.uniform(0.02, 0.5) * seconds if more and at_moment else None)
+            more = fell.total() < min(kills, before + MOST[kind])
+            how, later = one_kill(rng, seconds, events, aims) if more else ({"stage": ""}, None)
+            code = wait(start(*chosen[kind], folder, **how), later)
             fell[f"{kind:10}{NOW[:].decode().strip()}"] += code == -9
         if code:
             differences.append(f"{kind}: exit code {code}: {(folder / 'log').read_text(encoding='utf-8').splitlines()[-1:]}")
