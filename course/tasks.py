@@ -80,8 +80,10 @@ def grammar_task(out, size):
         learn("teacher", teacher, Rows.pack(texts, grammar.N_VOCAB), size.teacher_tokens, settings(0.01, 1),
               Row("references", 1, sft), task, decay=0.5)
         teacher.save(out / "teacher")
+    teacher = GPT.load(out / "teacher")
+    if not (out / "answers.json").exists():
         train.write_json(out / "answers.json", teacher.generate(prompts, size.max_new, stop=grammar.END, seed=1))
-    task = task._replace(teacher=GPT.load(out / "teacher"), answers=json.loads((out / "answers.json").read_text(encoding="utf-8")))
+    task = task._replace(teacher=teacher, answers=json.loads((out / "answers.json").read_text(encoding="utf-8")))
     for draw, p in (("free", 1.0), ("nucleus", 0.8)):
         if not (out / f"{draw}-{p}" / "header.json").exists():
             grammar_cache(out / f"{draw}-{p}", task.teacher, grammar_prompts(size.prompts, "train"), size, p)
@@ -105,13 +107,15 @@ def grammar_cache(folder, teacher, prompts, size, p):
                          made_by="python td_distill.py compare --task=grammar")
     text, answer = brd.ROLES.index("text"), brd.ROLES.index("answer")
     prompts = prompts * size.answers
-    for start in tqdm(range(0, len(prompts), 256), desc=f"teacher answers, p={p}", disable=None, leave=False):
+    begin = writer.done                        # prompts that were answered before it was cut off
+    for start in tqdm(range(begin, len(prompts), 256), desc=f"teacher answers, p={p}", disable=None, leave=False):
         some = prompts[start:start + 256]
         new, sets = reads.draw_with_sets(teacher, some, size.max_new, p=p, k_cap=grammar.N_VOCAB, temperature=1.0,
                                          stop=grammar.END, seed=start)
         for prompt, tokens, kept in zip(some, new, sets):
             if tokens[-1] == grammar.END:      # one that was cut is not an answer
                 writer.add(prompt + tokens, [text] * len(prompt) + [answer] * len(tokens), [None] * len(prompt) + kept)
+        writer.checkpoint(start + 256)
     writer.close()
 
 
