@@ -36,10 +36,14 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from data.sealed import brief, read_sealed, read_tensors, sealed, sha256_of
+
 # On a CPU, rows up to this long attend by an explicit softmax(q k^T) v: the fused kernel has a fixed cost that they
 # cannot repay. Measured on one thread (3 blocks, 8 heads of 16 channels, bfloat16, 2,080 tokens forward and backward),
 # explicit / fused: rows of 72 tokens 111 / 201 ms, 256: 166 / 178, 320: 200 / 179, 512: 391 / 228.
 EXPLICIT_ATTENTION_UP_TO = 256
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.tiktoken")      # that may lie beside the weights
+REMEDY = "restore the folder, or remove it and train again"
 
 
 @dataclass
@@ -399,7 +403,8 @@ class GPT(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     def save(self, folder, extra=None):
-        """Write model.pt (the weights) and config.json (every field, and `extra`, any JSON) into the folder."""
+        """Write model.pt (the weights) and config.json (every field, `extra`, any JSON, and the SHA-256 of the weights and of a
+        tokenizer that lies there already) into the folder."""
         os.makedirs(folder, exist_ok=True)
         weights, config = os.path.join(folder, "model.pt"), os.path.join(folder, "config.json")
         try:
@@ -407,34 +412,36 @@ class GPT(nn.Module):
                 torch.save(self.state_dict(), f)
         except RuntimeError as error:  # torch.save has its own words for a full disk
             raise OSError(f"{weights}: not written ({str(error).splitlines()[0]:.80}); is the disk full?") from None
+        beside = [name for name in TOKENIZER_FILES if os.path.isfile(os.path.join(folder, name))]
+        files = {"model.pt": sha256_of(weights + ".tmp")} | {name: sha256_of(os.path.join(folder, name)) for name in beside}
         with open(config + ".tmp", "w", encoding="utf-8") as f:
-            json.dump({**asdict(self.config), "extra": extra or {}}, f, indent=1, ensure_ascii=False)
+            json.dump(sealed({**asdict(self.config), "extra": extra or {}, "files": files}), f, indent=1, ensure_ascii=False)
         os.replace(weights + ".tmp", weights)  # renamed only when whole: a crash leaves the old checkpoint
         os.replace(config + ".tmp", config)
 
     @classmethod
     def load(cls, folder, device="cpu"):
-        """The model that `save` wrote, with its `extra`. Raises ValueError of one line for a folder that is none."""
+        """The model that `save` wrote, with its `extra`. Raises ValueError of one line for a folder that is none, and for one
+        of which a file is not that which was written: damaged, or from another folder."""
         weights, path = os.path.join(folder, "model.pt"), os.path.join(folder, "config.json")
         for file in ("config.json", "model.pt"):
             if not os.path.isfile(os.path.join(folder, file)):
                 raise ValueError(f"{folder}: no {file} here; expected a folder written by GPT.save")
-        try:
-            with open(path, encoding="utf-8") as f:
-                config = dict(json.load(f))
-        except (ValueError, TypeError):  # no JSON, or no object
-            raise ValueError(f"{path}: not a JSON object; expected the file that GPT.save writes") from None
-        extra = config.pop("extra", {})
+        config = read_sealed(path, f"expected the file that GPT.save writes; {REMEDY}")
+        extra, files = config.pop("extra", {}), config.pop("files", {})
         known = {f.name for f in fields(GPTConfig)}
         if set(config) != known:
             what, name = ("unknown", set(config) - known) if set(config) - known else ("missing", known - set(config))
             raise ValueError(f"{path}: {what} field {', '.join(sorted(name))}; expected {', '.join(sorted(known))}")
+        for name in ("model.pt", *TOKENIZER_FILES):
+            file = os.path.join(folder, name)
+            if name in files and not (os.path.isfile(file) and sha256_of(file) == files[name]):
+                raise ValueError(f"{file}: not the one that config.json was written with; damaged, or of another folder: {REMEDY}")
         model = cls(GPTConfig(**config))
         try:
-            model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-        except Exception as e:  # a cut-off or foreign file fails in many ways
-            reason = " ".join(f"{type(e).__name__}: {e}".split())[:200]
-            raise ValueError(f"{weights}: does not hold the weights that {path} describes ({reason})") from None
+            model.load_state_dict(read_tensors(weights))
+        except (ValueError, TypeError, RuntimeError, AttributeError) as error:  # no tensors, or others
+            raise ValueError(f"{weights}: does not hold the weights that {path} describes ({brief(error)})") from None
         model.extra = extra
         return model.to(device)
 

@@ -56,6 +56,7 @@ from data.corpus import (PLAIN_TOKENS, annotated_paragraphs, annotated_text, cou
                          reading_sources, text_sources)
 from data.rows import LENGTH_STEP, Rows, plan_batches
 from data.runs import open_out, stops, write_json
+from data.sealed import read_sealed
 from model import GPT, GPTConfig
 
 DATA = Path(__file__).resolve().parent / "data"
@@ -465,7 +466,7 @@ def test_student(name, model, out, tokenizer, config):
     """Every test of one student, kept in out/<name>/test.json."""
     path = out / name / "test.json"
     if path.exists():
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_sealed(path, "remove it, and the student is tested again")
     begin, texts = time.perf_counter(), list(world.plain(500, "test plain"))
     tasks = [brd.test_task(model, tokenizer, brd.load_task(file)) for file in sorted((DATA / "tasks").glob("*.json"))]
     text_bytes = sum(len(" ".join(sentences).encode("utf-8")) for sentences in texts)
@@ -473,8 +474,9 @@ def test_student(name, model, out, tokenizer, config):
               "reading": test_reading(model, tokenizer, config),
               "blind": {task["name"]: task for task in tasks},
               "plain_bits_per_byte": bits_per_byte(model, plain_rows(texts, tokenizer), text_bytes)}
-    write_json(out / name / "seconds.json", {**json.loads((out / name / "seconds.json").read_text(encoding="utf-8")),
-                                             "test": round(time.perf_counter() - begin, 1)})
+    seconds = out / name / "seconds.json"
+    write_json(seconds, {**read_sealed(seconds, f"remove the folder {out / name}, and it is trained again"),
+                         "test": round(time.perf_counter() - begin, 1)})
     write_json(path, result)
     return result
 
@@ -540,7 +542,7 @@ def main(arguments=None):
         teacher_cache(None, tokenizer, config)
     out, plan = open_out(config)
     if (out / "results.json").exists():
-        results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+        results = read_sealed(out / "results.json", "remove it, and what is finished is read again")
         return print(f"{out}: finished before; --redo starts over\n\n{report(results)}")
     with runs.held(out):
         runs.sweep(out)
@@ -564,7 +566,7 @@ def course(config, out, plan, tokenizer, parts, begin):
             config.student_tokens = plan
         elif config.minutes:
             plan_minutes(config, tokenizer, begin)
-            options = json.loads((out / "options.json").read_text(encoding="utf-8"))
+            options = read_sealed(out / "options.json", runs.OTHER)
             write_json(out / "options.json", {**options, "plan": config.student_tokens})
         print(f"a common start of {config.start_tokens:,} tokens, then {config.student_tokens:,} a student", flush=True)
         times.append(time.perf_counter())
@@ -576,7 +578,7 @@ def course(config, out, plan, tokenizer, parts, begin):
     stages = ("students",) if parts else ("text", "teacher", "students")
     seconds = dict(zip(stages, np.diff(times).round(1).tolist())) | {"total": round(times[-1] - begin, 1)}
     write_json(out / "seconds.json", seconds)  # apart from the results, which are the same in every run
-    write_json(out / "results.json", results | {"config": dataclasses.asdict(config), "seed": config.seed})
+    write_json(out / "results.json", results | {"config": runs.noted(config), "seed": config.seed})
     print(f"\n{report(results)}\n\n{seconds['total']:.0f} s in all; {out / 'results.json'} holds every figure")
     print(page_line(out))
 

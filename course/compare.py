@@ -35,6 +35,7 @@ from tqdm import tqdm
 import train
 from course.objectives import OBJECTIVES, Row, learn, new_model, settings, sft, terms
 from course.tasks import SIZES, STUDENTS, Size, open_task
+from data.sealed import digest, read_sealed, sealed
 from model import GPT
 
 RATES = (0.0025, 0.005, 0.01)
@@ -177,15 +178,25 @@ def measure(model, task, numbers, seed):
 
 
 def finished(path):
-    """{key of a job: figures} of results.jsonl; a line that was cut off is dropped, and its run done again."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    """{key of a job: figures} of results.jsonl; a line that was cut off is dropped, and its run done again. ValueError
+    "file:line: ..." for another bad line."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     if lines and not lines[-1].endswith("}"):
         lines.pop()
         beside = path.with_name(path.name + ".tmp")
         beside.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
         os.replace(beside, path)
-    results = map(json.loads, lines)
-    return {tuple(result[name] for name in KEY): result for result in results}
+    results = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            result = json.loads(line)
+            if result.pop("sha256", None) not in (None, digest(result)):                    # before there were any: None
+                raise ValueError
+            results[tuple(result[name] for name in KEY)] = result
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise ValueError(f"{path}:{number}: no run of a comparison, or not as it was written; without this line it is done "
+                             "again") from None
+    return results
 
 
 def run_all(jobs, path, workers, what):
@@ -196,7 +207,7 @@ def run_all(jobs, path, workers, what):
         futures = {pool.submit(run, job): job for job in jobs}
         for future in tqdm(as_completed(futures), what, len(futures), disable=None, leave=False):
             with open(path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(future.result()) + "\n")
+                file.write(json.dumps(sealed(future.result())) + "\n")
             results[futures[future][:len(KEY)]] = future.result()
     return results
 
@@ -206,7 +217,7 @@ def compare(task, out, size, rows, seeds, embd, budgets, workers):
     -> {(row, budget): (rate, [figures of a seed])}. Raises ValueError where the folder holds runs of another size."""
     out.mkdir(parents=True, exist_ok=True)
     note, path = out / "size.json", out / "results.jsonl"
-    if note.exists() and json.loads(note.read_text(encoding="utf-8")) != size._asdict():
+    if note.exists() and read_sealed(note, "use another --out_dir") != size._asdict():
         raise ValueError(f"{out}: holds runs of another size, see {note}; use another --out_dir")
     train.write_json(note, size._asdict())
     open_task(task, out, size)

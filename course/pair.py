@@ -15,7 +15,6 @@ Shapes: T tokens of a document.
 """
 
 import dataclasses
-import json
 import os
 import time
 
@@ -28,7 +27,8 @@ from data.gpt2 import locate
 from data.gpt2_tokenizer import read_tokenizer
 from data.instructions import read_instructions
 from data.rows import Rows
-from data.runs import held
+from data.runs import held, noted
+from data.sealed import read_sealed
 from data.tokenizer import Tokenizer
 from model import GPT
 
@@ -127,13 +127,13 @@ def pair(config):
     out, _ = train.open_out(config)
     path = out / "results.json"
     if path.exists():
-        return print(f"{out}: finished before; --redo starts over\n{table(json.loads(path.read_text(encoding='utf-8'))['pair'])}")
+        return print(f"{out}: finished before; --redo starts over\n{table(read_sealed(path, 'remove it, and the students are tested again')['pair'])}")
     print(f"{len(prompts):,} prompts to learn from, {len(asked):,} to be tested on, vocabulary {tokenizer.n_vocab:,}", flush=True)
     with held(out):
         models = treat(config, out, teacher, student, tokenizer, prompts, rows)
         results = {name: {"rouge_l": test_answers(model.eval(), tokenizer, asked, references), "params": model.num_params(),
                           "tokens_seen": model.extra.get("tokens_seen", 0)} for name, model in models.items()}
-        train.write_json(path, {"pair": results, "config": dataclasses.asdict(config)})
+        train.write_json(path, {"pair": results, "config": noted(config)})
     print(f"{table(results)}\n\n{time.perf_counter() - begin:.0f} s in all; {path} holds every figure")
 
 

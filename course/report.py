@@ -37,10 +37,12 @@ import td_distill
 from course import pages, plots
 from data import reads, world
 from data.cache import Cache
+from data.sealed import read_sealed
 from data.tokenizer import Tokenizer
 from model import GPT
 
 GLANCED, PRINTED = 12, 4   # paragraphs in a short look at a student; on the page of read text
+REMEDY = "that run again, with --redo, writes them anew"
 README_PICTURES = ("reading", "students", "top_p")
 TEACHER = Path(__file__).resolve().parents[1] / "data" / "teacher"
 SHOWN = {"entity_f1": "entity F1", "answer.wh": "wh questions, exact", "answer.yes_no": "yes/no questions, exact",
@@ -293,10 +295,11 @@ def write_page(out, pictures=None):
     if not path.exists():
         raise ValueError(f"{out}: no results.json, so no finished run; python train.py --out_dir={out} makes one")
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
+        results = read_sealed(path, REMEDY)
         _ = results["students"]["plain"], results["config"]["seed"], results["versions"]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path}: not the results of a run of train.py; that run again, with --redo, writes them anew") from None
+    except (KeyError, TypeError):
+        raise ValueError(f"{path}: not the results of a run of train.py; {REMEDY}") from None
+    results["config"]["out_dir"] = str(out)
     readings, answer, cache, missing = gather(out, results)
     wanted, drawn = drawings(results, answer, cache), {}
     if pictures:

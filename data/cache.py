@@ -31,7 +31,9 @@ import os
 import numpy as np
 import torch
 
-FORMAT = "nanoreader teacher cache 1"
+from data.sealed import read_sealed, sealed, sha256_of
+
+FORMAT = "nanoreader teacher cache 2"
 # Stands where a log-probability or a logit is absent: its exp() is exactly 0, and 0 * ABSENT is 0 (0 * -inf is NaN).
 ABSENT = -1e30
 AGAIN = "make the cache again"
@@ -138,7 +140,7 @@ class CacheWriter:
         self.header["arrays"] = {name: {"dtype": self.types[name], "length": lengths[name],
                                         "sha256": self.hashes[name].hexdigest()} for name in ARRAYS}
         with open(header_path + ".tmp", "w", encoding="utf-8") as file:
-            json.dump(self.header, file, indent=1)
+            json.dump(sealed(self.header), file, indent=1)
         os.replace(header_path + ".tmp", header_path)
         return self.header
 
@@ -148,14 +150,9 @@ def read_header(folder):
     path = os.path.join(folder, "header.json")
     if not os.path.exists(path):
         raise ValueError(f"{folder}: no teacher cache here, header.json is written last and missing; {AGAIN}")
-    try:
-        with open(path, encoding="utf-8") as file:
-            header = json.load(file)
-    except ValueError as error:                                   # bad JSON and bad UTF-8
-        raise ValueError(f"{path}: not JSON ({error}); expected the header of a teacher cache: {AGAIN}") from None
-    found = header.get("format") if isinstance(header, dict) else type(header).__name__
-    if found != FORMAT:
-        raise ValueError(f"{path}: format {found!r}, expected {FORMAT!r}; {AGAIN} with this version")
+    header = read_sealed(path, f"expected the header of a teacher cache: {AGAIN}")
+    if header.get("format") != FORMAT:
+        raise ValueError(f"{path}: format {header.get('format')!r:.60}, expected {FORMAT!r}; {AGAIN} with this version")
     missing = [field for field in FIELDS if field not in header]
     whole = ("n_vocab", "k_cap", "documents", "tokens", "drawn", "kept")
     wrong = [field for field in whole if field in header and type(header[field]) is not int]
@@ -216,12 +213,9 @@ class Cache:
         size, want = os.path.getsize(path), length * np.dtype(dtype).itemsize
         if size != want:
             raise ValueError(f"{path}: {size} bytes, the header says {want}; truncated or foreign: {AGAIN}")
-        found = hashlib.sha256()
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                found.update(block)
-        if found.hexdigest() != note.get("sha256"):
-            raise ValueError(f"{path}: sha256 {found.hexdigest()[:16]}, the header says {str(note.get('sha256'))[:16]}; "
+        found = sha256_of(path)
+        if found != note.get("sha256"):
+            raise ValueError(f"{path}: sha256 {found[:16]}, the header says {str(note.get('sha256'))[:16]}; "
                              f"damaged or from another cache: {AGAIN}")
         return np.memmap(path, dtype=dtype, mode="r") if length else np.empty(0, dtype)   # an empty file has no map
 

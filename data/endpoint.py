@@ -30,6 +30,7 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from data.annotations import shown
+from data.sealed import digest, sealed
 
 BACKOFF, LONGEST_WAIT = 1.0, 300    # seconds before the first retry, doubled each time; the longest that is waited
 GIVE_UP = 8                         # requests in a row that stay without a reply end a run
@@ -60,8 +61,11 @@ def read_replies(path):
             reply = json.loads(line)
             if not (isinstance(reply["key"], str) and isinstance(reply["reply"], str) and "finish" in reply):
                 raise ValueError
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{path}:{number}: not a kept reply; without this line it is asked for again") from None
+            if reply.pop("sha256", None) not in (None, digest(reply)):              # before there were any: None
+                raise ValueError
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise ValueError(f"{path}:{number}: not a kept reply, or not as it was written; without this line it is asked for "
+                             "again") from None
         replies[reply["key"]] = reply
     return replies
 
@@ -70,10 +74,11 @@ def keep(file, line, secret):
     """Append a reply (dict) to a file opened unbuffered, by one write, so that threads need no lock -> the reply as it will
     be read back. OSError where the disk is full."""
     text = json.dumps(line)                             # ASCII, so a key can be found in it and half a character is no harm
-    text = text.replace(secret, "[key]") if len(secret) >= PLACEHOLDER else text
+    line = json.loads(text.replace(secret, "[key]") if len(secret) >= PLACEHOLDER else text)
+    text = json.dumps(sealed(line))
     if file.write(text.encode() + b"\n") <= len(text):
         raise OSError(f"{file.name}: could not be written in full; is the disk full?")
-    return json.loads(text)
+    return line
 
 
 # ----------------------------------------------------------------------------------------------------------------------

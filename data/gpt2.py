@@ -21,6 +21,7 @@ import shutil
 import torch
 
 from data.gpt2_tokenizer import read_json, tokenizer_files
+from data.sealed import brief, read_tensors
 
 FIELDS = {"n_vocab": "vocab_size", "block_size": "n_positions", "n_layer": "n_layer", "n_head": "n_head",
           "n_embd": "n_embd"}                                           # of GPTConfig, and what config.json calls them
@@ -58,8 +59,7 @@ def locate(where):
         if not any("safetensors" in name for name in os.listdir(folder)):
             folder = download(where, allow_patterns=wanted + ["pytorch_model*.bin*"])
     except Exception as error:      # of the hub, its HTTP library or the disk, and they have no common ancestor
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
-        raise ValueError(f"{where}: no such folder, and it could not be downloaded ({reason})") from None
+        raise ValueError(f"{where}: no such folder, and it could not be downloaded ({brief(error, 160)})") from None
     return folder
 
 
@@ -126,10 +126,9 @@ def load_tensors(path):
     """{name: tensor} of a .safetensors or .bin file, on the CPU; ValueError of one line for a damaged or missing one."""
     load_file = optional("safetensors.torch").load_file if path.endswith(".safetensors") else None
     try:
-        return load_file(path) if load_file else dict(torch.load(path, map_location="cpu", weights_only=True))
+        return load_file(path) if load_file else dict(read_tensors(path))
     except Exception as error:                                          # a cut-off or foreign file fails in many ways
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
-        raise ValueError(f"{path}: no weights can be read from it ({reason})") from None
+        raise ValueError(f"{path}: no weights can be read from it ({brief(error)})") from None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -24,9 +24,12 @@ from pathlib import Path
 
 import torch
 
+from data.sealed import brief, check_stamp, read_sealed, read_tensors, sealed, stamp
+
 FOLDERS = ("teacher", "cache", "start", "plain", "brd", "distilled", "sft", "more_sft", "seqkd", "topp_kd", "bellman")  # of a run
 FILES = ("annotations.jsonl", "results.json", "seconds.json", "options.json", "report.html")
 SAVE_SECONDS = 20.0     # of training that are lost at most when the power fails
+OTHER = "use another --out_dir, or --redo to start over"
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -47,11 +50,11 @@ def rename(beside, path):
 
 
 def write_json(path, value):
-    """Write beside, then rename: a reader never meets half a file. The folder is made if there is none."""
+    """Write a dict, sealed, beside, then rename: a reader never meets half a file. The folder is made if there is none."""
     beside = path.with_name(path.name + ".tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        beside.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        beside.write_text(json.dumps(sealed(value), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         rename(beside, path)
     except OSError:  # a full disk
         beside.unlink(missing_ok=True)
@@ -65,15 +68,13 @@ def open_out(config):
     out, path = Path(config.out_dir), Path(config.out_dir) / "options.json"
     options = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("out_dir", "redo", "device", "threads")}
     if path.exists() and not config.redo:
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-            told = dict(before["options"])
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{path}: not the options of a run; use another --out_dir, or --redo to start over") from None
+        before = read_sealed(path, OTHER)
+        told = before.get("options")
+        if not isinstance(told, dict):
+            raise ValueError(f"{path}: not the options of a run; {OTHER}")
         for name in options:
             if told.get(name) != options[name]:
-                raise ValueError(f"{out}: holds a run with {name}={told.get(name)}, this one has {options[name]}; "
-                                 "use another --out_dir, or --redo to start over")
+                raise ValueError(f"{out}: holds a run with {name}={told.get(name)!s:.60}, this one has {options[name]}; {OTHER}")
         return out, before.get("plan")
     foreign = [name for name in FOLDERS + FILES if (out / name).exists()]
     if foreign and not config.redo:  # a folder of other things, where nothing may be thrown away unasked
@@ -90,6 +91,11 @@ def open_out(config):
             (out / name).unlink(missing_ok=True)
         write_json(path, {"options": options})
     return out, None
+
+
+def noted(config):
+    """The options as results.json tells them: without the folder, so that a run is the same wherever it lies."""
+    return {name: value for name, value in dataclasses.asdict(config).items() if name != "out_dir"}
 
 
 def sweep(out):
@@ -141,6 +147,7 @@ def save_training(path, model, optimizers, losses, mark, notes=None):
              "notes": notes, "rng": torch.get_rng_state()}
     try:
         torch.save(state, beside)
+        stamp(beside)
     except RuntimeError as error:  # torch.save has its own words for a full disk
         beside.unlink(missing_ok=True)
         raise OSError(f"{path}: not written ({str(error).splitlines()[0]:.80}); is the disk full?") from None
@@ -154,7 +161,8 @@ def load_training(path, model, optimizers, mark, notes=None):
     if not path.exists():
         return []
     try:
-        state = torch.load(path, map_location=next(model.parameters()).device, weights_only=True)
+        check_stamp(path)
+        state = read_tensors(path, next(model.parameters()).device)
         if state["mark"] != mark:
             raise ValueError("it has read other batches")
         model.load_state_dict(state["model"])
@@ -165,8 +173,8 @@ def load_training(path, model, optimizers, mark, notes=None):
             notes[:] = state["notes"]
         return state["losses"]
     except Exception as error:  # a cut-off or foreign file fails in many ways
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
-        raise ValueError(f"{path}: no training that this one can go on with ({reason}); remove the file, and it starts over") from None
+        raise ValueError(f"{path}: no training that this one can go on with ({brief(error, 160)}); remove the file, and it "
+                         "starts over") from None
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import torch
 import train
 from data import runs
 from data.rows import Batch, Rows
+from data.sealed import stamp
 from model import GPT, GPTConfig
 
 ROOT = Path(train.__file__).resolve().parent
@@ -131,8 +132,10 @@ def test_a_training_goes_on_where_it_was(tmp_path):
 @pytest.mark.parametrize("spoil, words", [
     (lambda path: path.write_bytes(path.read_bytes()[:-200]), "remove the file"),
     (lambda path: path.write_bytes(b""), "remove the file"),
-    (lambda path: torch.save({"mark": "x"}, path), "it has read other batches"),
-    (lambda path: torch.save([1, 2], path), "remove the file")])
+    (lambda path: path.write_bytes(path.read_bytes()[:3000] + b"x" + path.read_bytes()[3001:]), "its checksum is missing or another"),
+    (lambda path: torch.save({"mark": "x"}, path) or stamp(path), "it has read other batches"),
+    (lambda path: torch.save({"mark": "x"}, path), "checksum"),
+    (lambda path: torch.save([1, 2], path) or stamp(path), "remove the file")])
 def test_a_training_that_is_none_is_refused(tmp_path, spoil, words):
     model, optimizers = small()
     mark = runs.mark_of([Batch(0, np.array([1, 2]), 5)])
