@@ -43,6 +43,7 @@ import sys
 import torch
 import torch.nn.functional as F
 
+from data import runs
 from data.cache import ABSENT, inspect
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -410,8 +411,12 @@ def main(argv=None):
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except runs.Stopped:
+        print("stopped; the same command goes on from there", file=sys.stderr)
+        return 130
     return 0
 
 
 if __name__ == "__main__":
+    runs.stops.listen()
     sys.exit(main())

@@ -52,7 +52,7 @@ import td_distill
 from course.report import glance, page_line, report, thinned
 from data import reads, runs, world
 from data.cache import Cache, CacheWriter
-from data.corpus import (PLAIN_TOKENS, annotated_paragraphs, annotated_text, course_tokenizer, is_annotated, own_text, plain_rows,
+from data.corpus import (PLAIN_TOKENS, PRIMER, annotated_paragraphs, annotated_text, course_tokenizer, is_annotated, own_text, plain_rows,
                          reading_sources, text_sources)
 from data.rows import LENGTH_STEP, Rows, plan_batches
 from data.runs import open_out, stops, write_json
@@ -239,7 +239,7 @@ def fit(name, model, sources, shares, tokens, config, decay, begins=None, loss_o
     device, dtype = pick_device(config)
     plan = plan_batches(sources, shares, tokens, config.step_tokens, config.seed, begins)
     steps = [plan[i:i + config.accumulate] for i in range(0, len(plan), config.accumulate)]
-    optims, mark, saved = optimizers(model, config), runs.mark_of(plan), time.monotonic()
+    optims, mark, saved = optimizers(model, config), runs.mark_of(plan, folder), time.monotonic()
     losses = runs.load_training(folder / "training.pt", model, optims, mark, notes) if folder else []
     decay = max(1, round(len(steps) * decay))
     place = STUDENTS.index(name) if name in STUDENTS else 0  # students train side by side, a line each
@@ -286,30 +286,39 @@ def new_model(n_layer, n_embd, tokenizer, config):
                          n_embd=n_embd)).to(pick_device(config)[0])
 
 
-def kept(folder, config):
-    """The finished model in a folder, or None."""
-    if not (folder / "config.json").exists():
+def text_of(config, parts=None):
+    """The hash of the corpus, "" for the built-in world; parts: those of own_text."""
+    if parts:
+        return runs.digest(*(text for _, text in parts.values()))
+    return runs.digest(PRIMER if config.corpus == "primer" else Path(config.corpus)) if is_annotated(config.corpus) else ""
+
+
+def kept(folder, config, of):
+    """The finished model in a folder, or None; of: what it is made of."""
+    if not runs.made(folder / "model.pt", of):
         return None
     (folder / "training.pt").unlink(missing_ok=True)
     return GPT.load(folder, pick_device(config)[0])
 
 
-def keep(model, folder, tokenizer, extra):
+def keep(model, folder, tokenizer, extra, of):
     """A finished model and its tokenizer go into a folder, in place of the training that led to it."""
     tokenizer.save(folder)
     model.extra = extra
     model.save(folder, extra)
+    runs.note(folder / "model.pt", of, *(folder / name for name in ("config.json", "tokenizer.json", "tokenizer.tiktoken")))
     (folder / "training.pt").unlink(missing_ok=True)
 
 
 def train_teacher(folder, tokenizer, config):
     """A larger student of the scripted reader, who then reads for others. Kept in `folder`."""
-    if model := kept(folder, config):
+    of = runs.made_of("teacher", config, tokenizer, text_of(config))
+    if model := kept(folder, config, of):
         return model
     model = new_model(config.teacher_layer, config.teacher_embd, tokenizer, config)
     sources, shares = reading_sources(config.teacher_tokens, config, tokenizer, f"teacher {config.seed}")
     losses, seen = fit("teacher", model, sources, shares, config.teacher_tokens, config, config.decay, [ALONE, ALONE, 0.0], folder=folder)
-    keep(model, folder, tokenizer, {"tokens_seen": seen, "reading": test_reading(model, tokenizer, config)})
+    keep(model, folder, tokenizer, {"tokens_seen": seen, "reading": test_reading(model, tokenizer, config)}, of)
     return model
 
 
@@ -328,13 +337,15 @@ def write_cache(folder, teacher, tokenizer, config):
                 f"--cache_tokens={config.cache_tokens}")
     rng, chunk = random.Random(f"cache {config.seed}"), 256
     n = config.cache_tokens // 49  # documents: one has about so many tokens
-    for start in tqdm(range(0, n, chunk), desc="cache", disable=None, leave=False):
+    for number, start in enumerate(tqdm(range(0, n, chunk), desc="cache", disable=None, leave=False), 1):
         # Three in four documents are questions and answers. Every place of the run gets texts of its own level.
         for copy, part in (("ner", 0.25), ("qra", 0.75)):
             some = round(min(chunk, n - start) * part)
             texts = [world.draw_paragraph(rng, world.level((start + i / part) / n)).sentences for i in range(some)]
-            reads.teacher_reads(teacher, tokenizer, texts, writer, copy=copy, p=config.p, k_cap=K_CAP,
-                                seed=config.seed + start, max_new=96)
+            if number > writer.done:  # a cache that was cut off goes on behind its last chunk
+                reads.teacher_reads(teacher, tokenizer, texts, writer, copy=copy, p=config.p, k_cap=K_CAP,
+                                    seed=config.seed + start, max_new=96)
+        writer.checkpoint(max(number, writer.done))
     if not writer.close()["documents"]:
         shutil.rmtree(folder)
         raise ValueError("the teacher finished none of its readings, so there is nothing to learn from; "
@@ -343,10 +354,18 @@ def write_cache(folder, teacher, tokenizer, config):
 
 def teacher_cache(out, tokenizer, config):
     """The cache of the teacher's outputs: the one that ships in data/teacher, or one made anew."""
-    folder = out / "cache" if config.teacher == "train" else DATA / "teacher"
-    if config.teacher == "train" and not (folder / "header.json").exists():
-        write_cache(folder, train_teacher(out / "teacher", tokenizer, config), tokenizer, config)
+    folder = cache_folder(out, config)
+    if config.teacher == "train":
+        teacher = train_teacher(out / "teacher", tokenizer, config)
+        of = runs.made_of("cache", config, tokenizer, text_of(config), teacher=out / "teacher" / "model.pt")
+        if not runs.made(folder / "header.json", of):
+            write_cache(folder, teacher, tokenizer, config)
+            runs.note(folder / "header.json", of)      # which has the hashes of the arrays
     return Cache(folder, n_vocab=tokenizer.n_vocab, tokenizer_hash=tokenizer.hash)
+
+
+def cache_folder(out, config):
+    return out / "cache" if config.teacher == "train" else DATA / "teacher"
 
 
 # --- stage 5b: the students --------------------------------------------------------------------------------------------
@@ -354,7 +373,8 @@ def teacher_cache(out, tokenizer, config):
 def student(name, out, start, treatment, config, tokenizer):
     """A copy of `start` (None: a new model) after its treatment. Kept in out/<name>, and taken from there if finished."""
     folder = out / name
-    if model := kept(folder, config):
+    of = runs.made_of(f"student {name}", config, tokenizer, text_of(config), **files_for(name, out, config))
+    if model := kept(folder, config, of):
         return model
     model = new_model(config.n_layer, config.n_embd, tokenizer, config)
     if start:
@@ -368,8 +388,16 @@ def student(name, out, start, treatment, config, tokenizer):
                        notes=curve)
     write_json(folder / "seconds.json", {"training": round(time.perf_counter() - begin, 1)})
     keep(model, folder, tokenizer, {"tokens_seen": before + seen, "losses": losses[:10], "loss_curve": thinned(losses),
-                                    "reading_curve": curve, "last_loss": float(np.mean(losses[-50:]))})
+                                    "reading_curve": curve, "last_loss": float(np.mean(losses[-50:]))}, of)
     return model
+
+
+def files_for(name, out, config):
+    """{what: file} of the earlier stages that a student is made of."""
+    files = {} if name == "start" else {"start": out / "start" / "model.pt"}
+    if name in ("brd", "distilled"):
+        files["annotations"] = out / "annotations.jsonl"
+    return files | ({"teacher's cache": cache_folder(out, config) / "header.json"} if name == "distilled" else {})
 
 
 def treatment(name, config, out, tokenizer):
@@ -414,8 +442,11 @@ def train_start(config, threads):
     out, tokenizer = Path(config.out_dir), course_tokenizer(config.corpus, config.n_vocab)
     early = plain_rows(world.plain(config.start_tokens // PLAIN_TOKENS + 1, f"{config.seed} start"), tokenizer)
     student("start", out, None, lambda *_: ([early], [1.0], [0.0]), config, tokenizer)
-    if not (out / "annotations.jsonl").exists():
-        annotated_paragraphs(config.student_tokens, config, config.seed, out / "annotations.jsonl")
+    path, of = out / "annotations.jsonl", runs.made_of("annotations", config, tokenizer, text_of(config))
+    if not runs.made(path, of):
+        path.unlink(missing_ok=True)
+        annotated_paragraphs(config.student_tokens, config, config.seed, path)
+        runs.note(path, of)
 
 
 def train_students(config):
@@ -465,7 +496,8 @@ def bits_per_byte(model, rows, text_bytes):
 def test_student(name, model, out, tokenizer, config):
     """Every test of one student, kept in out/<name>/test.json."""
     path = out / name / "test.json"
-    if path.exists():
+    of = runs.made_of(f"test of {name}", config, tokenizer, text_of(config), student=out / name / "model.pt", tasks=tasks_hash())
+    if runs.made(path, of):
         return read_sealed(path, "remove it, and the student is tested again")
     begin, texts = time.perf_counter(), list(world.plain(500, "test plain"))
     tasks = [brd.test_task(model, tokenizer, brd.load_task(file)) for file in sorted((DATA / "tasks").glob("*.json"))]
@@ -478,25 +510,36 @@ def test_student(name, model, out, tokenizer, config):
     write_json(seconds, {**read_sealed(seconds, f"remove the folder {out / name}, and it is trained again"),
                          "test": round(time.perf_counter() - begin, 1)})
     write_json(path, result)
+    runs.note(path, of)
     return result
+
+
+def tasks_hash():
+    return runs.digest(*sorted((DATA / "tasks").glob("*.json")))
 
 
 # --- a text of your own ------------------------------------------------------------------------------------------------
 
-def read_plainly(config, out, tokenizer, parts, begin):
+def read_plainly(config, out, plan, tokenizer, parts, begin):
     """Own text without a teacher: one student, bits per byte on held-out text, and a sample. Returns the results."""
     (rows, _), (held_out, held_text) = parts["training"], parts["validation"]
     print("No teacher has annotated this text, so it is read plainly, by next-token training alone (see README).")
-    model, tokens = new_model(config.n_layer, config.n_embd, tokenizer, config), config.student_tokens
-    if config.minutes:
-        tokens = int(max(5, 60 * config.minutes - (time.perf_counter() - begin) - 10) * speed(model, rows, config))
+    model = new_model(config.n_layer, config.n_embd, tokenizer, config)
+    if config.minutes and not plan:
+        seconds = max(5, 60 * config.minutes - (time.perf_counter() - begin) - 10)
+        config.student_tokens = int(seconds * speed(model, rows, config))
+        runs.save_plan(out, config.student_tokens)
     print(f"{config.corpus}: {rows.lengths.sum():,} tokens to train on, {held_out.lengths.sum():,} held out (the end of "
-          f"the text), vocabulary {tokenizer.n_vocab:,}; {tokens:,} tokens will be read", flush=True)
-    losses, seen = fit("plain", model, [rows], [1.0], tokens, config, config.decay, folder=out / "plain")
+          f"the text), vocabulary {tokenizer.n_vocab:,}; {config.student_tokens:,} tokens will be read", flush=True)
+    of = runs.made_of("student plain", config, tokenizer, text_of(config, parts))
+    if finished := kept(out / "plain", config, of):
+        model = finished
+    else:
+        losses, seen = fit("plain", model, [rows], [1.0], config.student_tokens, config, config.decay, folder=out / "plain")
+        keep(model, out / "plain", tokenizer, {"tokens_seen": seen, "losses": losses[:10], "loss_curve": thinned(losses)}, of)
     prompt = tokenizer.encode(held_text)[:min(16, config.block_size // 2)]
     sample = model.generate([prompt], min(200, config.block_size - len(prompt)), temperature=0.8, top_p=0.95, seed=config.seed)[0]
-    keep(model, out / "plain", tokenizer, {"tokens_seen": seen})
-    return {"plain": {"tokens_seen": seen, "losses": losses[:10], "loss_curve": thinned(losses), "sample": tokenizer.decode(prompt + sample),
+    return {"plain": {**model.extra, "sample": tokenizer.decode(prompt + sample),
                       "bits_per_byte": bits_per_byte(model, held_out, len(held_text.encode("utf-8")))}}
 
 
@@ -541,15 +584,26 @@ def main(arguments=None):
     if "distilled" in students_of(config) and course_text and config.teacher == "cached":
         teacher_cache(None, tokenizer, config)
     out, plan = open_out(config)
-    if (out / "results.json").exists():
-        results = read_sealed(out / "results.json", "remove it, and what is finished is read again")
-        return print(f"{out}: finished before; --redo starts over\n\n{report(results)}")
+    config.student_tokens = plan or config.student_tokens
+    runs.verify(out)
+    if (out / "results.json").exists() and runs.made(out / "results.json", results_of(config, out, tokenizer, parts)):
+        results = read_sealed(out / "results.json", "remove it, and they are put together again")
+        print(f"{out}: finished before; --redo starts over\n\n{report(results)}")
+        return None if (out / "report.html").exists() else print(page_line(out))
     with runs.held(out):
         runs.sweep(out)
         try:
             course(config, out, plan, tokenizer, parts, begin)
         finally:
             runs.sweep(out)  # finished files stay, and the next run goes on from them
+
+
+def results_of(config, out, tokenizer, parts):
+    """What results.json is made of."""
+    files = {} if parts else {"tasks": tasks_hash()}
+    if not parts and "distilled" in students_of(config):
+        files["teacher's cache"] = cache_folder(out, config) / "header.json"
+    return runs.made_of("results", config, tokenizer, text_of(config, parts), **files)
 
 
 def course(config, out, plan, tokenizer, parts, begin):
@@ -560,14 +614,11 @@ def course(config, out, plan, tokenizer, parts, begin):
                "threads": torch.get_num_threads(), "tokenizer": tokenizer.hash}
     times = [begin]
     if parts:
-        results["students"] = read_plainly(config, out, tokenizer, parts, begin)
+        results["students"] = read_plainly(config, out, plan, tokenizer, parts, begin)
     else:
-        if plan:
-            config.student_tokens = plan
-        elif config.minutes:
+        if config.minutes and not plan:
             plan_minutes(config, tokenizer, begin)
-            options = read_sealed(out / "options.json", runs.OTHER)
-            write_json(out / "options.json", {**options, "plan": config.student_tokens})
+            runs.save_plan(out, config.student_tokens)
         print(f"a common start of {config.start_tokens:,} tokens, then {config.student_tokens:,} a student", flush=True)
         times.append(time.perf_counter())
         if "distilled" in students_of(config):
@@ -578,7 +629,10 @@ def course(config, out, plan, tokenizer, parts, begin):
     stages = ("students",) if parts else ("text", "teacher", "students")
     seconds = dict(zip(stages, np.diff(times).round(1).tolist())) | {"total": round(times[-1] - begin, 1)}
     write_json(out / "seconds.json", seconds)  # apart from the results, which are the same in every run
-    write_json(out / "results.json", results | {"config": runs.noted(config), "seed": config.seed})
+    of = results_of(config, out, tokenizer, parts)
+    runs.made(out / "results.json", of)  # notes that they begin
+    write_json(out / "results.json", results | {"config": runs.noted(config), "seed": config.seed, "made_of": of})
+    runs.note(out / "results.json", of)
     print(f"\n{report(results)}\n\n{seconds['total']:.0f} s in all; {out / 'results.json'} holds every figure")
     print(page_line(out))
 

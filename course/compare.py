@@ -16,6 +16,7 @@ Shapes: B documents, T positions, K teacher tokens kept, V vocabulary, N prompts
 """
 
 import argparse
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -35,6 +36,7 @@ from tqdm import tqdm
 import train
 from course.objectives import OBJECTIVES, Row, learn, new_model, settings, sft, terms
 from course.tasks import SIZES, STUDENTS, Size, open_task
+from data.runs import held, stop_workers, worker
 from data.sealed import digest, read_sealed, sealed
 from model import GPT
 
@@ -203,13 +205,24 @@ def run_all(jobs, path, workers, what):
     """Runs those of the jobs that are not in results.jsonl yet, and adds a line for each -> all that is in it."""
     results = finished(path)
     jobs = [job for job in jobs if job[:len(KEY)] not in results]
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    with side_by_side(workers) as pool:
         futures = {pool.submit(run, job): job for job in jobs}
         for future in tqdm(as_completed(futures), what, len(futures), disable=None, leave=False):
             with open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(sealed(future.result())) + "\n")
             results[futures[future][:len(KEY)]] = future.result()
     return results
+
+
+@contextlib.contextmanager
+def side_by_side(workers):
+    """A pool of processes that end with this one, however it ends."""
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=worker) as pool:
+        try:
+            yield pool
+        except BaseException:
+            stop_workers(pool)
+            raise
 
 
 def compare(task, out, size, rows, seeds, embd, budgets, workers):
@@ -222,16 +235,16 @@ def compare(task, out, size, rows, seeds, embd, budgets, workers):
     train.write_json(note, size._asdict())
     open_task(task, out, size)
     job = functools.partial(Job, embd=embd, task=task, out=out, size=size)
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    with side_by_side(workers) as pool:
         list(pool.map(prepare_start, [job("", 0.0, seed, tokens=0, seconds=0.0) for seed in range(seeds + 1)]))
 
-    def runs(row, rate, seed, budget):
+    def one(row, rate, seed, budget):
         return job(row, rate, seed, tokens=budget[0], seconds=budget[1])
 
-    trials = {(row, rate): runs(row, rate, TUNING, budgets[-1]) for row in rows for rate in RATES}
+    trials = {(row, rate): one(row, rate, TUNING, budgets[-1]) for row in rows for rate in RATES}
     tried = run_all(trials.values(), path, workers, "learning rates")
     best = {row: max(RATES, key=lambda rate: tried[trials[row, rate][:len(KEY)]].get("T=1", -1.0)) for row in rows}
-    chosen = {(row, budget): [runs(row, best[row], 1 + seed, budget) for seed in range(seeds)] for row in rows for budget in budgets}
+    chosen = {(row, budget): [one(row, best[row], 1 + seed, budget) for seed in range(seeds)] for row in rows for budget in budgets}
     in_turn = [chosen[row, budget][seed] for seed in range(seeds) for row in rows for budget in budgets]
     results = run_all(in_turn, path, workers, "seeds")
     return {key: (best[key[0]], [results[one[:len(KEY)]] for one in jobs]) for key, jobs in chosen.items()}
@@ -333,7 +346,9 @@ def main(argv=None):
     if options.seconds:
         budgets = [(0, seconds) for seconds in sorted(map(float, options.seconds.split(",")))]
     out = Path(options.out_dir or f"out/compare-{options.task}")
-    results = compare(options.task, out, SIZES[options.task], rows, options.seeds, options.embd or embd, budgets, options.workers)
+    out.mkdir(parents=True, exist_ok=True)
+    with held(out):
+        results = compare(options.task, out, SIZES[options.task], rows, options.seeds, options.embd or embd, budgets, options.workers)
     task = open_task(options.task, out, SIZES[options.task])
     right = [task.judge(i, answer) for i, answer in enumerate(task.answers)]
     print(f"the teacher, T=1: {sum(right) / len(right):.3f} of {len(right)} prompts answered right")

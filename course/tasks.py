@@ -26,6 +26,9 @@ from model import GPT, GPTConfig
 MASSES = (1.0, 0.95, 0.8)           # p of the sets that are kept on disk; p = 1 is the dense teacher
 
 
+REMEDY = "remove it, and they are drawn again"
+
+
 class Size(NamedTuple):
     """What all runs in a folder have in common."""
     prompts: int                    # training prompts
@@ -80,8 +83,10 @@ def grammar_task(out, size):
         learn("teacher", teacher, Rows.pack(texts, grammar.N_VOCAB), size.teacher_tokens, settings(0.01, 1),
               Row("references", 1, sft), task, decay=0.5)
         teacher.save(out / "teacher")
+    teacher = GPT.load(out / "teacher")
+    if not (out / "answers.json").exists():
         train.write_json(out / "answers.json", {"answers": teacher.generate(prompts, size.max_new, stop=grammar.END, seed=1)})
-    task = task._replace(teacher=GPT.load(out / "teacher"), answers=read_sealed(out / "answers.json", "remove it, and they are drawn again")["answers"])
+    task = task._replace(teacher=teacher, answers=read_sealed(out / "answers.json", REMEDY)["answers"])
     for draw, p in (("free", 1.0), ("nucleus", 0.8)):
         if not (out / f"{draw}-{p}" / "header.json").exists():
             grammar_cache(out / f"{draw}-{p}", task.teacher, grammar_prompts(size.prompts, "train"), size, p)
@@ -105,13 +110,15 @@ def grammar_cache(folder, teacher, prompts, size, p):
                          made_by="python td_distill.py compare --task=grammar")
     text, answer = brd.ROLES.index("text"), brd.ROLES.index("answer")
     prompts = prompts * size.answers
-    for start in tqdm(range(0, len(prompts), 256), desc=f"teacher answers, p={p}", disable=None, leave=False):
+    begin = writer.done                        # prompts that were answered before it was cut off
+    for start in tqdm(range(begin, len(prompts), 256), desc=f"teacher answers, p={p}", disable=None, leave=False):
         some = prompts[start:start + 256]
         new, sets = reads.draw_with_sets(teacher, some, size.max_new, p=p, k_cap=grammar.N_VOCAB, temperature=1.0,
                                          stop=grammar.END, seed=start)
         for prompt, tokens, kept in zip(some, new, sets):
             if tokens[-1] == grammar.END:      # one that was cut is not an answer
                 writer.add(prompt + tokens, [text] * len(prompt) + [answer] * len(tokens), [None] * len(prompt) + kept)
+        writer.checkpoint(start + 256)
     writer.close()
 
 
@@ -151,7 +158,7 @@ def reading_task(out, size):
         train.write_json(out / "answers.json", {"answers": teacher.generate(prompts, size.max_new, stop=tokenizer.sep, seed=1)})
     if not (out / "free-1.0" / "header.json").exists():
         train.write_cache(out / "free-1.0", teacher, tokenizer, config)
-    return Task(teacher, references, open_caches(out), prompts, read_sealed(out / "answers.json", "remove it, and they are drawn again")["answers"], judge,
+    return Task(teacher, references, open_caches(out), prompts, read_sealed(out / "answers.json", REMEDY)["answers"], judge,
                 tokenizer.sep, size.max_new, weights, GPTConfig(n_vocab=tokenizer.n_vocab, block_size=384, n_layer=3, n_head=4, n_embd=128))
 
 

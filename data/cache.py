@@ -4,6 +4,7 @@ from which it was drawn, with their log-probabilities. Made once, memory-mapped 
     writer = CacheWriter("out/cache", n_vocab=800, tokenizer_hash="1f..", p=0.8, k_cap=64, temperature=1.0,
                          teacher={"hash": "8c..", "params": 1800000}, made_by="python ...", roles=brd.ROLES)
     writer.add([5, 17, 9], [2, 3, 5], [None, (ids, log_probs), None])        # roles: indices into the names above
+    writer.checkpoint(1)                                # a writer that takes this up has writer.done == 1
     writer.close()
     batch = Cache("out/cache", n_vocab=800, tokenizer_hash="1f..").batch([0, 5, 2])
 
@@ -24,6 +25,7 @@ mass stored: it is the sum of exp(log-probabilities).
 Shapes: B documents, T tokens of a document, K teacher tokens kept, M all those of a document.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -66,8 +68,9 @@ class CacheWriter:
     """Writes a cache, document by document; the settings go into its header.
 
     teacher: any JSON, what a reader should know of it; made_by: the command; roles: the names of the roles, to which
-    the numbers of `add` are indices. Until close() everything stands in files NAME.tmp beside; an older cache in the
-    folder stays whole until then.
+    the numbers of `add` are indices. Until close() everything stands in files NAME.part beside; an older cache in the
+    folder stays whole until then. A writer that did not come to close() is continued by the next one of the same settings, from
+    its last checkpoint; `done` is what that was told, 0 where there is none.
     """
 
     def __init__(self, folder, *, n_vocab, tokenizer_hash, p, k_cap, temperature, teacher, made_by, roles):
@@ -77,10 +80,58 @@ class CacheWriter:
         self.header = {"format": FORMAT, "n_vocab": n_vocab, "tokenizer": tokenizer_hash, "p": p, "k_cap": k_cap,
                        "temperature": temperature, "roles": list(roles), "teacher": teacher, "made_by": made_by}
         self.types = array_types(n_vocab, k_cap, 0)
-        self.offsets, self.drawn, self.kept = [0], 0, 0
+        self.offsets, self.drawn, self.kept, self.done = [0], 0, 0, 0
         os.makedirs(self.folder, exist_ok=True)
         self.hashes = {name: hashlib.sha256() for name in ARRAYS}
-        self.files = {name: open(self.path(name) + ".tmp", "wb") for name in ARRAYS}
+        whole = self.resume()
+        parts = [self.path(name) + ".part" for name in ARRAYS] + [os.path.join(self.folder, "offsets.part")]
+        self.files = {name: open(path, "ab" if whole else "wb") for name, path in zip((*ARRAYS, "offsets"), parts)}
+
+    def resume(self):
+        """Goes back to the last checkpoint of a cache of these settings -> whether there is one; done: what it was told."""
+        try:
+            part = read_sealed(os.path.join(self.folder, "part.json"), "")
+            sizes, parts = part["sizes"], {name: self.path(name) + ".part" for name in ARRAYS}
+            for name, path in parts.items():            # killed while the arrays were put in their place
+                if not os.path.exists(path) and not os.path.exists(os.path.join(self.folder, "header.json")):
+                    os.replace(self.path(name), path)
+            parts["offsets"] = os.path.join(self.folder, "offsets.part")
+            if part["header"] != json.loads(json.dumps(self.header)) or any(os.path.getsize(parts[n]) < sizes[n] for n in parts):
+                return False
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        for name, path in parts.items():
+            os.truncate(path, sizes[name])
+        with open(parts.pop("offsets"), "rb") as file:
+            offsets = np.frombuffer(file.read(), np.int64).tolist()
+        found = {name: hashlib.sha256() for name in ARRAYS}
+        for name, path in parts.items():
+            with open(path, "rb") as file:
+                while block := file.read(1 << 20):
+                    found[name].update(block)
+        if part["arrays"] != self.checksum(found, offsets):         # damaged since
+            return False
+        self.hashes, self.offsets = found, [0, *offsets]
+        self.drawn, self.kept, self.done = part["drawn"], part["kept"], part["done"]
+        return True
+
+    @staticmethod
+    def checksum(hashes, offsets):
+        """Of the arrays (their hashes so far) and of the ends of all documents."""
+        return hashlib.sha256(json.dumps([[hashes[name].hexdigest() for name in ARRAYS], offsets]).encode()).hexdigest()
+
+    def checkpoint(self, done):
+        """What has been added is on the disk, and need not be made again; done: any JSON, to know where to go on."""
+        for file in self.files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        part = {"header": self.header, "done": done, "drawn": self.drawn, "kept": self.kept,
+                "arrays": self.checksum(self.hashes, self.offsets[1:]),
+                "sizes": {name: file.tell() for name, file in self.files.items()}}
+        path = os.path.join(self.folder, "part.json")
+        with open(path + ".tmp", "w", encoding="utf-8") as file:
+            json.dump(sealed(part), file)
+        os.replace(path + ".tmp", path)
 
     def path(self, name):
         return os.path.join(self.folder, name + ".bin")
@@ -120,6 +171,7 @@ class CacheWriter:
         self.write("ids", ids)
         self.write("logprobs", round_down_to_half(log_probs))
         self.offsets.append(self.offsets[-1] + len(tokens))
+        self.files["offsets"].write(np.int64(self.offsets[-1]).tobytes())      # "documents" waits until its type is known
         self.drawn += sum(count > 0 for count in counts)
         self.kept += len(ids)
 
@@ -135,13 +187,17 @@ class CacheWriter:
                        ids=self.kept, logprobs=self.kept)
         for name in ARRAYS:
             self.files[name].close()
-            os.replace(self.path(name) + ".tmp", self.path(name))
+            os.replace(self.path(name) + ".part", self.path(name))
         self.header |= {"documents": n_documents, "tokens": n_tokens, "drawn": self.drawn, "kept": self.kept}
         self.header["arrays"] = {name: {"dtype": self.types[name], "length": lengths[name],
                                         "sha256": self.hashes[name].hexdigest()} for name in ARRAYS}
         with open(header_path + ".tmp", "w", encoding="utf-8") as file:
             json.dump(sealed(self.header), file, indent=1)
         os.replace(header_path + ".tmp", header_path)
+        self.files["offsets"].close()
+        for name in ("offsets.part", "part.json"):
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(os.path.join(self.folder, name))
         return self.header
 
 

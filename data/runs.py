@@ -4,10 +4,13 @@
     with held(out):                                     # one process at a time
         losses = load_training(path, model, optimizers, mark)
         save_training(path, model, optimizers, losses, mark)
-        write_json(out / "results.json", results)
+        if not made(path, made_of):                     # ValueError where it was made of something else
+            ...
+            note(path, made_of)
 
 Every file is written beside and renamed, so a killed run leaves whole files only; what a later run makes of them is the same,
-bit for bit, as if nothing had happened. SIGINT and SIGTERM are heeded between two steps of a training (see `stops`).
+bit for bit, as if nothing had happened. Every stage leaves a note of what it is made of, so a file that was changed or exchanged
+is found before it is used. SIGINT and SIGTERM are heeded between two steps of a training (see `stops`).
 """
 
 import contextlib
@@ -27,9 +30,11 @@ import torch
 from data.sealed import brief, check_stamp, read_sealed, read_tensors, sealed, stamp
 
 FOLDERS = ("teacher", "cache", "start", "plain", "brd", "distilled", "sft", "more_sft", "seqkd", "topp_kd", "bellman")  # of a run
-FILES = ("annotations.jsonl", "results.json", "seconds.json", "options.json", "report.html")
+FILES = ("annotations.jsonl", "annotations.made_of.json", "results.json", "results.made_of.json", "seconds.json", "options.json",
+         "report.html")
 SAVE_SECONDS = 20.0     # of training that are lost at most when the power fails
 OTHER = "use another --out_dir, or --redo to start over"
+FORMAT = 1              # of all files of a run: one more whenever a stage would make something else of the same inputs
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -38,15 +43,19 @@ OTHER = "use another --out_dir, or --redo to start over"
 
 def rename(beside, path):
     """Puts a file that was written beside in its place, and both on the disk: a power cut leaves the old one or the new one."""
-    with open(beside, "rb") as file:
-        os.fsync(file.fileno())
+    sync(beside)
     os.replace(beside, path)
-    with contextlib.suppress(OSError, AttributeError):                  # folders cannot be opened on Windows
-        folder = os.open(path.parent, os.O_RDONLY)
+    sync(path.parent)
+
+
+def sync(path):
+    """Waits until a file, or what stands in a folder, is on the disk."""
+    with contextlib.suppress(PermissionError, AttributeError):          # Windows opens no folders, and no files to read for this
+        opened = os.open(path, os.O_RDONLY)
         try:
-            os.fsync(folder)
+            os.fsync(opened)
         finally:
-            os.close(folder)
+            os.close(opened)
 
 
 def write_json(path, value):
@@ -66,7 +75,7 @@ def open_out(config):
 
     ValueError names the option in which an earlier run differs, or the file of a folder that no run has made."""
     out, path = Path(config.out_dir), Path(config.out_dir) / "options.json"
-    options = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("out_dir", "redo", "device", "threads")}
+    options = options_of(config)
     if path.exists() and not config.redo:
         before = read_sealed(path, OTHER)
         told = before.get("options")
@@ -85,6 +94,8 @@ def open_out(config):
     except OSError as error:
         raise ValueError(f"--out_dir={out} cannot be made ({error.strerror}); try a folder that can be written to") from None
     with held(out):                  # not under the hands of another run
+        if path.exists() and not config.redo:
+            raise ValueError(f"{out}: another run has just begun in this folder; wait for it, or use another --out_dir")
         for name in FOLDERS:
             shutil.rmtree(out / name, ignore_errors=True)
         for name in FILES:
@@ -96,6 +107,16 @@ def open_out(config):
 def noted(config):
     """The options as results.json tells them: without the folder, so that a run is the same wherever it lies."""
     return {name: value for name, value in dataclasses.asdict(config).items() if name != "out_dir"}
+
+
+def options_of(config):
+    """The options that decide what a run makes -> {name: value}; where and how fast it does so is no part of them."""
+    return {k: v for k, v in dataclasses.asdict(config).items() if k not in ("out_dir", "redo", "device", "threads")}
+
+
+def save_plan(out, tokens):
+    """Notes how many tokens --minutes came to: a run that goes on must not measure again."""
+    write_json(out / "options.json", {**read_sealed(out / "options.json", OTHER), "plan": tokens})
 
 
 def sweep(out):
@@ -128,12 +149,83 @@ def held(out):
 
 
 # ---------------------------------------------------------------------------------------------------------------
+# What a file is made of. Beside model.pt lies model.made_of.json, and so on: the options, hashes of text, tokenizer and of the
+# files that went into it, and, once it is finished, hashes of the files that came out. A hash is 16 digits of a SHA-256.
+
+
+def digest(*parts):
+    """Files (Path), bytes and str, one after the other -> 16 hex digits."""
+    found = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Path):
+            with open(part, "rb") as file:
+                while block := file.read(1 << 20):
+                    found.update(block)
+        else:
+            found.update(part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part)
+        found.update(b"%d;" % (part.stat().st_size if isinstance(part, Path) else len(part)))    # none poses as two others
+    return found.hexdigest()[:16]
+
+
+def made_of(stage, config, tokenizer, text, **files):
+    """What a stage is made of, as a flat dict; text: the hash of the corpus; files: those of earlier stages, Path or hash."""
+    options = {f"--{name}": value for name, value in options_of(config).items()}
+    hashes = {name: digest(file) if isinstance(file, Path) else file for name, file in files.items()}
+    return {"stage": stage, "format": FORMAT, "text": text, "tokenizer": tokenizer.hash, **hashes, **options}
+
+
+def note_of(path):
+    return path.with_suffix(".made_of.json")
+
+
+def read_note(path):
+    """The note beside a file, {} where there is none; ValueError for one that is damaged."""
+    note = note_of(path)
+    return read_sealed(note, f"remove it together with {path.name}, which is then made again") if note.exists() else {}
+
+
+def made(path, of):
+    """Whether the main file of a stage is finished; a stage that begins is noted. ValueError says what it was made of instead."""
+    before, stage = read_note(path), of["stage"]
+    if not before:
+        if path.exists():
+            raise ValueError(f"{path}: stale: nothing tells what the {stage} was made of; --redo makes all anew, another --out_dir keeps it")
+        write_json(note_of(path), of)
+    for name in sorted({*before, *of} - {"holds"}) if before else ():
+        if before.get(name) != of.get(name):
+            raise ValueError(f"{path}: stale: the {stage} was made with {name} {before.get(name)}, which is {of.get(name)} now; --redo "
+                             "makes all anew, another --out_dir keeps both")
+    return "holds" in before and path.exists()
+
+
+def note(path, of, *others):
+    """A stage is finished: `path` and others, all in one folder, go onto the disk, and then their hashes into its note."""
+    for file in (path, *others):
+        sync(file)
+    sync(path.parent)
+    write_json(note_of(path), {**of, "holds": {file.name: digest(file) for file in (path, *others)}})
+
+
+def verify(out):
+    """ValueError names a file of a finished stage that is not the one that this run has made."""
+    for path in sorted(out.rglob("*.made_of.json")):
+        holds = read_note(path.with_name(path.name.removesuffix(".made_of.json"))).get("holds", {})
+        main = path.parent / next(iter(holds), "")
+        for name, was in holds.items() if main.is_file() else ():       # where it was removed, it is made again
+            file = path.parent / name
+            if not file.is_file() or digest(file) != was:
+                what = "not the one that this run has made" if file.is_file() else "missing"
+                raise ValueError(f"{file}: {what}; put it back, or remove {main}, and it is made again")
+
+
+# ---------------------------------------------------------------------------------------------------------------
 # A training that goes on
 
 
-def mark_of(plan):
-    """What a half-finished training must have in common with the one that goes on with it: a hash of its batches."""
-    found = hashlib.sha256()
+def mark_of(plan, folder=None):
+    """What a half-finished training must have in common with the one that goes on with it: a hash of its batches, and of what
+    is noted in its folder."""
+    found = hashlib.sha256(json.dumps(read_note(folder / "model.pt") if folder else {}).encode())
     for batch in plan:
         found.update(batch.documents.tobytes() + bytes([batch.source]))
     return found.hexdigest()
