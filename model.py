@@ -26,17 +26,18 @@ Letters: B batch, T time (new tokens), S time (cached and new tokens), C channel
 """
 import argparse
 import copy
+import dataclasses
 import json
 import math
 import os
 import sys
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from data.sealed import brief, read_sealed, read_tensors, sealed, sha256_of
+from data.sealed import read_sealed, read_tensors, sealed, sha256_of
 
 # On a CPU, rows up to this long attend by an explicit softmax(q k^T) v: the fused kernel has a fixed cost that they
 # cannot repay. Measured on one thread (3 blocks, 8 heads of 16 channels, bfloat16, 2,080 tokens forward and backward),
@@ -61,14 +62,14 @@ class GPTConfig:
 
     def __post_init__(self):
         if self.layout not in ("modern", "gpt2"):
-            raise ValueError(f"layout is {self.layout!r}, but expected 'modern' or 'gpt2'")
+            raise ValueError(f"layout is {self.layout!r:.60}, but expected 'modern' or 'gpt2'")
         for name in ("n_vocab", "block_size", "n_layer", "n_head", "n_embd", "shared_heads", "conv_width"):
             value, least = getattr(self, name), 0 if name in ("shared_heads", "conv_width") else 1
             if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} is {value!r}, but expected a whole number of at least {least}")
+                raise ValueError(f"{name} is {value!r:.60}, but expected a whole number of at least {least}")
         for name in ("rope_base", "qk_scale"):
             if not isinstance(getattr(self, name), (int, float)) or not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, but expected a number above 0")
+                raise ValueError(f"{name} is {getattr(self, name)!r:.60}, but expected a number above 0")
         C, H = self.n_embd, self.n_head
         if C % H:
             raise ValueError(f"n_embd {C} is not a multiple of n_head {H}; try n_embd={math.ceil(C / H) * H}")
@@ -429,19 +430,25 @@ class GPT(nn.Module):
                 raise ValueError(f"{folder}: no {file} here; expected a folder written by GPT.save")
         config = read_sealed(path, f"expected the file that GPT.save writes; {REMEDY}")
         extra, files = config.pop("extra", {}), config.pop("files", {})
-        known = {f.name for f in fields(GPTConfig)}
+        known = {f.name for f in dataclasses.fields(GPTConfig)}
         if set(config) != known:
             what, name = ("unknown", set(config) - known) if set(config) - known else ("missing", known - set(config))
             raise ValueError(f"{path}: {what} field {', '.join(sorted(name))}; expected {', '.join(sorted(known))}")
+        if not isinstance(files, dict):
+            raise ValueError(f"{path}: field files is {files!r:.60}, but expected names with checksums")
         for name in ("model.pt", *TOKENIZER_FILES):
             file = os.path.join(folder, name)
             if name in files and not (os.path.isfile(file) and sha256_of(file) == files[name]):
                 raise ValueError(f"{file}: not the one that config.json was written with; damaged, or of another folder: {REMEDY}")
-        model = cls(GPTConfig(**config))
         try:
-            model.load_state_dict(read_tensors(weights))
-        except (ValueError, TypeError, RuntimeError, AttributeError) as error:  # no tensors, or others
-            raise ValueError(f"{weights}: does not hold the weights that {path} describes ({brief(error)})") from None
+            state = read_tensors(weights)
+        except ValueError as error:
+            raise ValueError(f"{weights}: does not hold weights ({error})") from None
+        try:
+            fields = GPTConfig(**config)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        model = cls.of(fields, state, weights)
         model.extra = extra
         return model.to(device)
 
@@ -454,13 +461,30 @@ class GPT(nn.Module):
         """
         from data.gpt2 import read_weights
         fields, state = read_weights(where, n_vocab)
-        model = cls(GPTConfig(layout="gpt2", **fields))
         try:
-            model.load_state_dict(state)
-        except RuntimeError as error:  # names or shapes that do not fit
-            reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"{where}: the weights are not those that its config.json describes ({reason})") from None
-        return model.to(device)
+            config = GPTConfig(layout="gpt2", **fields)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+        return cls.of(config, state, where).to(device)
+
+    @classmethod
+    def of(cls, config, state, where):
+        """A model with these weights (a state dict), of the file or folder `where`. ValueError of one line unless names and
+        shapes are those of the configuration, and all numbers finite; a layer too many is not built to find out."""
+        fit = isinstance(state, dict) and config.n_layer <= len(state)
+        wrong = [] if fit else [f"{len(state) if isinstance(state, dict) else 'no'} tensors for {config.n_layer} layers"]
+        if fit:
+            with torch.device("meta"):                                      # shapes alone
+                wanted = {name: tuple(p.shape) for name, p in cls(config).state_dict().items()}
+            shapes = {name: tuple(t.shape) if isinstance(t, torch.Tensor) else type(t).__name__ for name, t in state.items()}
+            wrong = [f"{name} is {shapes.get(name, 'missing')}, expected {wanted.get(name, 'none')}"
+                     for name in sorted({*wanted, *shapes}, key=str) if wanted.get(name) != shapes.get(name)]
+            wrong = wrong or [f"{name} holds numbers that are not finite" for name, t in state.items() if not torch.isfinite(t).all()]
+        if wrong:
+            raise ValueError(f"{where}: the weights are not those that its config.json describes: {wrong[0]:.160}")
+        model = cls(config)
+        model.load_state_dict(state)
+        return model
 
 
 # ---------------------------------------------------------------------------------------------------------------------

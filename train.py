@@ -49,7 +49,7 @@ from tqdm import tqdm
 
 import brd
 import td_distill
-from course.report import glance, page_line, report, thinned
+from course.report import glance, page_line, read_results, report, thinned
 from data import reads, runs, world
 from data.cache import Cache, CacheWriter
 from data.corpus import (PLAIN_TOKENS, PRIMER, annotated_paragraphs, annotated_text, course_tokenizer, is_annotated, own_text, plain_rows,
@@ -587,8 +587,7 @@ def main(arguments=None):
     config.student_tokens = plan or config.student_tokens
     runs.verify(out)
     if (out / "results.json").exists() and runs.made(out / "results.json", results_of(config, out, tokenizer, parts)):
-        results = read_sealed(out / "results.json", "remove it, and they are put together again")
-        print(f"{out}: finished before; --redo starts over\n\n{report(results)}")
+        print(f"{out}: finished before; --redo starts over\n\n{report(read_results(out / 'results.json'))}")
         return None if (out / "report.html").exists() else print(page_line(out))
     with runs.held(out):
         runs.sweep(out)

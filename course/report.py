@@ -37,6 +37,7 @@ import td_distill
 from course import pages, plots
 from data import reads, world
 from data.cache import Cache
+from data.runs import verify
 from data.sealed import read_sealed
 from data.tokenizer import Tokenizer
 from model import GPT
@@ -288,17 +289,24 @@ def page(results, readings, answer, cache, drawn, missing):
     return pages.PAGE.format(css=pages.CSS, command=made, run=escape(", ".join(run)), missing=told, parts="".join(parts))
 
 
+def read_results(path):
+    """The results.json of a run -> dict; ValueError where it is damaged, or of something else."""
+    results = read_sealed(path, REMEDY)
+    try:
+        _ = results["config"]["seed"], results["versions"].items(), report(results)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise ValueError(f"{path}: not the results of a run of train.py; {REMEDY}") from None
+    return results
+
+
 def write_page(out, pictures=None):
     """Write report.html into the folder of a run, and into a folder `pictures` the README's PNGs. Returns the page's path.
     ValueError for a folder without a finished run; ImportError where PNGs are wanted and matplotlib is missing."""
     path = out / "results.json"
     if not path.exists():
         raise ValueError(f"{out}: no results.json, so no finished run; python train.py --out_dir={out} makes one")
-    try:
-        results = read_sealed(path, REMEDY)
-        _ = results["students"]["plain"], results["config"]["seed"], results["versions"]
-    except (KeyError, TypeError):
-        raise ValueError(f"{path}: not the results of a run of train.py; {REMEDY}") from None
+    verify(out)
+    results = read_results(path)
     results["config"]["out_dir"] = str(out)
     readings, answer, cache, missing = gather(out, results)
     wanted, drawn = drawings(results, answer, cache), {}

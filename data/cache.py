@@ -91,6 +91,8 @@ class CacheWriter:
         """Goes back to the last checkpoint of a cache of these settings -> whether there is one; done: what it was told."""
         try:
             part = read_sealed(os.path.join(self.folder, "part.json"), "")
+            if not all(type(part[name]) is int for name in ("drawn", "kept", "done")):
+                return False
             sizes, parts = part["sizes"], {name: self.path(name) + ".part" for name in ARRAYS}
             for name, path in parts.items():            # killed while the arrays were put in their place
                 if not os.path.exists(path) and not os.path.exists(os.path.join(self.folder, "header.json")):
@@ -121,7 +123,7 @@ class CacheWriter:
         return hashlib.sha256(json.dumps([[hashes[name].hexdigest() for name in ARRAYS], offsets]).encode()).hexdigest()
 
     def checkpoint(self, done):
-        """What has been added is on the disk, and need not be made again; done: any JSON, to know where to go on."""
+        """What has been added is on the disk, and need not be made again; done: int, to know where to go on."""
         for file in self.files.values():
             file.flush()
             os.fsync(file.fileno())

@@ -140,10 +140,10 @@ def sha256(path):
 
 def check(path, name, remedy):
     """ValueError, which ends with the remedy, where the file has not the size and SHA-256 of the set."""
-    found = f"{path.stat().st_size:,} bytes with SHA-256 {sha256(path)}"
-    expected = f"{SETS[name]['size']:,} bytes with SHA-256 {SETS[name]['sha256']}"
-    if found != expected:
-        raise ValueError(f"{path}: {found}, expected {expected}; {remedy}")
+    size, digest = path.stat().st_size, sha256(path)
+    if (size, digest) != (SETS[name]["size"], SETS[name]["sha256"]):
+        raise ValueError(f"{path}: {size:,} bytes with SHA-256 {digest[:12]}, expected {SETS[name]['size']:,} with "
+                         f"{SETS[name]['sha256'][:12]}; {remedy}")
 
 
 def download(name, folder="downloads"):
@@ -152,7 +152,7 @@ def download(name, folder="downloads"):
     url, text = SETS[name]["url"], Path(folder) / f"{name}.txt"
     path = Path(folder) / name / url.rpartition("/")[2]
     if path.exists():                                       # from an earlier run, or put there by hand
-        check(path, name, f"move it away and run this again, or fetch {url} by hand")
+        check(path, name, "move it away and run this again")
     else:
         part = fetch(url, path, SETS[name]["size"])
         try:

@@ -36,6 +36,7 @@ BACKOFF, LONGEST_WAIT = 1.0, 300    # seconds before the first retry, doubled ea
 GIVE_UP = 8                         # requests in a row that stay without a reply end a run
 GRACE = 10                          # seconds that a run which ends early waits for a reply that is on its way
 MAX_BODY = 1 << 20                  # bytes of an answer; a common one has two thousand
+LINE = ("key", "model", "job", "reply", "finish", "tokens")         # the fields of a kept reply
 PLACEHOLDER = 8                     # a key shorter than this is one like "none", and replies may well hold the word
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -61,7 +62,8 @@ def read_replies(path):
             reply = json.loads(line)
             if not (isinstance(reply["key"], str) and isinstance(reply["reply"], str) and "finish" in reply):
                 raise ValueError
-            if reply.pop("sha256", None) not in (None, digest(reply)):              # before there were any: None
+            found = reply.pop("sha256", None)
+            if found != digest(reply) and (found or set(reply) != set(LINE)):       # before there were checksums: the six fields
                 raise ValueError
         except (ValueError, KeyError, TypeError, RecursionError):
             raise ValueError(f"{path}:{number}: not a kept reply, or not as it was written; without this line it is asked for "

@@ -76,14 +76,14 @@ def read_weights(where, n_vocab=None):
     path = os.path.join(folder, "config.json")
     config = read_json(path)
     if config.get("model_type") != "gpt2":
-        raise ValueError(f"{path}: model_type is {config.get('model_type')!r}, but expected 'gpt2'; a folder that "
+        raise ValueError(f"{path}: model_type is {config.get('model_type')!r:.60}, but expected 'gpt2'; a folder that "
                          "GPT.save wrote is opened by GPT.load")
     for name in FIELDS.values():
         if type(config.get(name)) is not int:
-            raise ValueError(f"{path}: {name} is {config.get(name)!r}, but expected a whole number")
+            raise ValueError(f"{path}: {name} is {config.get(name)!r:.60}, but expected a whole number")
     for name, values in {**COMPUTED, "n_inner": (None, 4 * config["n_embd"])}.items():
         if config.get(name, values[0]) not in values:
-            raise ValueError(f"{path}: {name} is {config[name]!r}, but only {values[0]!r} is computed here; "
+            raise ValueError(f"{path}: {name} is {config[name]!r:.60}, but only {values[0]!r} is computed here; "
                              "the logits would be wrong")
     state = {}
     for file in weight_files(folder):

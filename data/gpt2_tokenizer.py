@@ -13,6 +13,7 @@ import math
 import os
 import re
 
+from data.sealed import brief
 from data.tokenizer import SEP, Tokenizer
 
 # How GPT-2 cuts words, as tiktoken writes it since 0.8 (the hash of a tokenizer depends on the pattern).
@@ -32,8 +33,8 @@ def read_json(path):
     try:
         with open(path, encoding="utf-8") as f:
             return dict(json.load(f))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: not a JSON object ({error})") from None
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path}: not a JSON object ({brief(error)})") from None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

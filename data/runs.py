@@ -181,7 +181,10 @@ def note_of(path):
 def read_note(path):
     """The note beside a file, {} where there is none; ValueError for one that is damaged."""
     note = note_of(path)
-    return read_sealed(note, f"remove it together with {path.name}, which is then made again") if note.exists() else {}
+    value = read_sealed(note, f"remove it together with {path.name}, which is then made again") if note.exists() else {}
+    if not isinstance(value.get("holds", {}), dict):
+        raise ValueError(f"{note}: not the note of a file; remove it together with {path.name}, which is then made again")
+    return value
 
 
 def made(path, of):

@@ -14,8 +14,6 @@ import json
 import os
 import zipfile
 
-import torch
-
 DIGEST = 32     # bytes of a SHA-256
 
 
@@ -87,6 +85,7 @@ def read_tensors(path, device="cpu"):
     without the path.
 
     torch.save packs nothing. A file that holds more than it is long was made to fill the memory: 80 kB can hold 80 MB."""
+    import torch        # only here: text alone needs none of it
     try:
         if zipfile.is_zipfile(path):                            # GPT-2 was published in an older format, which has no parts
             with zipfile.ZipFile(path) as archive:

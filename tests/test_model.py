@@ -536,6 +536,12 @@ def other(folder):
     shutil.move(folder / "other" / "model.pt", folder / "model.pt")
 
 
+def not_finite(path):
+    state = torch.load(path, weights_only=True)
+    state["transformer.ln_f.weight"][3] = math.nan
+    torch.save(state, path)
+
+
 def packed(path):
     """The same weights, but deflated: 20 kB on the disk can be 20 MB in memory."""
     with zipfile.ZipFile(path) as archive:
@@ -554,11 +560,17 @@ def packed(path):
     (lambda f: edit_config(f, n_experts=8), "unknown field n_experts"),
     (lambda f: edit_config(f, n_head=None), "missing field n_head"),
     (lambda f: edit_config(f, n_head="4"), "n_head is '4'"),
-    (lambda f: edit_config(f, n_embd=64), "does not hold the weights"),
-    (lambda f: edit_config(f, layout="gpt2"), "does not hold the weights"),
+    (lambda f: edit_config(f, n_embd=64), r"c_attn.weight is \(.*, expected \("),
+    (lambda f: edit_config(f, layout="gpt2"), "is missing, expected"),
+    (lambda f: edit_config(f, n_layer=10**12), "tensors for 1000000000000 layers"),
+    (lambda f: edit_config(f, n_vocab=10**12), r"expected \(1000000000000"),
+    (lambda f: edit_config(f, conv_width=10**5), "conv_1.weight"),
+    (lambda f: edit_config(f, files=3.5), "files is 3.5"),
+    (lambda f: edit_config(f, files={}) or torch.save([1], f / "model.pt"), "no tensors for 2 layers"),
+    (lambda f: edit_config(f, files={}) or not_finite(f / "model.pt"), "ln_f.weight holds numbers that are not finite"),
     (lambda f: (f / "model.pt").write_bytes((f / "model.pt").read_bytes()[:500]), "model.pt: not the one that config.json was written with"),
     (lambda f: other(f), "model.pt: not the one that config.json was written with"),
-    (lambda f: edit_config(f, files={}) or (f / "model.pt").write_bytes(b"PK"), "does not hold the weights"),
+    (lambda f: edit_config(f, files={}) or (f / "model.pt").write_bytes(b"PK"), "does not hold weights"),
     (lambda f: edit_config(f, files={}) or packed(f / "model.pt"), "bytes packed into"),
     (lambda f: (f / "model.pt").write_bytes(b""), "not the one that")])
 def test_bad_folders_are_refused_in_one_line(spoil, words, tmp_path):
