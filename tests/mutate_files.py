@@ -7,7 +7,7 @@ A file is cut off, emptied, zeroed in places, has bits turned, blocks doubled or
 another folder or for one of another kind; and where it is JSON a value is replaced by one of another type, by NaN, by a number
 of five thousand digits, by a hundred thousand brackets. Then it is loaded as a user's command would load it, and the outcome is
 
-    refused      one line of at most 300 characters that names the file (ValueError or OSError)
+    refused      one line of at most 300 characters, folders aside, that names the file (ValueError or OSError)
     same         taken, and what it says is what it said before: the damage changed nothing that is read
     redone       taken, less some lines, whose work is done again
     valid        taken, and it says something else: allowed to text and to files that users write or fetch, which have no checksum,
@@ -408,7 +408,8 @@ def outcome(kind, folder, before, damage):
         return "HANG", ""
     except (ValueError, OSError) as error:
         text = str(error)
-        fair = "\n" not in text and len(text) <= LONGEST and any(name in text for name in names)
+        short = text.replace(str(folder), folder.name)                  # how deep it lies is no matter
+        fair = "\n" not in text and len(short) <= LONGEST and any(name in text for name in names)
         return "refused" if fair else "TRACEBACK", f"{type(error).__name__}: {text}"
     except BaseException as error:                              # noqa: B036: a panic of tiktoken is one
         if isinstance(error, KeyboardInterrupt):
