@@ -165,8 +165,9 @@ class CacheWriter:
                                     ("ids of sets", ids, n_vocab)):
             if len(values) and not 0 <= np.min(values) <= np.max(values) < bound:
                 raise ValueError(f"{at}: {name} {np.min(values)} to {np.max(values)}; expected 0 to {bound - 1}")
-        if not (log_probs <= 1e-4).all():                                                # also False for NaN
-            raise ValueError(f"{at}: a log-probability is NaN or above 0; expected log-softmax of the teacher's logits")
+        if not ((log_probs <= 1e-4) & (log_probs > -np.inf)).all():                      # also False for NaN
+            raise ValueError(f"{at}: a log-probability is NaN, above 0, or that of a token which cannot be; expected log-softmax of "
+                             "the teacher's logits, and no token of probability 0")
         self.write("tokens", tokens)
         self.write("roles", roles)
         self.write("counts", counts)

@@ -236,10 +236,15 @@ def mark_of(plan, folder=None):
 
 def save_training(path, model, optimizers, losses, mark, notes=None):
     """Everything that the next step depends on, into path; losses: list of float, one a step done; notes: list of JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
     state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "losses": losses, "mark": mark,
              "notes": notes, "rng": torch.get_rng_state()}
+    save_tensors(path, state)
+
+
+def save_tensors(path, state):
+    """What torch.save writes, beside, with a stamp, and renamed when it is whole. OSError where the disk is full."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".tmp")
     try:
         torch.save(state, beside)
         stamp(beside)

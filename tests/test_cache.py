@@ -215,7 +215,7 @@ def test_a_close_that_fails_half_way_leaves_no_header(tmp_path, documents, monke
     (([1], [0], [([300], [-1.0])]), "300 to 300"),
     (([1], [0], [([3, 4], [-1.0])]), "one log-probability for each"),
     (([1], [0], [(list(range(65)), [-9.0] * 65)]), "up to 65 ids; expected at most k_cap=64"),
-    (([1], [0], [([3], [math.nan])]), "NaN"),
+    (([1], [0], [([3], [math.nan])]), "NaN"), (([1], [0], [([3, 4], [-0.5, -math.inf])]), "no token of probability 0"),
     (([1], [0], [([3], [0.7])]), "above 0")])
 def test_documents_that_do_not_fit_are_refused(tmp_path, documents, document, word):
     with pytest.raises(ValueError, match=f"document 4: .*{word}"):
