@@ -196,7 +196,7 @@ def made(path, of):
         write_json(note_of(path), of)
     for name in sorted({*before, *of} - {"holds"}) if before else ():
         if before.get(name) != of.get(name):
-            raise ValueError(f"{path}: stale: the {stage} was made with {name} {before.get(name)}, which is {of.get(name)} now; --redo "
+            raise ValueError(f"{path}: stale: the {stage} was made with {name} {before.get(name)!s:.60}, which is {of.get(name)!s:.60} now; --redo "
                              "makes all anew, another --out_dir keeps both")
     return "holds" in before and path.exists()
 

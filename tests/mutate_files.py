@@ -401,7 +401,7 @@ def outcome(kind, folder, before, damage):
         signal.setitimer(signal.ITIMER_REAL, SECONDS)
         try:
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                after = flat(load(folder))
+                after = load(folder)
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
     except Hang:
@@ -415,6 +415,9 @@ def outcome(kind, folder, before, damage):
         if isinstance(error, KeyboardInterrupt):
             raise
         return "TRACEBACK", f"{type(error).__name__}: {error}"
+    sys.setrecursionlimit(10_000)                               # JSON may be as deep as its reader can go
+    after = flat(after)
+    sys.setrecursionlimit(1000)
     if after == before:
         return "same", None
     known = dict(before) if lines else {}        # a line of another run is not asked for, and does no harm
