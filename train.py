@@ -567,7 +567,7 @@ def read_plainly(config, out, plan, tokenizer, parts, begin):
         seconds = max(5, 60 * config.minutes - (time.perf_counter() - begin) - 10)
         config.student_tokens = int(seconds * speed(model, rows, config))
         runs.save_plan(out, config.student_tokens)
-    print(f"{config.corpus}: {rows.lengths.sum():,} tokens to train on, {held_out.lengths.sum():,} held out (the end of "
+    print(f"{brd.shown(config.corpus)}: {rows.lengths.sum():,} tokens to train on, {held_out.lengths.sum():,} held out (the end of "
           f"the text), vocabulary {tokenizer.n_vocab:,}; {config.student_tokens:,} tokens will be read", flush=True)
     of = runs.made_of("student plain", config, tokenizer, text_of(config, parts))
     if finished := kept(out / "plain", config, of):
@@ -625,7 +625,7 @@ def main(arguments=None):
     config.student_tokens = plan or config.student_tokens
     runs.verify(out)
     if (out / "results.json").exists() and runs.made(out / "results.json", results_of(config, out, tokenizer, parts)):
-        print(f"{out}: finished before; --redo starts over\n\n{report(read_results(out / 'results.json'))}")
+        print(f"{brd.shown(str(out))}: finished before; --redo starts over\n\n{report(read_results(out / 'results.json'))}")
         return None if (out / "report.html").exists() else print(page_line(out))
     with runs.held(out):
         runs.sweep(out)
@@ -670,7 +670,7 @@ def course(config, out, plan, tokenizer, parts, begin):
     runs.made(out / "results.json", of)  # notes that they begin
     write_json(out / "results.json", results | {"config": runs.noted(config), "seed": config.seed, "made_of": of})
     runs.note(out / "results.json", of)
-    print(f"\n{report(results)}\n\n{seconds['total']:.0f} s in all; {out / 'results.json'} holds every figure")
+    print(f"\n{report(results)}\n\n{seconds['total']:.0f} s in all; {brd.shown(str(out / 'results.json'))} holds every figure")
     print(page_line(out))
 
 

@@ -36,6 +36,7 @@ from tqdm import tqdm
 import train
 from course.objectives import OBJECTIVES, Row, learn, new_model, settings, sft, terms
 from course.tasks import SIZES, STUDENTS, Size, open_task
+from data import annotations
 from data.runs import held, stop_workers, worker
 from data.sealed import digest, read_sealed, sealed
 from model import GPT
@@ -337,7 +338,7 @@ def main(argv=None):
     if options.show:
         if not Path(options.show).exists():
             raise ValueError(f"{options.show}: no such file; expected the results.jsonl of a comparison")
-        return print("\n".join(shown(Path(options.show))))
+        return print("\n".join(map(annotations.shown, shown(Path(options.show)))))
     rows = options.rows.split(",") if options.rows else [row for row, (source, *_) in OBJECTIVES.items() if source != "own"]
     unknown = [row for row in rows if row not in OBJECTIVES]
     if unknown or options.seeds < 1:
@@ -354,7 +355,7 @@ def main(argv=None):
     right = [task.judge(i, answer) for i, answer in enumerate(task.answers)]
     print(f"the teacher, T=1: {sum(right) / len(right):.3f} of {len(right)} prompts answered right")
     for line in [*(curves(results) if options.seconds else ()), "", *table(results)]:
-        print(line)
+        print(annotations.shown(line))
 
 
 if __name__ == "__main__":

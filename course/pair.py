@@ -136,7 +136,7 @@ def pair(config):
     of = runs.made_of("results", config, tokenizer, text, teacher=weights_hash(teacher), student=weights_hash(student))
     if path.exists() and runs.made(path, of):
         before = read_sealed(path, "remove it, and the students are tested again")
-        return print(f"{out}: finished before; --redo starts over\n{table(before['pair'])}")
+        return print(f"{brd.shown(str(out))}: finished before; --redo starts over\n{table(before['pair'])}")
     print(f"{len(prompts):,} prompts to learn from, {len(asked):,} to be tested on, vocabulary {tokenizer.n_vocab:,}", flush=True)
     with runs.held(out):
         models = treat(config, out, teacher, student, tokenizer, prompts, rows, of)
@@ -145,7 +145,7 @@ def pair(config):
         runs.made(path, of)     # notes that they begin
         train.write_json(path, {"pair": results, "config": runs.noted(config), "made_of": of})
         runs.note(path, of)
-    print(f"{table(results)}\n\n{time.perf_counter() - begin:.0f} s in all; {path} holds every figure")
+    print(f"{table(results)}\n\n{time.perf_counter() - begin:.0f} s in all; {brd.shown(str(path))} holds every figure")
 
 
 def treat(config, out, teacher, student, tokenizer, prompts, rows, of):
@@ -166,5 +166,5 @@ def table(results):
     """The results of `pair` as text."""
     lines = [f"\n{'':12}{'parameters':>14}{'tokens':>12}{'Rouge-L':>18}"]
     for name, result in results.items():
-        lines.append(f"{name:12}{result['params']:14,}{result['tokens_seen']:12,}{figure(result['rouge_l']):>18}")
+        lines.append(f"{brd.shown(name):12}{result['params']:14,}{result['tokens_seen']:12,}{figure(result['rouge_l']):>18}")
     return "\n".join(lines)

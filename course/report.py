@@ -132,7 +132,7 @@ def report(results):
     lines = []
     for label, cells in [("", students), *table(students)]:
         lines += [f"{label:38}" + "".join(f"{cell:>14}" for cell in cells)] if cells else [""] + [label] * bool(label)
-    return "\n".join(lines)
+    return "\n".join(map(brd.shown, lines))
 
 
 # --- what the page shows of a student and of the cache -----------------------------------------------------------------
@@ -325,7 +325,7 @@ def write_page(out, pictures=None):
 def page_line(out):
     """Write the page and say so in one line, or why not: a run that took long must not fail at its picture book."""
     try:
-        return f"{write_page(Path(out))} shows them in pictures"
+        return brd.shown(f"{write_page(Path(out))} shows them in pictures")
     except Exception as error:
         return brd.shown(f"no report.html: {type(error).__name__}: {error}".split("\n")[0])
 
@@ -337,7 +337,7 @@ def main(arguments=None):
     parser.add_argument("--pictures", type=Path, help="also write the README's pictures into this folder, as PNG")
     options = parser.parse_args(arguments)
     try:
-        print(write_page(options.out, options.pictures))
+        print(brd.shown(str(write_page(options.out, options.pictures))))
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {brd.shown(str(error))}", file=sys.stderr)
         sys.exit(2)

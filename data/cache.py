@@ -33,6 +33,7 @@ import os
 import numpy as np
 import torch
 
+from data.annotations import shown
 from data.sealed import read_sealed, sealed, sha256_of
 
 FORMAT = "nanoreader teacher cache 2"
@@ -342,10 +343,10 @@ def inspect(folder):
         "dense_bytes_per_token": (size - sets + 2 * header["n_vocab"] * header["drawn"]) / n_tokens,
     }
     teacher = header["teacher"] if isinstance(header["teacher"], dict) else {}
-    print(f"{folder}: top-p sets, p={header['p']}, k_cap={header['k_cap']}, temperature {header['temperature']}")
-    print(f"  teacher           {teacher.get('hash')}, {teacher.get('params')} parameters, {teacher.get('figures')}")
-    print(f"  tokenizer         {header['tokenizer']}, {header['n_vocab']} tokens")
-    print(f"  made by           {header['made_by']}")
+    print(shown(f"{folder}: top-p sets, p={header['p']}, k_cap={header['k_cap']}, temperature {header['temperature']}"))
+    print(shown(f"  teacher           {teacher.get('hash')}, {teacher.get('params')} parameters, {teacher.get('figures')}"))
+    print(shown(f"  tokenizer         {header['tokenizer']}, {header['n_vocab']} tokens"))
+    print(shown(f"  made by           {header['made_by']}"))
     print(f"  documents         {len(cache):,}")
     print(f"  tokens            {header['tokens']:,}, of which the teacher drew {header['drawn']:,}")
     print(f"  mean kept         {figures['mean_kept']:.2f} tokens a drawn position; "

@@ -24,6 +24,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+if not __package__:  # python data/download.py: the modules stand one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data.annotations import shown  # noqa: E402
+
 CHUNK = 1 << 16          # bytes read at once
 TIMEOUT = 30             # seconds without a byte
 
@@ -178,9 +183,9 @@ def main(arguments=None):
         try:
             text = download(name, options.folder)
         except (ValueError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {shown(str(error))}", file=sys.stderr)
             return 2
-        print(f"{text}: {text.stat().st_size:,} bytes ({SETS[name]['licence']}); python train.py --corpus={text}")
+        print(shown(f"{text}: {text.stat().st_size:,} bytes ({SETS[name]['licence']}); python train.py --corpus={text}"))
     return 0
 
 

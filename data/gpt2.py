@@ -50,7 +50,7 @@ def locate(where):
     where = os.fspath(where)
     if os.path.isdir(where):
         return where
-    if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", where):
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", where):
         raise ValueError(f"{where}: no such folder; expected one in Hugging Face's format, or a name such as gpt2-xl")
     download = optional("huggingface_hub").snapshot_download
     wanted = ["config.json", "model*.safetensors*", "tokenizer*.json", "vocab.json", "merges.txt"]

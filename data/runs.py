@@ -182,7 +182,8 @@ def read_note(path):
     """The note beside a file, {} where there is none; ValueError for one that is damaged."""
     note = note_of(path)
     value = read_sealed(note, f"remove it together with {path.name}, which is then made again") if note.exists() else {}
-    if not isinstance(value.get("holds", {}), dict):
+    holds = value.get("holds", {})
+    if not isinstance(holds, dict) or any(name != os.path.basename(name) for name in holds):
         raise ValueError(f"{note}: not the note of a file; remove it together with {path.name}, which is then made again")
     return value
 
