@@ -206,6 +206,7 @@ OBJECTIVES = {
     "KD p=.95": Row("free", 0.95, kl()),
     "KD p=.8": Row("free", 0.8, kl()),
     "KD in p": Row("nucleus", 0.8, kl()),
+    "KD 3 in p": Row("nucleus", 0.8, kl(leak=3.0), "KD in p"),
     "KD bucket": Row("free", 0.8, kl(tail="bucket")),
     "KD sampled": Row("free", 1.0, sampled(12), "KD p=1"),
     "KD leak 2": Row("free", 0.8, kl(leak=2.0)),
@@ -228,6 +229,9 @@ OBJECTIVES = {
     "BD js": Row("free", 0.8, bd(leak=1.0, phi="js", **STABLE), "cloning"),
     "BD hellinger": Row("free", 0.8, bd(leak=1.0, phi="hellinger", **STABLE), "cloning"),
     "KD 3 + residual": Row("free", 0.8, bd(leak=3.0, expected=True, **STABLE), "KD leak 3"),
+    "KD 3 + square": Row("free", 0.8, bd(leak=3.0, expected=True, gamma=0.0, **STABLE), "KD leak 3"),   # no successor in it
+    "KD 3 in p + residual": Row("nucleus", 0.8, bd(leak=3.0, expected=True, **STABLE), "KD 3 in p"),
+    "BD in p": Row("nucleus", 0.8, bd(leak=3.0, **STABLE), "KD 3 in p"),
     "improve": Row("free", 0.8, improve(0.5), "KD leak 3"),
     "improve shuffled": Row("free", 0.8, improve(0.5, control="shuffled"), "improve"),
     "improve class": Row("free", 0.8, improve(0.5, control="class"), "improve"),
