@@ -63,6 +63,7 @@ DATA = Path(__file__).resolve().parent / "data"
 STUDENTS = ("plain", "brd", "distilled")
 K_CAP = 64    # most tokens that the cache keeps of one distribution
 GLANCES = 7   # short looks at how a student reads on the way, for the reading curve
+CHUNK = 256   # documents of the cache that are made, and kept, at a time
 ALONE = 0.1   # part of a reading student's run that is questions alone
 
 
@@ -373,12 +374,12 @@ def write_cache(folder, teacher, tokenizer, config):
                  "tokens_seen": teacher.extra["tokens_seen"]},
         made_by=f"python train.py --teacher=train --seed={config.seed} --teacher_tokens={config.teacher_tokens} "
                 f"--cache_tokens={config.cache_tokens}")
-    rng, chunk = random.Random(f"cache {config.seed}"), 256
+    rng = random.Random(f"cache {config.seed}")
     n = config.cache_tokens // 49  # documents: one has about so many tokens
-    for number, start in enumerate(tqdm(range(0, n, chunk), desc="cache", disable=None, leave=False), 1):
+    for number, start in enumerate(tqdm(range(0, n, CHUNK), desc="cache", disable=None, leave=False), 1):
         # Three in four documents are questions and answers. Every place of the run gets texts of its own level.
         for copy, part in (("ner", 0.25), ("qra", 0.75)):
-            some = round(min(chunk, n - start) * part)
+            some = round(min(CHUNK, n - start) * part)
             texts = [world.draw_paragraph(rng, world.level((start + i / part) / n)).sentences for i in range(some)]
             if number > writer.done:  # a cache that was cut off goes on behind its last chunk
                 reads.teacher_reads(teacher, tokenizer, texts, writer, copy=copy, p=config.p, k_cap=K_CAP,
@@ -411,7 +412,7 @@ def cache_folder(out, config):
 def student(name, out, start, treatment, config, tokenizer):
     """A copy of `start` (None: a new model) after its treatment. Kept in out/<name>, and taken from there if finished."""
     folder = out / name
-    of = runs.made_of(f"student {name}", config, tokenizer, text_of(config), **files_for(name, out, config))
+    of = student_of(name, out, config, tokenizer)
     if model := kept(folder, config, of):
         return model
     model = new_model(config.n_layer, config.n_embd, tokenizer, config)
@@ -436,6 +437,19 @@ def files_for(name, out, config):
     if name in ("brd", "distilled"):
         files["annotations"] = out / "annotations.jsonl"
     return files | ({"teacher's cache": cache_folder(out, config) / "header.json"} if name == "distilled" else {})
+
+
+def student_of(name, out, config, tokenizer):
+    """What a student is made of; see runs.made_of."""
+    return runs.made_of(f"student {name}", config, tokenizer, text_of(config), **files_for(name, out, config))
+
+
+def check_students(out, config, tokenizer):
+    """ValueError where a student that is there is stale: before the others are trained, not hours later."""
+    for name in ("start", *students_of(config)):
+        path, files = out / name / "model.pt", files_for(name, out, config)
+        if runs.read_note(path) and all(file.exists() for file in files.values()):
+            runs.made(path, student_of(name, out, config, tokenizer))
 
 
 def treatment(name, config, out, tokenizer):
@@ -547,8 +561,7 @@ def test_student(name, model, out, tokenizer, config):
     seconds = out / name / "seconds.json"
     write_json(seconds, {**read_sealed(seconds, f"remove the folder {out / name}, and it is trained again"),
                          "test": round(time.perf_counter() - begin, 1)})
-    write_json(path, result)
-    runs.note(path, of)
+    write_json(path, result, of)
     return result
 
 
@@ -656,6 +669,7 @@ def course(config, out, plan, tokenizer, parts, begin):
         if config.minutes and not plan:
             plan_minutes(config, tokenizer, begin)
             runs.save_plan(out, config.student_tokens)
+        check_students(out, config, tokenizer)
         print(f"a common start of {config.start_tokens:,} tokens, then {config.student_tokens:,} a student", flush=True)
         times.append(time.perf_counter())
         if "distilled" in students_of(config):
@@ -667,9 +681,7 @@ def course(config, out, plan, tokenizer, parts, begin):
     seconds = dict(zip(stages, np.diff(times).round(1).tolist())) | {"total": round(times[-1] - begin, 1)}
     write_json(out / "seconds.json", seconds)  # apart from the results, which are the same in every run
     of = results_of(config, out, tokenizer, parts)
-    runs.made(out / "results.json", of)  # notes that they begin
-    write_json(out / "results.json", results | {"config": runs.noted(config), "seed": config.seed, "made_of": of})
-    runs.note(out / "results.json", of)
+    write_json(out / "results.json", results | {"config": runs.noted(config), "seed": config.seed, "made_of": of}, of)
     print(f"\n{report(results)}\n\n{seconds['total']:.0f} s in all; {brd.shown(str(out / 'results.json'))} holds every figure")
     print(page_line(out))
 

@@ -142,9 +142,7 @@ def pair(config):
         models = treat(config, out, teacher, student, tokenizer, prompts, rows, of)
         results = {name: {"rouge_l": test_answers(model.eval(), tokenizer, asked, references), "params": model.num_params(),
                           "tokens_seen": model.extra.get("tokens_seen", 0)} for name, model in models.items()}
-        runs.made(path, of)     # notes that they begin
-        train.write_json(path, {"pair": results, "config": runs.noted(config), "made_of": of})
-        runs.note(path, of)
+        runs.write_json(path, {"pair": results, "config": runs.noted(config), "made_of": of}, of)
     print(f"{table(results)}\n\n{time.perf_counter() - begin:.0f} s in all; {brd.shown(str(path))} holds every figure")
 
 

@@ -16,13 +16,13 @@ is found before it is used. SIGINT and SIGTERM are heeded between two steps of a
 import contextlib
 import dataclasses
 import hashlib
+import io
 import json
-import multiprocessing
+import multiprocessing.connection
 import os
 import shutil
 import signal
 import threading
-import time
 from pathlib import Path
 
 import torch
@@ -58,12 +58,15 @@ def sync(path):
             os.close(opened)
 
 
-def write_json(path, value):
-    """Write a dict, sealed, beside, then rename: a reader never meets half a file. The folder is made if there is none."""
-    beside = path.with_name(path.name + ".tmp")
+def write_json(path, value, of=None):
+    """Write a dict, sealed, beside, then rename: a reader never meets half a file. The folder is made if there is none. of: what
+    the file is made of; it is noted before, so that the file is there only once its stage is finished."""
+    beside, text = path.with_name(path.name + ".tmp"), json.dumps(sealed(value), indent=1, ensure_ascii=False) + "\n"
+    if of:
+        write_json(note_of(path), {**of, "holds": {path.name: digest(text)}})
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        beside.write_text(json.dumps(sealed(value), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        beside.write_text(text, encoding="utf-8", newline="\n")
         rename(beside, path)
     except OSError:  # a full disk
         beside.unlink(missing_ok=True)
@@ -157,13 +160,11 @@ def digest(*parts):
     """Files (Path), bytes and str, one after the other -> 16 hex digits."""
     found = hashlib.sha256()
     for part in parts:
-        if isinstance(part, Path):
-            with open(part, "rb") as file:
-                while block := file.read(1 << 20):
-                    found.update(block)
-        else:
-            found.update(part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part)
-        found.update(b"%d;" % (part.stat().st_size if isinstance(part, Path) else len(part)))    # none poses as two others
+        part = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
+        with open(part, "rb") if isinstance(part, Path) else io.BytesIO(part) as file:
+            while block := file.read(1 << 20):
+                found.update(block)
+            found.update(b"%d;" % file.tell())      # so that none poses as two others
     return found.hexdigest()[:16]
 
 
@@ -310,11 +311,9 @@ stops = Stops()
 def worker():
     """What a process that trains for another one does first: it listens to signals, and ends when the other one does."""
     stops.listen()
-    parent = os.getppid()
 
     def watch():
-        while os.getppid() == parent:
-            time.sleep(0.5)
+        multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
         os._exit(1)
     threading.Thread(target=watch, daemon=True).start()
 
