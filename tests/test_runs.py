@@ -19,7 +19,7 @@ import train
 from data import prepare, runs
 from data.cache import CacheWriter
 from data.rows import Batch, Rows
-from data.sealed import stamp
+from data.sealed import read_sealed, sealed, stamp
 from model import GPT, GPTConfig
 
 ROOT = Path(train.__file__).resolve().parent
@@ -168,7 +168,8 @@ def halfway(finished):
 
 
 def change_json(path, **fields):
-    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | fields), encoding="utf-8")
+    """As somebody would who knows how to seal."""
+    path.write_text(json.dumps(sealed(read_sealed(path, "") | fields)), encoding="utf-8")
 
 
 def swap(one, other):
@@ -265,7 +266,7 @@ def test_what_nothing_is_noted_of_and_what_is_removed(halfway, world_run):
     (halfway / "results.json").unlink()
     refused(halfway, "brd/model.pt: stale: nothing tells what the student brd was made of; --redo", *WORLD)
     (halfway / "brd" / "model.made_of.json").write_text("[")
-    refused(halfway, "model.made_of.json: not a note of this program", *WORLD)
+    refused(halfway, "model.made_of.json: not JSON", *WORLD)
 
 
 def test_a_half_trained_student_of_another_folder(tmp_path):

@@ -411,7 +411,8 @@ def test_a_stopped_run_goes_on_without_training_again(trained, small_tasks):
     train.main(options)
     again = results_of(out)
     changed = {path.relative_to(out).as_posix() for path, stamp in stamps(out).items() if before.get(path) != stamp}
-    assert changed == {".lock", "seconds.json", "plain/seconds.json", "results.json", "plain/test.json", "report.html"}
+    assert changed == {".lock", "seconds.json", "plain/seconds.json", "results.json", "plain/test.json", "report.html",
+                       "results.made_of.json", "plain/test.made_of.json"}
     assert again == results
 
 
