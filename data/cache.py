@@ -92,7 +92,7 @@ class CacheWriter:
         """Goes back to the last checkpoint of a cache of these settings -> whether there is one; done: what it was told."""
         try:
             part = read_sealed(os.path.join(self.folder, "part.json"), "")
-            if not all(type(part[name]) is int for name in ("drawn", "kept", "done")):
+            if not all(type(number) is int for number in (part["drawn"], part["kept"], part["done"], *part["sizes"].values())):
                 return False
             sizes, parts = part["sizes"], {name: self.path(name) + ".part" for name in ARRAYS}
             for name, path in parts.items():            # killed while the arrays were put in their place
@@ -101,7 +101,7 @@ class CacheWriter:
             parts["offsets"] = os.path.join(self.folder, "offsets.part")
             if part["header"] != json.loads(json.dumps(self.header)) or any(os.path.getsize(parts[n]) < sizes[n] for n in parts):
                 return False
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False
         for name, path in parts.items():
             os.truncate(path, sizes[name])
