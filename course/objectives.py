@@ -229,7 +229,6 @@ OBJECTIVES = {
     "BD js": Row("free", 0.8, bd(leak=1.0, phi="js", **STABLE), "cloning"),
     "BD hellinger": Row("free", 0.8, bd(leak=1.0, phi="hellinger", **STABLE), "cloning"),
     "KD 3 + residual": Row("free", 0.8, bd(leak=3.0, expected=True, **STABLE), "KD leak 3"),
-    "KD 3 + square": Row("free", 0.8, bd(leak=3.0, expected=True, gamma=0.0, **STABLE), "KD leak 3"),   # no successor in it
     "KD 3 in p + residual": Row("nucleus", 0.8, bd(leak=3.0, expected=True, **STABLE), "KD 3 in p"),
     "BD in p": Row("nucleus", 0.8, bd(leak=3.0, **STABLE), "KD 3 in p"),
     "improve": Row("free", 0.8, improve(0.5), "KD leak 3"),
