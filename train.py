@@ -32,14 +32,12 @@ import hashlib
 import inspect
 import json
 import math
-import multiprocessing
 import platform
 import random
 import re
 import shutil
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -507,15 +505,11 @@ def train_students(config):
     if workers == 1:
         train_start(config, cores)
         return {name: train_and_test(name, config, cores) for name in students_of(config)}
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=runs.worker) as pool:
-        try:
-            pool.submit(train_start, config, cores).result()
-            # The distilled student takes longest, so it goes first: the two others then share a core.
-            jobs = {name: pool.submit(train_and_test, name, config, cores // workers) for name in students_of(config)[::-1]}
-            return {name: jobs[name].result() for name in students_of(config)}
-        except BaseException:
-            runs.stop_workers(pool)
-            raise
+    with runs.processes(workers) as pool:
+        pool.submit(train_start, config, cores).result()
+        # The distilled student takes longest, so it goes first: the two others then share a core.
+        jobs = {name: pool.submit(train_and_test, name, config, cores // workers) for name in students_of(config)[::-1]}
+        return {name: jobs[name].result() for name in students_of(config)}
 
 
 # --- stage 6: the tests ------------------------------------------------------------------------------------------------

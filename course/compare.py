@@ -17,17 +17,15 @@ Shapes: B documents, T positions, K teacher tokens kept, V vocabulary, N prompts
 """
 
 import argparse
-import contextlib
 import copy
 import dataclasses
 import functools
 import json
 import math
-import multiprocessing
 import os
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,7 +36,7 @@ import train
 from course.objectives import OBJECTIVES, Row, learn, new_model, settings, sft, terms
 from course.tasks import SIZES, STUDENTS, Size, open_task
 from data import annotations
-from data.runs import held, stop_workers, worker
+from data.runs import held, processes
 from data.sealed import digest, read_sealed, sealed
 from model import GPT
 
@@ -208,24 +206,13 @@ def run_all(jobs, path, workers, what):
     """Runs those of the jobs that are not in results.jsonl yet, and adds a line for each -> all that is in it."""
     results = finished(path)
     jobs = [job for job in jobs if job[:len(KEY)] not in results]
-    with side_by_side(workers) as pool:
+    with processes(workers) as pool:
         futures = {pool.submit(run, job): job for job in jobs}
         for future in tqdm(as_completed(futures), what, len(futures), disable=None, leave=False):
             with open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(sealed(future.result())) + "\n")
             results[futures[future][:len(KEY)]] = future.result()
     return results
-
-
-@contextlib.contextmanager
-def side_by_side(workers):
-    """A pool of processes that end with this one, however it ends."""
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=worker) as pool:
-        try:
-            yield pool
-        except BaseException:
-            stop_workers(pool)
-            raise
 
 
 def compare(task, out, size, rows, seeds, embd, budgets, workers, rates):
@@ -238,7 +225,7 @@ def compare(task, out, size, rows, seeds, embd, budgets, workers, rates):
     train.write_json(note, size._asdict())
     open_task(task, out, size)
     job = functools.partial(Job, embd=embd, task=task, out=out, size=size)
-    with side_by_side(workers) as pool:
+    with processes(workers) as pool:
         list(pool.map(prepare_start, [job("", 0.0, seed, tokens=0, seconds=0.0) for seed in range(seeds + 1)]))
 
     def one(row, rate, seed, budget):

@@ -23,6 +23,8 @@ import os
 import shutil
 import signal
 import threading
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import torch
@@ -289,9 +291,10 @@ class Stopped(Exception):
 
 class Stops:
     """SIGINT and SIGTERM. While `training` they wait for the end of the step, so that it can be saved; at other times nothing
-    is lost by ending at once."""
+    is lost by ending at once. A second one changes nothing: what the first one began needs its time."""
     training = False
     wanted = False
+    helper = False          # a process that works for another one, which has the say
 
     def listen(self):
         """To be called once in the main thread of each process."""
@@ -300,8 +303,10 @@ class Stops:
                 signal.signal(number, self.heed)
 
     def heed(self, number, frame):
-        self.wanted = True
-        if not self.training:
+        if self.helper and not self.training:
+            os._exit(130)
+        before, self.wanted = self.wanted, True
+        if not self.training and not before:
             raise Stopped("stopped")
 
 
@@ -309,7 +314,8 @@ stops = Stops()
 
 
 def worker():
-    """What a process that trains for another one does first: it listens to signals, and ends when the other one does."""
+    """What a process that works for another one does first: it listens to signals, and ends when the other one does."""
+    stops.helper = True
     stops.listen()
 
     def watch():
@@ -318,8 +324,19 @@ def worker():
     threading.Thread(target=watch, daemon=True).start()
 
 
-def stop_workers(pool):
-    """Lets the processes of a ProcessPoolExecutor save what they are at, and waits for them."""
-    for child in multiprocessing.active_children():
-        child.terminate()
-    pool.shutdown(wait=True, cancel_futures=True)
+@contextlib.contextmanager
+def processes(n):
+    """A ProcessPoolExecutor of n processes. On an error or a signal they save what they are at, and end before this one goes on.
+
+    Stopped after a signal; OSError where one of them was killed."""
+    with ProcessPoolExecutor(n, multiprocessing.get_context("spawn"), initializer=worker) as pool:
+        try:
+            yield pool
+        except BaseException as error:
+            for child in multiprocessing.active_children():
+                child.terminate()
+            pool.shutdown(wait=True, cancel_futures=True)
+            if isinstance(error, BrokenProcessPool):
+                raise (Stopped("stopped") if stops.wanted else OSError(
+                    "a process that worked for this one was killed; is there enough memory? The same command goes on from there")) from None
+            raise

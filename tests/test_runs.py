@@ -51,15 +51,57 @@ def test_runs_that_are_killed_ten_times_end_bit_for_bit_the_same():
 
 def test_a_signal_ends_a_run_at_the_next_step_and_all_its_processes(tmp_path):
     """Two students in processes of their own: SIGTERM to the run alone. The same command goes on."""
-    arguments = [sys.executable, str(ROOT / "train.py"), f"--out_dir={tmp_path}", *TINY, "--student_tokens=400000", "--threads=2"]
+    arguments = [sys.executable, str(ROOT / "train.py"), f"--out_dir={tmp_path}", *TINY, "--threads=2", "--start_tokens=2000"]
     process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / "annotations.jsonl").exists() and process.poll() is None:
+    while not (tmp_path / "distilled" / "model.made_of.json").exists() and process.poll() is None:
         time.sleep(0.1)
-    time.sleep(4.0)
     process.terminate()
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130 and "the same command goes on from there" in told and "Traceback" not in told, told
     assert not list(tmp_path.rglob("*.tmp")) and not (tmp_path / "results.json").exists()
+
+
+PROGRAM = """
+import os, sys, time
+sys.path.insert(0, sys.argv[1])
+from data import runs
+
+def work(n):
+    runs.stops.training = True
+    open(f"begun{n}", "w").write(str(os.getpid()))
+    while not runs.stops.wanted:
+        time.sleep(0.01)
+    open(f"saved{n}", "w").close()
+    raise runs.Stopped(f"{n}: saved")
+
+if __name__ == "__main__":
+    runs.stops.listen()
+    try:
+        with runs.processes(3) as pool:
+            for future in [pool.submit(work, n) for n in range(2)]:
+                future.result()
+    except (runs.Stopped, OSError) as error:
+        print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.parametrize("whom, number, said, saved", [
+    ("run", signal.SIGTERM, "Stopped", 2), ("all", signal.SIGINT, "Stopped", 2), ("run", getattr(signal, "SIGKILL", 9), "", 0),
+    ("worker", getattr(signal, "SIGKILL", 9), "OSError a process that worked for this one was killed; is there enough memory?", 1)])
+def test_processes_end_with_the_one_that_they_work_for(tmp_path, whom, number, said, saved):
+    """Two that work and one that waits; the pipe closes only when the last of them is gone."""
+    (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
+    process = subprocess.Popen([sys.executable, "program.py", str(ROOT)], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True, start_new_session=True)
+    while len(list(tmp_path.glob("begun*"))) < 2 or not (tmp_path / "begun1").read_text():
+        time.sleep(0.05)
+    if whom == "all":
+        os.killpg(process.pid, number)              # as Ctrl-C in a terminal does
+    else:
+        os.kill(process.pid if whom == "run" else int((tmp_path / "begun1").read_text()), number)
+    out, error = process.communicate(timeout=60)
+    assert out.startswith(said) and out.count("\n") == bool(said) and "Traceback" not in error, out + error
+    assert len(list(tmp_path.glob("saved*"))) == saved
 
 
 def test_two_runs_in_one_folder(tmp_path):
