@@ -30,7 +30,6 @@ import difflib
 import functools
 import hashlib
 import inspect
-import json
 import math
 import platform
 import random

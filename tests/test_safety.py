@@ -6,6 +6,8 @@ import random
 import re
 import runpy
 import sys
+import traceback
+import urllib.error
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,9 +18,9 @@ import torch
 import brd
 import td_distill
 import train
-from course import compare, grade, pair, report
+from course import grade, pair, report
 from data import annotate, annotations, download, endpoint, gpt2, prepare, prompts, runs, task_files
-from data.cache import Cache, CacheWriter
+from data.cache import CacheWriter
 from data.sealed import sealed
 from data.tokenizer import END, SEP, train_bpe
 from model import GPT, GPTConfig
@@ -185,12 +187,6 @@ def test_a_sentence_that_gives_orders_invents_nothing(behaviour, injected):
 def test_the_key_is_in_no_error_cache_or_exception(monkeypatch, tmp_path):
     """Every way to fail, and what a traceback would print of it. (A whole run is watched in test_endpoint.py.)"""
     key, body = "sk-secret-0123456789", {"model": "m", "messages": []}
-    import traceback
-    import urllib.error
-
-    class Answer:
-        status, fp, headers = 400, None, {}
-
     for failure in (TimeoutError(), ConnectionResetError(), urllib.error.URLError("refused"), ValueError("x")):
         def fail(request, timeout):
             assert request.get_header("Authorization") == f"Bearer {key}" and key not in request.full_url + request.data.decode()
@@ -271,4 +267,3 @@ def test_the_tools_start_from_a_checkout(monkeypatch, capsys, tmp_path):
         with pytest.raises(SystemExit) as end:
             runpy.run_path(str(ROOT / "data" / command[0]), run_name="__main__")
         assert end.value.code == (0 if command[0] == "prepare.py" else 2)
-    assert Cache and compare
