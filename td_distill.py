@@ -44,6 +44,7 @@ import torch
 import torch.nn.functional as F
 
 from data import runs
+from data.annotations import shown
 from data.cache import ABSENT, inspect
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -409,7 +410,7 @@ def main(argv=None):
         else:
             inspect(args.folder)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shown(str(error))}", file=sys.stderr)
         return 2
     except runs.Stopped:
         print("stopped; the same command goes on from there", file=sys.stderr)

@@ -35,7 +35,9 @@ from tqdm import tqdm
 import train
 from course.objectives import OBJECTIVES, Row, learn, new_model, settings, sft, terms
 from course.tasks import SIZES, STUDENTS, Size, open_task
+from data import annotations
 from data.runs import held, processes
+from data.sealed import digest, read_sealed, sealed
 from model import GPT
 
 RATES = (0.0025, 0.005, 0.01)
@@ -178,15 +180,26 @@ def measure(model, task, numbers, seed):
 
 
 def finished(path):
-    """{key of a job: figures} of results.jsonl; a line that was cut off is dropped, and its run done again."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    """{key of a job: figures} of results.jsonl; a line that was cut off is dropped, and its run done again. ValueError
+    "file:line: ..." for another bad line."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     if lines and not lines[-1].endswith("}"):
         lines.pop()
         beside = path.with_name(path.name + ".tmp")
         beside.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
         os.replace(beside, path)
-    results = map(json.loads, lines)
-    return {tuple(result[name] for name in KEY): result for result in results}
+    results = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            result = json.loads(line)
+            found = result.pop("sha256", None)
+            if found != digest(result) and (found or any(len(str(value)) == 64 for value in result.values())):
+                raise ValueError                                # a line without one is of an older version, or its name is damaged
+            results[tuple(result[name] for name in KEY)] = result
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise ValueError(f"{path}:{number}: no run of a comparison, or not as it was written; without this line it is done "
+                             "again") from None
+    return results
 
 
 def run_all(jobs, path, workers, what):
@@ -197,7 +210,7 @@ def run_all(jobs, path, workers, what):
         futures = {pool.submit(run, job): job for job in jobs}
         for future in tqdm(as_completed(futures), what, len(futures), disable=None, leave=False):
             with open(path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(future.result()) + "\n")
+                file.write(json.dumps(sealed(future.result())) + "\n")
             results[futures[future][:len(KEY)]] = future.result()
     return results
 
@@ -207,7 +220,7 @@ def compare(task, out, size, rows, seeds, embd, budgets, workers, rates):
     -> {(row, budget): (rate, [figures of a seed])}. Raises ValueError where the folder holds runs of another size."""
     out.mkdir(parents=True, exist_ok=True)
     note, path = out / "size.json", out / "results.jsonl"
-    if note.exists() and json.loads(note.read_text(encoding="utf-8")) != size._asdict():
+    if note.exists() and read_sealed(note, "use another --out_dir") != size._asdict():
         raise ValueError(f"{out}: holds runs of another size, see {note}; use another --out_dir")
     train.write_json(note, size._asdict())
     open_task(task, out, size)
@@ -314,7 +327,7 @@ def main(argv=None):
     if options.show:
         if not Path(options.show).exists():
             raise ValueError(f"{options.show}: no such file; expected the results.jsonl of a comparison")
-        return print("\n".join(shown(Path(options.show))))
+        return print("\n".join(map(annotations.shown, shown(Path(options.show)))))
     rows = options.rows.split(",") if options.rows else [row for row, (source, *_) in OBJECTIVES.items() if source != "own"]
     unknown = [row for row in rows if row not in OBJECTIVES]
     if unknown or options.seeds < 1:
@@ -332,7 +345,7 @@ def main(argv=None):
     right = [task.judge(i, answer) for i, answer in enumerate(task.answers)]
     print(f"the teacher, T=1: {sum(right) / len(right):.3f} of {len(right)} prompts answered right")
     for line in [*(curves(results) if options.seconds else ()), "", *table(results)]:
-        print(line)
+        print(annotations.shown(line))
 
 
 if __name__ == "__main__":
