@@ -289,7 +289,7 @@ def test_the_optimum_is_the_one_that_the_docstring_names(tail):
 
 def test_other_tails_are_refused():
     student, _, ids, log_probs, mask, weights, _ = example()
-    with pytest.raises(ValueError, match="tail='drop'; expected"):
+    with pytest.raises(ValueError, match="tail='drop'; expected 'inside' or 'bucket'"):
         kl_of(student, ids, log_probs, mask, weights, tail="drop")
 
 
