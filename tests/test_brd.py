@@ -360,6 +360,18 @@ def test_the_first_token_decides_the_copy(model, tokenizer):
             assert {tokens[row] for tokens in drawn} <= ids and len({tokens[row] for tokens in drawn}) > 1
 
 
+def test_quotes_and_brackets_are_no_part_of_a_first_word(model, tokenizer, monkeypatch):
+    """In ("Oslo) the entity is Oslo, and a quotation mark that stands alone is itself."""
+    asked = []
+    monkeypatch.setattr(tokenizer, "encode_batch", lambda texts: asked.append(texts) or [[5]] * len(texts))
+    assert brd.first_tokens(model, tokenizer, [[7, tokenizer.sep]], ['("Oslo) \'[{tall ( "'], "ner") == [5]
+    assert asked == [[" none", *(f" {name}" for name in TYPES), " Oslo)", " tall", " (", ' "']]
+
+
+def test_nothing_to_read_gives_nothing(model, tokenizer):
+    assert brd.free_reading(model, tokenizer, [], "ner") == brd.free_answers(model, tokenizer, [], random.Random(0), 1) == []
+
+
 def test_a_perfect_reader_has_a_perfect_score(tokenizer):
     paragraphs = [PARAGRAPH, OTHER]
     reader = Perfect(tokenizer, paragraphs)

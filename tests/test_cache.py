@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.cache import ARRAYS, FORMAT, Cache, CacheWriter, round_down_to_half
+from data.cache import ARRAYS, FORMAT, Cache, CacheWriter, array_types, round_down_to_half
 
 ROLES = ["text", "sep", "answer", "end"]
 
@@ -215,6 +215,21 @@ def test_a_close_that_fails_half_way_leaves_no_header(tmp_path, documents, monke
 def test_documents_that_do_not_fit_are_refused(tmp_path, documents, document, word):
     with pytest.raises(ValueError, match=f"document 4: .*{word}"):
         write_cache(tmp_path, documents + [document])
+
+
+def test_the_limits_of_a_header(tmp_path):
+    """Sets of one token, and as many roles as a byte holds, are still caches; what no array could hold is refused at once."""
+    for k_cap, roles in ((1, 1), (65535, 256)):
+        names = [f"role {i}" for i in range(roles)]
+        write_cache(tmp_path, [([1], [roles - 1], [([2], [-0.5])])], k_cap=k_cap, roles=names)
+        assert Cache(tmp_path).document(0)[1].tolist() == [roles - 1]
+    for k_cap, roles in ((0, 1), (65536, 1), (64, 257)):
+        with pytest.raises(ValueError, match="expected 1 to 65535 and at most 256"):
+            write_cache(tmp_path, [], k_cap=k_cap, roles=["role"] * roles)
+
+
+def test_offsets_are_wide_where_there_are_many_tokens():
+    assert [array_types(300, 64, n)["documents"] for n in (0, (1 << 32) - 1, 1 << 32)] == ["<u4", "<u4", "<u8"]
 
 
 @given(st.lists(st.floats(-1e6, 0, width=32), min_size=1, max_size=50))

@@ -111,7 +111,8 @@ def test_roles_of_well_formed_readings_are_those_of_rendering(teacher):
 
 @pytest.mark.parametrize("text, answers", [
     (" Who left Anna\n", ""), (" Who left?\n", ""), ("\n\n", ""), ("", ""), (" Who? Zoë", " Zoë"),
-    (" Who? Anna\n Oslo\n Q: Who? A: to Oslo - who?\n", " Anna\n to Oslo - who?\n"), ("? Anna\n", "")])
+    (" Who? Anna\n Oslo\n Q: Who? A: to Oslo - who?\n", " Anna\n to Oslo - who?\n"), ("? Anna\n", ""),
+    ("Who? Anna\nW? Oslo\n", " Anna\n Oslo\n")])
 def test_a_line_that_cannot_be_parsed_is_a_question(teacher, text, answers):
     tokenizer = teacher[1]
     ids = tokenizer.encode(text)
