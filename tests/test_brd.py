@@ -145,6 +145,17 @@ def test_blind_scores_equal_the_plain_loop(model, tokenizer, batch_tokens):
     assert max(max(row) - min(row) for row in wanted) > 0.1                  # the comparison compares something
 
 
+def test_the_token_of_id_0_is_scored_like_any_other(model):
+    """It is no padding, at the end of a candidate that is shorter than its neighbour or before it."""
+    batch = [([5, 6], [[0], [7, 0, 0], [0, 8]], False), ([9], [[3, 0]], False)]
+    for (context, tails, _), scores in zip(batch, brd.score_batch(model, batch)):
+        for tail, score in zip(tails, scores):
+            with torch.no_grad():
+                log_probs = torch.log_softmax(model.logits(model.hidden(torch.tensor([context + tail]))), -1)[0]
+            wanted = [float(log_probs[len(context) - 1 + i, token]) for i, token in enumerate(tail)]
+            assert score == pytest.approx(sum(wanted) / len(wanted), abs=1e-5)
+
+
 def test_where_prompt_and_candidate_part(tokenizer):
     context, tails, cut = brd.split_tokens(tokenizer, "did Anna go? A:", ["Oslo", "No way"], 96)
     assert tokenizer.decode(context) == "did Anna go? A:" and not cut
