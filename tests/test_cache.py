@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.cache import ARRAYS, FORMAT, Cache, CacheWriter, array_types, round_down_to_half
+from data.cache import ARRAYS, FORMAT, Cache, CacheWriter, array_types, inspect, round_down_to_half
 
 ROLES = ["text", "sep", "answer", "end"]
 
@@ -230,6 +230,25 @@ def test_the_limits_of_a_header(tmp_path):
 
 def test_offsets_are_wide_where_there_are_many_tokens():
     assert [array_types(300, 64, n)["documents"] for n in (0, (1 << 32) - 1, 1 << 32)] == ["<u4", "<u4", "<u8"]
+
+
+def test_inspect_figures(tmp_path, capsys):
+    write_cache(tmp_path, [([5, 6, 7, 8], [0] * 4, [None, ([6, 9], np.log([0.5, 0.25])), ([7], [-0.0]), None])])
+    figures = inspect(tmp_path)
+    assert figures["coverage"] == pytest.approx((0.75 + 1) / 2, abs=1e-3) and figures["coverage"] <= 0.875
+    assert (figures["documents"], figures["tokens"], figures["drawn"]) == (1, 4, 2)
+    assert (figures["mean_kept"], figures["size_one"]) == (1.5, 0.5)
+    size = sum(path.stat().st_size for path in tmp_path.glob("*.bin"))
+    assert figures["bytes_per_token"] == size / 4 == (4 * (2 + 1 + 1) + 2 * 4 + 3 * 4) / 4
+    assert figures["dense_bytes_per_token"] == (size - 3 * 4 + 2 * 300 * 2) / 4
+    assert "50.0%" in capsys.readouterr().out
+
+
+def test_inspect_a_cache_where_nothing_was_drawn(tmp_path):
+    write_cache(tmp_path, [([1, 2], [0, 3], [None, None])])
+    assert inspect(tmp_path)["mean_kept"] == 0
+    write_cache(tmp_path, [])
+    assert inspect(tmp_path)["tokens"] == 0
 
 
 @given(st.lists(st.floats(-1e6, 0, width=32), min_size=1, max_size=50))
