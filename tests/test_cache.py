@@ -1,4 +1,5 @@
 """The sparse teacher cache: round trips, batches by hand, and what is refused."""
+import hashlib
 import json
 import math
 import os
@@ -171,6 +172,18 @@ def test_headers_that_contradict_the_arrays_are_refused(tmp_path, documents, fie
     one_line(error)
 
 
+@pytest.mark.parametrize("offsets", [[1, 7, 7, 7, 16], [0, 7, 6, 7, 16], [0, 6, 7, 7, 15]])
+def test_offsets_that_do_not_span_the_tokens_are_refused(tmp_path, documents, offsets):
+    """With a sha256 that is right: a file that another program wrote."""
+    header = write_cache(tmp_path, documents)
+    data = np.array(offsets, "<u4").tobytes()
+    (tmp_path / "documents.bin").write_bytes(data)
+    header["arrays"]["documents"]["sha256"] = hashlib.sha256(data).hexdigest()
+    (tmp_path / "header.json").write_text(json.dumps(header), encoding="utf-8")
+    with pytest.raises(ValueError, match="documents.bin: the offsets do not span 16 tokens"):
+        Cache(tmp_path)
+
+
 def test_an_unfinished_cache_is_none_and_leaves_the_old_one_whole(tmp_path, documents):
     fields = dict(n_vocab=300, tokenizer_hash="abc", p=0.8, k_cap=9, temperature=1.0, teacher={}, made_by="",
                   roles=ROLES)
@@ -247,6 +260,8 @@ def test_inspect_figures(tmp_path, capsys):
 def test_inspect_a_cache_where_nothing_was_drawn(tmp_path):
     write_cache(tmp_path, [([1, 2], [0, 3], [None, None])])
     assert inspect(tmp_path)["mean_kept"] == 0
+    write_cache(tmp_path, [([1], [0], [None])])
+    assert inspect(tmp_path)["bytes_per_token"] == 2 + 1 + 1 + 2 * 4              # token, role, count, two offsets
     write_cache(tmp_path, [])
     assert inspect(tmp_path)["tokens"] == 0
 

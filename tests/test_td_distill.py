@@ -319,3 +319,14 @@ def test_command_line(tmp_path):
     assert found.returncode == 0 and "bytes a token" in found.stdout
     found = run("inspect", str(tmp_path / "none"))
     assert found.returncode == 2 and found.stderr.startswith("error: ") and "Traceback" not in found.stderr
+
+
+def test_the_other_commands_and_what_cannot_be_read(tmp_path, monkeypatch, capsys):
+    """In this process, with the course's own work replaced."""
+    given = []
+    monkeypatch.setattr("course.theory.lines", lambda: iter(["1. a claim", "2. another"]))
+    monkeypatch.setattr("course.compare.main", given.append)
+    assert td_distill.main(["theory"]) == 0 and capsys.readouterr().out == "1. a claim\n2. another\n"
+    assert td_distill.main(["compare", "--seeds", "5"]) == 0 and given == [["--seeds", "5"]]
+    assert td_distill.main(["inspect", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}: no teacher cache here")
