@@ -145,6 +145,9 @@ def test_settings_that_contradict_the_cache_are_refused(tmp_path, teacher):
     writer.header["tokenizer"] = "other"
     with pytest.raises(ValueError, match="tokenizer=.* other"):
         teacher_reads(model, tokenizer, paragraphs, writer, copy="ner", p=0.9, k_cap=40, seed=1)
+    writer.header |= {"tokenizer": tokenizer.hash, "n_vocab": 301}
+    with pytest.raises(ValueError, match="n_vocab=300, but the cache is opened with 301"):
+        teacher_reads(model, tokenizer, paragraphs, writer, copy="ner", p=0.9, k_cap=40, seed=1)
 
 
 @pytest.mark.parametrize("k_cap", [3, 30])
