@@ -55,15 +55,12 @@ def changed(node, **fields):
 
 def of_operators(node):
     """Other operators and names, and what an operator is applied to without it."""
-    if isinstance(node, (ast.BinOp, ast.BoolOp)) and type(node.op) in SWAPS:
-        yield changed(node, op=SWAPS[type(node.op)]())
-    elif isinstance(node, ast.AugAssign) and type(node.op) in SWAPS:
+    if isinstance(node, (ast.BinOp, ast.BoolOp, ast.AugAssign)) and type(node.op) in SWAPS:
         yield changed(node, op=SWAPS[type(node.op)]())
     elif isinstance(node, ast.Compare):
         for i, op in enumerate(node.ops):
-            for other in (SWAPS, TURNED):
-                if type(op) in other:
-                    yield changed(node, ops=node.ops[:i] + [other[type(op)]()] + node.ops[i + 1:])
+            for other in (found[type(op)]() for found in (SWAPS, TURNED) if type(op) in found):
+                yield changed(node, ops=node.ops[:i] + [other] + node.ops[i + 1:])
     elif isinstance(node, ast.UnaryOp) and not isinstance(node.operand, ast.Constant):
         yield node.operand
     elif isinstance(node, ast.Name) and node.id in NAMES:
@@ -80,10 +77,8 @@ def of_values(node):
         yield changed(node, value=node.value + 1)
         yield changed(node, value=node.value - 1)
     elif isinstance(node, ast.Slice):
-        for bound in filter(None, (node.lower, node.upper)):
-            if not isinstance(bound, ast.Constant):
-                for op in (ast.Add(), ast.Sub()):
-                    yield bound, ast.BinOp(bound, op, ast.Constant(1))
+        for bound in (bound for bound in (node.lower, node.upper) if bound and not isinstance(bound, ast.Constant)):
+            yield from ((bound, ast.BinOp(bound, op, ast.Constant(1))) for op in (ast.Add(), ast.Sub()))
 
 
 def of_calls(node):
@@ -111,17 +106,17 @@ def mutants(source, left_out):
     lines, found = source.encode().splitlines(keepends=True), []
 
     def nodes(node):
-        """All below, but f-strings (they are messages), annotations and the names of functions."""
+        """A node and all below it, but messages: f-strings, and what is raised."""
+        yield node
         for child in ast.iter_child_nodes(node):
             if not isinstance(child, (ast.JoinedStr, ast.Raise)):
-                yield child
                 yield from nodes(child)
 
     for statement in ast.parse(source).body:
-        names = {statement.name} if hasattr(statement, "name") else {node.id for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-        if isinstance(statement, (ast.Import, ast.ImportFrom, ast.If, ast.Expr)) or names & set(left_out):
+        names = [getattr(statement, "name", None), *(ast.unparse(target) for target in getattr(statement, "targets", []))]
+        if isinstance(statement, (ast.Import, ast.ImportFrom, ast.If, ast.Expr)) or set(names) & set(left_out):
             continue
-        for node in [statement, *nodes(statement)]:
+        for node in nodes(statement):
             for new in (new for kind in (of_operators, of_values, of_calls, of_flow) for new in kind(node)):
                 old, new = new if isinstance(new, tuple) else (node, new)
                 a, b = old.lineno - 1, old.end_lineno - 1
@@ -157,22 +152,26 @@ def passes(folder, tests, seconds):
     seconds: of CPU time that are allowed; a process that only sleeps is ended as well."""
     child = os.fork()
     if not child:
-        os.setsid()
-        resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds)))
-        signal.alarm(30 * int(seconds))
-        nowhere = os.open(os.devnull, os.O_RDWR)
-        for number in range(3):
-            os.dup2(nowhere, number)
-        os.chdir(folder)
-        sys.path[0] = str(folder)
-        import hypothesis
-        import pytest
-        import torch
-        torch.set_num_threads(1)
-        hypothesis.settings.register_profile("mutants", derandomize=True, database=None, deadline=None, phases=[hypothesis.Phase.generate])
-        hypothesis.settings.load_profile("mutants")         # the same examples for every mutant, and none is made smaller
-        code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *(f"tests/{name}.py" for name in tests)], [FastFirst(folder.parent)])
-        os._exit(int(code))
+        code = 1
+        try:
+            os.setsid()
+            resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds)))
+            signal.alarm(30 * int(seconds))
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            for number in range(3):
+                os.dup2(nowhere, number)
+            os.chdir(folder)
+            sys.path[0] = str(folder)
+            import hypothesis
+            import pytest
+            import torch
+            torch.set_num_threads(1)
+            # The same examples for every mutant, and none is made smaller.
+            hypothesis.settings.register_profile("mutants", derandomize=True, database=None, deadline=None, phases=[hypothesis.Phase.generate])
+            hypothesis.settings.load_profile("mutants")
+            code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *(f"tests/{name}.py" for name in tests)], [FastFirst(folder.parent)])
+        finally:
+            os._exit(int(code))                             # whatever happens, a fork does not go on with its parent's work
     _, status, used = os.wait4(child, 0)
     with contextlib.suppress(ProcessLookupError):           # what it has left running
         os.killpg(child, signal.SIGKILL)
@@ -192,7 +191,7 @@ def main():
     every = [(file, mutant) for file in options.files
              for mutant in mutants((ROOT / file).read_text(encoding="utf-8"), TESTS[file][1])]
     drawn = sorted(random.Random(options.seed).sample(every, min(options.mutants or len(every), len(every))), key=lambda one: one[0])
-    killed, survived, seconds = Counter(), Counter(), {}
+    counts, seconds = Counter(), {}
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder) / "copy"
         shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".git*", "out*", "downloads", "__pycache__", ".hypothesis"))
@@ -204,13 +203,13 @@ def main():
             (folder / file).write_bytes(whole)
             os.utime(folder / file, (number, number))       # a time of its own: Python's cache of compiled files goes by it
             alive, _ = passes(folder, TESTS[file][0], 2 * seconds[file] + 10)
-            (survived if alive else killed)[file] += 1
+            counts[file, alive] += 1
             shutil.copy2(ROOT / file, folder / file)
             if alive:
                 print(f"{file}:{line} survived\n  - {before}\n  + {after}", flush=True)
     for file in seconds:
-        print(f"{file:16} {killed[file]:4} killed, {survived[file]:3} survived; its tests take {seconds[file]:.1f} s")
-    share = survived.total() / len(drawn)
+        print(f"{file:16} {counts[file, False]:4} killed, {counts[file, True]:3} survived; its tests take {seconds[file]:.1f} s")
+    share = sum(n for (_, alive), n in counts.items() if alive) / len(drawn)
     print(f"{len(drawn)} of {len(every)} mutants, {1 - share:.1%} killed")
     return int(share > SURVIVE_AT_MOST)
 
