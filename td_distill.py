@@ -193,7 +193,7 @@ def topp_forward_kl(z_K, log_Z, log_probs, mask, weights, denominator=None, *, t
     Raises ValueError for another tail.
     """
     if tail not in ("inside", "bucket"):
-        raise ValueError(f"tail={tail!r}; expected 'renormalise' or 'bucket'")
+        raise ValueError(f"tail={tail!r}; expected 'inside' or 'bucket'")
     z_K, log_Z, log_t, weights = set_terms(z_K, log_Z, log_probs, mask, weights)
     V_p = torch.logsumexp(z_K, dim=-1)                                      # (B, T)
     outside = log_Z - V_p
