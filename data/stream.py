@@ -11,7 +11,6 @@ Memory does not grow with the text: a few blocks of it are held at a time, and t
 """
 
 import hashlib
-import json
 import os
 import shutil
 from collections import deque
@@ -23,6 +22,7 @@ from tqdm import tqdm
 from data import prepare
 from data.rows import Rows
 from data.runs import rename, write_json
+from data.sealed import read_sealed
 from data.tokenizer import Tokenizer, get_tokenizer, train_bpe
 
 LARGE = 8_000_000       # bytes of text from which on it is streamed; below, data/corpus.own_text reads it whole
@@ -139,23 +139,24 @@ def write_text(folder, config, made_of):
 
 
 def streamed_text(config, out):
-    """(tokenizer, {"training", "validation": (rows, text)}) of a large text, made in out/text or taken from there; the
-    training text is None. ValueError as prepare.read_text and get_tokenizer raise, and for less text than a block holds."""
+    """(tokenizer, {"training", "validation": (rows, text)}) of a large text, made in out/text or taken from there; of the
+    training text only the hash is given. ValueError as prepare.read_text and get_tokenizer raise, and for less text than a block holds."""
     folder = out / "text"
     made_of = {"corpus": fingerprint(config.corpus), "block_size": config.block_size, "n_vocab": config.n_vocab,
                "name": config.tokenizer}
     path = folder / "header.json"
-    header = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    remedy = f"remove {folder}, and it is made again"
+    header = read_sealed(path, remedy) if path.exists() else {}
     if any(header.get(name) != value for name, value in made_of.items()):
         write_text(folder, config, made_of)
-        header = json.loads(path.read_text(encoding="utf-8"))
+        header = read_sealed(path, remedy)
     tokenizer, block = Tokenizer.load(folder), config.block_size
     size = header["tokens"] * np.dtype(header["dtype"]).itemsize
     if os.path.getsize(folder / "tokens.bin") != size:
         raise ValueError(f"{folder / 'tokens.bin'}: {os.path.getsize(folder / 'tokens.bin')} bytes, but its header says {size}; "
-                         f"remove {folder}, and it is made again")
+                         f"{remedy}")
     tokens = np.memmap(folder / "tokens.bin", header["dtype"], "r")
     starts = np.append(np.arange(0, len(tokens), block), len(tokens))
     rows = Rows(tokens, np.broadcast_to(np.uint8(0), len(tokens)), starts)      # one role, however many tokens
     text = (folder / "validation.txt").read_bytes().decode("utf-8")
-    return tokenizer, {"training": (rows, None), "validation": (Rows.windows(tokenizer.encode(text), block, tokenizer.n_vocab), text)}
+    return tokenizer, {"training": (rows, made_of["corpus"]), "validation": (Rows.windows(tokenizer.encode(text), block, tokenizer.n_vocab), text)}
