@@ -159,9 +159,9 @@ def main(argv=None):
     number = parser.parse_args(argv).number
     try:
         for line in OBSERVE[number - 1]():
-            print(line)
+            print(brd.shown(line))
     except (ValueError, OSError, NotImplementedError) as error:         # the last: not written yet
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {brd.shown(str(error))}", file=sys.stderr)
         return 2
     return 0
 
