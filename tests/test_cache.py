@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.cache import ARRAYS, FORMAT, Cache, CacheWriter, array_types, inspect, round_down_to_half
+from data.sealed import sealed
 
 ROLES = ["text", "sep", "answer", "end"]
 
@@ -50,7 +51,7 @@ def test_cache_round_trip(tmp_path, n_vocab, k_cap, token_type, count_type):
     documents.append(([n_vocab - 1], [3], [([n_vocab - 1], [-0.0])]))                # the largest id, K = 1, sure
     header = write_cache(tmp_path / "cache", documents, n_vocab, k_cap)
     cache = Cache(tmp_path / "cache", n_vocab=n_vocab, tokenizer_hash="abc")
-    assert header == cache.header == json.loads((tmp_path / "cache" / "header.json").read_text(encoding="utf-8"))
+    assert sealed(header) == json.loads((tmp_path / "cache" / "header.json").read_text(encoding="utf-8")) and header == cache.header
     assert header["roles"] == ROLES
     assert header["arrays"]["ids"]["dtype"] == token_type and header["arrays"]["counts"]["dtype"] == count_type
     assert len(cache) == 5 and cache.lengths.tolist() == [6, 1, 0, 4, 1]
@@ -151,7 +152,8 @@ def test_arrays_of_another_cache_are_refused(tmp_path, documents):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"format": "other"}', "\udcff",
-                                  json.dumps({"format": FORMAT})])
+                                  json.dumps({"format": FORMAT}), json.dumps(sealed({"format": FORMAT})), "[" * 100_000,
+                                  json.dumps(sealed({"format": "nanoreader teacher cache 1"}))])
 def test_foreign_headers_are_refused(tmp_path, documents, text):
     write_cache(tmp_path, documents)
     (tmp_path / "header.json").write_bytes(text.encode("utf-8", "surrogateescape"))
@@ -166,10 +168,13 @@ def test_foreign_headers_are_refused(tmp_path, documents, text):
     ("arrays", 5), ("format", "2")])
 def test_headers_that_contradict_the_arrays_are_refused(tmp_path, documents, field, value):
     header = write_cache(tmp_path, documents)
-    (tmp_path / "header.json").write_text(json.dumps(header | {field: value}), encoding="utf-8")
+    (tmp_path / "header.json").write_text(json.dumps(sealed(header | {field: value})), encoding="utf-8")
     with pytest.raises(ValueError) as error:
         Cache(tmp_path)
-    one_line(error)
+    assert "checksum" not in one_line(error)
+    (tmp_path / "header.json").write_text(json.dumps({**sealed(header), field: value}), encoding="utf-8")
+    with pytest.raises(ValueError, match="header.json: not as it was written"):
+        Cache(tmp_path)
 
 
 @pytest.mark.parametrize("offsets", [[1, 7, 7, 7, 16], [0, 7, 6, 7, 16], [0, 6, 7, 7, 15]])
@@ -179,7 +184,7 @@ def test_offsets_that_do_not_span_the_tokens_are_refused(tmp_path, documents, of
     data = np.array(offsets, "<u4").tobytes()
     (tmp_path / "documents.bin").write_bytes(data)
     header["arrays"]["documents"]["sha256"] = hashlib.sha256(data).hexdigest()
-    (tmp_path / "header.json").write_text(json.dumps(header), encoding="utf-8")
+    (tmp_path / "header.json").write_text(json.dumps(sealed(header)), encoding="utf-8")
     with pytest.raises(ValueError, match="documents.bin: the offsets do not span 16 tokens"):
         Cache(tmp_path)
 
@@ -223,7 +228,7 @@ def test_a_close_that_fails_half_way_leaves_no_header(tmp_path, documents, monke
     (([1], [0], [([300], [-1.0])]), "300 to 300"),
     (([1], [0], [([3, 4], [-1.0])]), "one log-probability for each"),
     (([1], [0], [(list(range(65)), [-9.0] * 65)]), "up to 65 ids; expected at most k_cap=64"),
-    (([1], [0], [([3], [math.nan])]), "NaN"),
+    (([1], [0], [([3], [math.nan])]), "NaN"), (([1], [0], [([3, 4], [-0.5, -math.inf])]), "no token of probability 0"),
     (([1], [0], [([3], [0.7])]), "above 0")])
 def test_documents_that_do_not_fit_are_refused(tmp_path, documents, document, word):
     with pytest.raises(ValueError, match=f"document 4: .*{word}"):

@@ -583,7 +583,7 @@ def test_a_bad_option_is_one_line(tmp_path, capsys, more, said):
 
 
 def test_a_torn_line_is_cut_off_and_a_bad_one_named(tmp_path):
-    path, line = tmp_path / "a.replies.jsonl", b'{"key": "1", "reply": "x", "finish": null, "tokens": [0, 0]}\n'
+    path, line = tmp_path / "a.replies.jsonl", b'{"key": "1", "model": "m", "job": [], "reply": "x", "finish": null, "tokens": [0, 0]}\n'
     assert endpoint.read_replies(path) == {}
     path.write_bytes(line + '{"key": "2", "reply": "é'.encode()[:-1])
     assert list(endpoint.read_replies(path)) == ["1"] and path.read_bytes() == line
@@ -591,6 +591,13 @@ def test_a_torn_line_is_cut_off_and_a_bad_one_named(tmp_path):
         path.write_bytes(bad + b"\n" + line)
         with pytest.raises(ValueError, match=r"a\.replies\.jsonl:1: not a kept reply"):
             endpoint.read_replies(path)
+    path.unlink()
+    with open(path, "ab", buffering=0) as file:                             # the line above is of an older version
+        kept = endpoint.keep(file, json.loads(line), "")
+    assert endpoint.read_replies(path) == {"1": kept} and kept == json.loads(line)
+    path.write_bytes(path.read_bytes().replace(b'"x"', b'"y"'))
+    with pytest.raises(ValueError, match="or not as it was written; without this line it is asked for again"):
+        endpoint.read_replies(path)
 
 
 def test_many_reasons_are_summed_up():
