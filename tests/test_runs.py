@@ -26,6 +26,12 @@ TINY = ("--n_layer=1 --n_embd=16 --n_head=2 --test_paragraphs=1 --device=cpu --t
         "--step_tokens=512").split()
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Models as small as these are slower with two; conftest.py puts it back."""
+    torch.set_num_threads(1)
+
+
 def files(out):
     """{name: bytes} of what a run leaves, but for what differs from run to run."""
     return {path.relative_to(out).as_posix(): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()
@@ -289,9 +295,11 @@ def test_the_cache_in_data_and_the_tasks_are_exchanged(world_run, place, tmp_pat
     (out / "brd" / "test.json").unlink()
     refused(out, "stale: the student distilled was made with teacher's cache", *options)
     shutil.rmtree(out / "distilled")
-    with (place / "data" / "tasks" / "moods.json").open("a") as file:
-        file.write("\n")
+    task = place / "data" / "tasks" / "moods.json"
+    before = task.read_text(encoding="utf-8")
+    task.write_text(before + "\n", encoding="utf-8")
     refused(out, "stale: the test of plain was made with tasks", *options)
+    task.write_text(before, encoding="utf-8")
 
 
 def test_what_nothing_is_noted_of_and_what_is_removed(halfway, world_run):
