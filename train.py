@@ -30,7 +30,6 @@ import difflib
 import functools
 import hashlib
 import inspect
-import json
 import math
 import platform
 import random
@@ -47,13 +46,14 @@ from tqdm import tqdm
 
 import brd
 import td_distill
-from course.report import glance, page_line, report, thinned
+from course.report import glance, page_line, read_results, report, thinned
 from data import reads, runs, world
 from data.cache import Cache, CacheWriter
 from data.corpus import (PLAIN_TOKENS, PRIMER, annotated_paragraphs, annotated_text, course_tokenizer, is_annotated, own_text, plain_rows,
                          reading_sources, text_sources)
 from data.rows import LENGTH_STEP, Rows, plan_batches
 from data.runs import open_out, stops, write_json
+from data.sealed import read_sealed
 from model import GPT, GPTConfig
 
 DATA = Path(__file__).resolve().parent / "data"
@@ -185,13 +185,19 @@ def pick_device(config):
 
 def loss_of(model, source, batch, config, device, denominator):
     """The loss of one batch, divided by `denominator`: the summed weights of all batches of the step."""
+    return sum(terms_of(model, source, batch, config, device, denominator).values())
+
+
+def terms_of(model, source, batch, config, device, denominator):
+    """The terms of the loss of one batch, by name: "hard" on tokens, "sets" or "bellman" on the teacher's sets."""
     weights_of = role_weights(config)
     if isinstance(source, Rows):
         ids, targets, weights = (t.to(device) for t in source.batch(batch.documents, weights_of))
         logits = model.logits(model.hidden(ids))                                               # (B, T, V)
         _, z_a, log_Z = td_distill.student_terms(logits, targets[..., None], targets)          # (B, T)
-        return td_distill.sft_loss(z_a, log_Z, weights, denominator)[0]
-    rows = {name: t.to(device) for name, t in source.batch(batch.documents).items()}
+        return {"hard": td_distill.sft_loss(z_a, log_Z, weights, denominator)[0]}
+    T = max(2, int(source.lengths[batch.documents].max()))                                    # a document of one token predicts nothing
+    rows = {name: t.to(device) for name, t in source.batch(batch.documents, T).items()}
     ids, targets = rows["tokens"][:, :-1], rows["tokens"][:, 1:]
     weights = torch.from_numpy(weights_of).to(device)[rows["roles"][:, 1:].long()] * rows["real"][:, 1:]
     mask = reads.narrow(rows["log_probs"], rows["mask"], config.p)[:, 1:]                      # (B, T, K)
@@ -201,11 +207,12 @@ def loss_of(model, source, batch, config, device, denominator):
     hard, _ = td_distill.sft_loss(z_a, log_Z, weights * ~soft, denominator)
     sets = rows["log_probs"][:, 1:], mask
     if config.objective != "bellman":
-        return hard + td_distill.topp_forward_kl(z_K, log_Z, *sets, weights * soft, denominator, leak=config.leak)[0]
+        return {"hard": hard, "sets": td_distill.topp_forward_kl(z_K, log_Z, *sets, weights * soft, denominator, leak=config.leak)[0]}
     terminal = (rows["roles"][:, 1:] == brd.ROLES.index("sep")) | (rows["roles"][:, 1:] == brd.ROLES.index("end"))  # (B, T)
     step = rows["ids"][:, 1:] == targets[..., None], terminal, weights * soft
-    return hard + td_distill.bellman_distill(z_K, z_a, log_Z, *sets, *step, denominator, alpha=config.alpha, gamma=config.gamma,
-                                             leak=config.leak, gauge="log_softmax", expected=True)[0]
+    bellman = td_distill.bellman_distill(z_K, z_a, log_Z, *sets, *step, denominator, alpha=config.alpha, gamma=config.gamma,
+                                         leak=config.leak, gauge="log_softmax", expected=True)[0]
+    return {"hard": hard, "bellman": bellman}
 
 
 def role_weights(config):
@@ -228,12 +235,13 @@ def optimizers(model, config):
             torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.0)]
 
 
-def fit(name, model, sources, shares, tokens, config, decay, begins=None, loss_of=loss_of, folder=None, glance=None,
+def fit(name, model, sources, shares, tokens, config, decay, begins=None, loss_of=terms_of, folder=None, glance=None,
         notes=None):
     """Train `model` on `tokens` tokens drawn from `sources` by `shares`. Returns (losses of every step, tokens seen).
 
     folder: where training.pt is kept, from which a training that was cut off goes on; its owner removes it. glance(tokens seen
-    so far), if given, is called GLANCES times on the way, and must leave the model as it is; notes, a list, is where it writes."""
+    so far), if given, is called GLANCES times on the way, and must leave the model as it is; notes, a list, is where it writes.
+    loss_of: as terms_of, or a scalar. ValueError where a loss or a gradient is not finite: see not_finite."""
     device, dtype = pick_device(config)
     plan = plan_batches(sources, shares, tokens, config.step_tokens, config.seed, begins)
     steps = [plan[i:i + config.accumulate] for i in range(0, len(plan), config.accumulate)]
@@ -255,16 +263,18 @@ def fit(name, model, sources, shares, tokens, config, decay, begins=None, loss_o
             glance(sum(batch.tokens for batch in plan[:step * config.accumulate]))
         scale = min(1.0, (step + 1) / config.warmup if config.warmup else 1.0, (len(steps) - step) / decay)
         denominator = sum(weight_of(sources[b.source], b, config) for b in batches)
-        total = 0.0
+        total, parts = 0.0, []
         for batch in batches:
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
-                loss = loss_of(model, sources[batch.source], batch, config, device, denominator)
+                found = loss_of(model, sources[batch.source], batch, config, device, denominator)
+            parts.append(found if isinstance(found, dict) else {"loss": found})
+            loss = sum(parts[-1].values())
             loss.backward()
             total += loss.item()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
         if not math.isfinite(total) or not torch.isfinite(norm):
-            raise ValueError(f"{name}: loss {total} and gradient norm {norm:.3g} at step {step}, learning rate "
-                             f"{config.learning_rate * scale:.3g}; try a lower --learning_rate")
+            raise not_finite(f"{name}: loss {total} ({told(parts)}) and gradient norm {norm:.3g} at step {step}, learning rate "
+                             f"{config.learning_rate * scale:.3g}", model, sources, batches, config, folder)
         for optimizer in optims:
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * scale
@@ -274,6 +284,34 @@ def fit(name, model, sources, shares, tokens, config, decay, begins=None, loss_o
     stops.training = False
     model.eval()
     return losses, sum(batch.tokens for batch in plan)
+
+
+def told(parts):
+    """The terms of the batches of a step (dicts of scalars), added up by name, in words: "hard 3.21, sets nan"."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    return ", ".join(f"{name} {sum(part[name].item() for part in parts if name in part):.4g}" for name in names)
+
+
+def not_finite(what, model, sources, batches, config, folder):
+    """The ValueError of a step whose loss or gradient is no number. What the step was made of goes into folder/not_finite.pt:
+
+        state = torch.load("out/brd/not_finite.pt", weights_only=True)
+        model = GPT(GPTConfig(**state["config"])); model.load_state_dict(state["model"])     # before the step
+        state["batches"]        # for each "rows": the tensors of Rows.batch or Cache.batch; "source", "documents": where from
+        state["what"], state["options"]"""
+    said = f"{what}; try a lower --learning_rate"
+    if not folder:
+        return ValueError(said)
+    read = []
+    for batch in batches:
+        source = sources[batch.source]
+        rows = dict(zip(("ids", "targets", "weights"), source.batch(batch.documents, role_weights(config)))) \
+            if isinstance(source, Rows) else source.batch(batch.documents)
+        read.append({"source": batch.source, "documents": batch.documents.tolist(), "rows": rows})
+    path = folder / "not_finite.pt"
+    runs.save_tensors(path, {"what": what, "batches": read, "model": model.state_dict(), "config": dataclasses.asdict(model.config),
+                             "options": dataclasses.asdict(config)})
+    return ValueError(f"{said}. {path} holds the batch and the weights: torch.load(it, weights_only=True)")
 
 
 # --- stages 4 and 5a: the teacher and its cache ------------------------------------------------------------------------
@@ -505,7 +543,7 @@ def test_student(name, model, out, tokenizer, config):
     path = out / name / "test.json"
     of = runs.made_of(f"test of {name}", config, tokenizer, text_of(config), student=out / name / "model.pt", tasks=tasks_hash())
     if runs.made(path, of):
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_sealed(path, "remove it, and the student is tested again")
     begin, texts = time.perf_counter(), list(world.plain(500, "test plain"))
     tasks = [brd.test_task(model, tokenizer, brd.load_task(file)) for file in sorted((DATA / "tasks").glob("*.json"))]
     text_bytes = sum(len(" ".join(sentences).encode("utf-8")) for sentences in texts)
@@ -513,8 +551,9 @@ def test_student(name, model, out, tokenizer, config):
               "reading": test_reading(model, tokenizer, config),
               "blind": {task["name"]: task for task in tasks},
               "plain_bits_per_byte": bits_per_byte(model, plain_rows(texts, tokenizer), text_bytes)}
-    write_json(out / name / "seconds.json", {**json.loads((out / name / "seconds.json").read_text(encoding="utf-8")),
-                                             "test": round(time.perf_counter() - begin, 1)})
+    seconds = out / name / "seconds.json"
+    write_json(seconds, {**read_sealed(seconds, f"remove the folder {out / name}, and it is trained again"),
+                         "test": round(time.perf_counter() - begin, 1)})
     write_json(path, result, of)
     return result
 
@@ -534,7 +573,7 @@ def read_plainly(config, out, plan, tokenizer, parts, begin):
         seconds = max(5, 60 * config.minutes - (time.perf_counter() - begin) - 10)
         config.student_tokens = int(seconds * speed(model, rows, config))
         runs.save_plan(out, config.student_tokens)
-    print(f"{config.corpus}: {rows.lengths.sum():,} tokens to train on, {held_out.lengths.sum():,} held out (the end of "
+    print(f"{brd.shown(config.corpus)}: {rows.lengths.sum():,} tokens to train on, {held_out.lengths.sum():,} held out (the end of "
           f"the text), vocabulary {tokenizer.n_vocab:,}; {config.student_tokens:,} tokens will be read", flush=True)
     of = runs.made_of("student plain", config, tokenizer, text_of(config, parts))
     if finished := kept(out / "plain", config, of):
@@ -592,8 +631,7 @@ def main(arguments=None):
     config.student_tokens = plan or config.student_tokens
     runs.verify(out)
     if (out / "results.json").exists() and runs.made(out / "results.json", results_of(config, out, tokenizer, parts)):
-        results = json.loads((out / "results.json").read_text(encoding="utf-8"))
-        print(f"{out}: finished before; --redo starts over\n\n{report(results)}")
+        print(f"{brd.shown(str(out))}: finished before; --redo starts over\n\n{report(read_results(out / 'results.json'))}")
         return None if (out / "report.html").exists() else print(page_line(out))
     with runs.held(out):
         runs.sweep(out)
@@ -636,8 +674,8 @@ def course(config, out, plan, tokenizer, parts, begin):
     seconds = dict(zip(stages, np.diff(times).round(1).tolist())) | {"total": round(times[-1] - begin, 1)}
     write_json(out / "seconds.json", seconds)  # apart from the results, which are the same in every run
     of = results_of(config, out, tokenizer, parts)
-    write_json(out / "results.json", results | {"config": dataclasses.asdict(config), "seed": config.seed, "made_of": of}, of)
-    print(f"\n{report(results)}\n\n{seconds['total']:.0f} s in all; {out / 'results.json'} holds every figure")
+    write_json(out / "results.json", results | {"config": runs.noted(config), "seed": config.seed, "made_of": of}, of)
+    print(f"\n{report(results)}\n\n{seconds['total']:.0f} s in all; {brd.shown(str(out / 'results.json'))} holds every figure")
     print(page_line(out))
 
 

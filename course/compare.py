@@ -8,9 +8,10 @@
     python td_distill.py compare --show=course/results/grammar.jsonl            the runs that the README tells of
 
 How it is kept fair. All rows set out from the same start of that seed and read the same number of tokens, those of one
-cache in the same order. Each row tries the learning rates of RATES on a seed and on prompts of their own, and the best of
-them is used for every seed of the table. Differences are paired: a row minus its control, within a seed. Every finished
-run is a line of results.jsonl, so a comparison that was stopped goes on, and more seeds or rows are added to it.
+cache in the same order. Each row tries the learning rates of --rates on a seed and on prompts of their own, and the best of
+them is used for every seed of the table; where it is the last one for most rows, the grid is too short. Differences are paired:
+a row minus its control, within a seed. Every finished run is a line of results.jsonl, so a comparison that was stopped goes on,
+and more seeds or rows are added to it.
 
 Shapes: B documents, T positions, K teacher tokens kept, V vocabulary, N prompts.
 """
@@ -34,7 +35,9 @@ from tqdm import tqdm
 import train
 from course.objectives import OBJECTIVES, Row, learn, new_model, settings, sft, terms
 from course.tasks import SIZES, STUDENTS, Size, open_task
+from data import annotations
 from data.runs import held, processes
+from data.sealed import digest, read_sealed, sealed
 from model import GPT
 
 RATES = (0.0025, 0.005, 0.01)
@@ -177,15 +180,26 @@ def measure(model, task, numbers, seed):
 
 
 def finished(path):
-    """{key of a job: figures} of results.jsonl; a line that was cut off is dropped, and its run done again."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    """{key of a job: figures} of results.jsonl; a line that was cut off is dropped, and its run done again. ValueError
+    "file:line: ..." for another bad line."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     if lines and not lines[-1].endswith("}"):
         lines.pop()
         beside = path.with_name(path.name + ".tmp")
         beside.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
         os.replace(beside, path)
-    results = map(json.loads, lines)
-    return {tuple(result[name] for name in KEY): result for result in results}
+    results = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            result = json.loads(line)
+            found = result.pop("sha256", None)
+            if found != digest(result) and (found or any(len(str(value)) == 64 for value in result.values())):
+                raise ValueError                                # a line without one is of an older version, or its name is damaged
+            results[tuple(result[name] for name in KEY)] = result
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise ValueError(f"{path}:{number}: no run of a comparison, or not as it was written; without this line it is done "
+                             "again") from None
+    return results
 
 
 def run_all(jobs, path, workers, what):
@@ -196,17 +210,17 @@ def run_all(jobs, path, workers, what):
         futures = {pool.submit(run, job): job for job in jobs}
         for future in tqdm(as_completed(futures), what, len(futures), disable=None, leave=False):
             with open(path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(future.result()) + "\n")
+                file.write(json.dumps(sealed(future.result())) + "\n")
             results[futures[future][:len(KEY)]] = future.result()
     return results
 
 
-def compare(task, out, size, rows, seeds, embd, budgets, workers):
+def compare(task, out, size, rows, seeds, embd, budgets, workers, rates):
     """Tunes every row and runs it with every seed and budget, a pair (tokens, seconds) of which one is 0
     -> {(row, budget): (rate, [figures of a seed])}. Raises ValueError where the folder holds runs of another size."""
     out.mkdir(parents=True, exist_ok=True)
     note, path = out / "size.json", out / "results.jsonl"
-    if note.exists() and json.loads(note.read_text(encoding="utf-8")) != size._asdict():
+    if note.exists() and read_sealed(note, "use another --out_dir") != size._asdict():
         raise ValueError(f"{out}: holds runs of another size, see {note}; use another --out_dir")
     train.write_json(note, size._asdict())
     open_task(task, out, size)
@@ -217,13 +231,13 @@ def compare(task, out, size, rows, seeds, embd, budgets, workers):
     def one(row, rate, seed, budget):
         return job(row, rate, seed, tokens=budget[0], seconds=budget[1])
 
-    trials = {(row, rate): one(row, rate, TUNING, budgets[-1]) for row in rows for rate in RATES}
+    trials = {(row, rate): one(row, rate, TUNING, budgets[-1]) for row in rows for rate in rates}
     tried = run_all(trials.values(), path, workers, "learning rates")
-    best = {row: max(RATES, key=lambda rate: tried[trials[row, rate][:len(KEY)]].get("T=1", -1.0)) for row in rows}
+    best = {row: max(rates, key=lambda rate: tried[trials[row, rate][:len(KEY)]].get("T=1", -1.0)) for row in rows}
     chosen = {(row, budget): [one(row, best[row], 1 + seed, budget) for seed in range(seeds)] for row in rows for budget in budgets}
     in_turn = [chosen[row, budget][seed] for seed in range(seeds) for row in rows for budget in budgets]
     results = run_all(in_turn, path, workers, "seeds")
-    return {key: (best[key[0]], [results[one[:len(KEY)]] for one in jobs]) for key, jobs in chosen.items()}
+    return {key: (best[key[0]], [results[done[:len(KEY)]] for done in jobs]) for key, jobs in chosen.items()}
 
 
 def mean_se(values):
@@ -304,6 +318,7 @@ def main(argv=None):
     parser.add_argument("--rows", help="objectives, separated by commas [all]: " + ", ".join(OBJECTIVES).replace("%", "%%"))
     parser.add_argument("--tokens", type=int, help="tokens that every student reads after the start")
     parser.add_argument("--embd", type=int, help="channels of the students: small ones cannot do all that the teacher does")
+    parser.add_argument("--rates", default=",".join(map(str, RATES)), help="learning rates that every row tries [%(default)s]")
     parser.add_argument("--seconds", help="CPU seconds in place of tokens, separated by commas: prints curves")
     parser.add_argument("--out_dir", help="folder of all that is made [out/compare-TASK]")
     parser.add_argument("--workers", type=int, default=torch.get_num_threads(), help="processes side by side [as cores]")
@@ -312,7 +327,7 @@ def main(argv=None):
     if options.show:
         if not Path(options.show).exists():
             raise ValueError(f"{options.show}: no such file; expected the results.jsonl of a comparison")
-        return print("\n".join(shown(Path(options.show))))
+        return print("\n".join(map(annotations.shown, shown(Path(options.show)))))
     rows = options.rows.split(",") if options.rows else [row for row, (source, *_) in OBJECTIVES.items() if source != "own"]
     unknown = [row for row in rows if row not in OBJECTIVES]
     if unknown or options.seeds < 1:
@@ -324,12 +339,13 @@ def main(argv=None):
     out = Path(options.out_dir or f"out/compare-{options.task}")
     out.mkdir(parents=True, exist_ok=True)
     with held(out):
-        results = compare(options.task, out, SIZES[options.task], rows, options.seeds, options.embd or embd, budgets, options.workers)
+        results = compare(options.task, out, SIZES[options.task], rows, options.seeds, options.embd or embd, budgets, options.workers,
+                          tuple(map(float, options.rates.split(","))))
     task = open_task(options.task, out, SIZES[options.task])
     right = [task.judge(i, answer) for i, answer in enumerate(task.answers)]
     print(f"the teacher, T=1: {sum(right) / len(right):.3f} of {len(right)} prompts answered right")
     for line in [*(curves(results) if options.seconds else ()), "", *table(results)]:
-        print(line)
+        print(annotations.shown(line))
 
 
 if __name__ == "__main__":

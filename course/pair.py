@@ -15,7 +15,6 @@ Shapes: T tokens of a document.
 """
 
 import dataclasses
-import json
 import os
 import time
 from pathlib import Path
@@ -29,6 +28,7 @@ from data.gpt2 import locate
 from data.gpt2_tokenizer import read_tokenizer
 from data.instructions import read_instructions
 from data.rows import Rows
+from data.sealed import read_sealed
 from data.tokenizer import Tokenizer
 from model import GPT
 
@@ -135,14 +135,15 @@ def pair(config):
     path, text = out / "results.json", runs.digest(Path(config.corpus))
     of = runs.made_of("results", config, tokenizer, text, teacher=weights_hash(teacher), student=weights_hash(student))
     if path.exists() and runs.made(path, of):
-        return print(f"{out}: finished before; --redo starts over\n{table(json.loads(path.read_text(encoding='utf-8'))['pair'])}")
+        before = read_sealed(path, "remove it, and the students are tested again")
+        return print(f"{brd.shown(str(out))}: finished before; --redo starts over\n{table(before['pair'])}")
     print(f"{len(prompts):,} prompts to learn from, {len(asked):,} to be tested on, vocabulary {tokenizer.n_vocab:,}", flush=True)
     with runs.held(out):
         models = treat(config, out, teacher, student, tokenizer, prompts, rows, of)
         results = {name: {"rouge_l": test_answers(model.eval(), tokenizer, asked, references), "params": model.num_params(),
                           "tokens_seen": model.extra.get("tokens_seen", 0)} for name, model in models.items()}
-        runs.write_json(path, {"pair": results, "config": dataclasses.asdict(config), "made_of": of}, of)
-    print(f"{table(results)}\n\n{time.perf_counter() - begin:.0f} s in all; {path} holds every figure")
+        runs.write_json(path, {"pair": results, "config": runs.noted(config), "made_of": of}, of)
+    print(f"{table(results)}\n\n{time.perf_counter() - begin:.0f} s in all; {brd.shown(str(path))} holds every figure")
 
 
 def treat(config, out, teacher, student, tokenizer, prompts, rows, of):
@@ -163,5 +164,5 @@ def table(results):
     """The results of `pair` as text."""
     lines = [f"\n{'':12}{'parameters':>14}{'tokens':>12}{'Rouge-L':>18}"]
     for name, result in results.items():
-        lines.append(f"{name:12}{result['params']:14,}{result['tokens_seen']:12,}{figure(result['rouge_l']):>18}")
+        lines.append(f"{brd.shown(name):12}{result['params']:14,}{result['tokens_seen']:12,}{figure(result['rouge_l']):>18}")
     return "\n".join(lines)

@@ -7,7 +7,6 @@ Shapes: B documents, T positions, K teacher tokens kept.
 
 import functools
 import hashlib
-import json
 import random
 from typing import Callable, NamedTuple
 
@@ -21,9 +20,13 @@ from data import annotations, grammar, reads, world
 from data.cache import Cache, CacheWriter
 from data.corpus import course_tokenizer, reading_rows
 from data.rows import Rows
+from data.sealed import read_sealed
 from model import GPT, GPTConfig
 
 MASSES = (1.0, 0.95, 0.8)           # p of the sets that are kept on disk; p = 1 is the dense teacher
+
+
+REMEDY = "remove it, and they are drawn again"
 
 
 class Size(NamedTuple):
@@ -82,8 +85,8 @@ def grammar_task(out, size):
         teacher.save(out / "teacher")
     teacher = GPT.load(out / "teacher")
     if not (out / "answers.json").exists():
-        train.write_json(out / "answers.json", teacher.generate(prompts, size.max_new, stop=grammar.END, seed=1))
-    task = task._replace(teacher=teacher, answers=json.loads((out / "answers.json").read_text(encoding="utf-8")))
+        train.write_json(out / "answers.json", {"answers": teacher.generate(prompts, size.max_new, stop=grammar.END, seed=1)})
+    task = task._replace(teacher=teacher, answers=read_sealed(out / "answers.json", REMEDY)["answers"])
     for draw, p in (("free", 1.0), ("nucleus", 0.8)):
         if not (out / f"{draw}-{p}" / "header.json").exists():
             grammar_cache(out / f"{draw}-{p}", task.teacher, grammar_prompts(size.prompts, "train"), size, p)
@@ -152,10 +155,10 @@ def reading_task(out, size):
     references = reading_rows(paragraphs, "qra", tokenizer, "references", config.block_size)
     teacher = train.train_teacher(out / "teacher", tokenizer, config)
     if not (out / "answers.json").exists():
-        train.write_json(out / "answers.json", teacher.generate(prompts, size.max_new, stop=tokenizer.sep, seed=1))
+        train.write_json(out / "answers.json", {"answers": teacher.generate(prompts, size.max_new, stop=tokenizer.sep, seed=1)})
     if not (out / "free-1.0" / "header.json").exists():
         train.write_cache(out / "free-1.0", teacher, tokenizer, config)
-    return Task(teacher, references, open_caches(out), prompts, json.loads((out / "answers.json").read_text(encoding="utf-8")), judge,
+    return Task(teacher, references, open_caches(out), prompts, read_sealed(out / "answers.json", REMEDY)["answers"], judge,
                 tokenizer.sep, size.max_new, weights, GPTConfig(n_vocab=tokenizer.n_vocab, block_size=384, n_layer=3, n_head=4, n_embd=128))
 
 

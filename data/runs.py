@@ -29,10 +29,13 @@ from pathlib import Path
 
 import torch
 
+from data.sealed import brief, check_stamp, read_sealed, read_tensors, sealed, stamp
+
 FOLDERS = ("teacher", "cache", "start", "plain", "brd", "distilled", "sft", "more_sft", "seqkd", "topp_kd", "bellman")  # of a run
 FILES = ("annotations.jsonl", "annotations.made_of.json", "results.json", "results.made_of.json", "seconds.json", "options.json",
          "report.html")
 SAVE_SECONDS = 20.0     # of training that are lost at most when the power fails
+OTHER = "use another --out_dir, or --redo to start over"
 FORMAT = 1              # of all files of a run: one more whenever a stage would make something else of the same inputs
 
 
@@ -58,9 +61,9 @@ def sync(path):
 
 
 def write_json(path, value, of=None):
-    """Write beside, then rename: a reader never meets half a file. The folder is made if there is none. of: what the file is made
-    of; it is noted before, so that the file is there only once its stage is finished."""
-    beside, text = path.with_name(path.name + ".tmp"), json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    """Write a dict, sealed, beside, then rename: a reader never meets half a file. The folder is made if there is none. of: what
+    the file is made of; it is noted before, so that the file is there only once its stage is finished."""
+    beside, text = path.with_name(path.name + ".tmp"), json.dumps(sealed(value), indent=1, ensure_ascii=False) + "\n"
     if of:
         write_json(note_of(path), {**of, "holds": {path.name: digest(text)}})
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,15 +82,13 @@ def open_out(config):
     out, path = Path(config.out_dir), Path(config.out_dir) / "options.json"
     options = options_of(config)
     if path.exists() and not config.redo:
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-            told = dict(before["options"])
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{path}: not the options of a run; use another --out_dir, or --redo to start over") from None
+        before = read_sealed(path, OTHER)
+        told = before.get("options")
+        if not isinstance(told, dict):
+            raise ValueError(f"{path}: not the options of a run; {OTHER}")
         for name in options:
             if told.get(name) != options[name]:
-                raise ValueError(f"{out}: holds a run with {name}={told.get(name)}, this one has {options[name]}; "
-                                 "use another --out_dir, or --redo to start over")
+                raise ValueError(f"{out}: holds a run with {name}={told.get(name)!s:.60}, this one has {options[name]}; {OTHER}")
         return out, before.get("plan")
     foreign = [name for name in FOLDERS + FILES if (out / name).exists()]
     if foreign and not config.redo:  # a folder of other things, where nothing may be thrown away unasked
@@ -108,6 +109,11 @@ def open_out(config):
     return out, None
 
 
+def noted(config):
+    """The options as results.json tells them: without the folder, so that a run is the same wherever it lies."""
+    return {name: value for name, value in dataclasses.asdict(config).items() if name != "out_dir"}
+
+
 def options_of(config):
     """The options that decide what a run makes -> {name: value}; where and how fast it does so is no part of them."""
     return {k: v for k, v in dataclasses.asdict(config).items() if k not in ("out_dir", "redo", "device", "threads")}
@@ -115,8 +121,7 @@ def options_of(config):
 
 def save_plan(out, tokens):
     """Notes how many tokens --minutes came to: a run that goes on must not measure again."""
-    options = json.loads((out / "options.json").read_text(encoding="utf-8"))
-    write_json(out / "options.json", {**options, "plan": tokens})
+    write_json(out / "options.json", {**read_sealed(out / "options.json", OTHER), "plan": tokens})
 
 
 def sweep(out):
@@ -178,11 +183,12 @@ def note_of(path):
 
 def read_note(path):
     """The note beside a file, {} where there is none; ValueError for one that is damaged."""
-    try:
-        return dict(json.loads(note_of(path).read_text(encoding="utf-8"))) if note_of(path).exists() else {}
-    except (ValueError, TypeError):
-        raise ValueError(f"{note_of(path)}: not a note of this program; remove it together with {path.name}, which is then made "
-                         "again") from None
+    note = note_of(path)
+    value = read_sealed(note, f"remove it together with {path.name}, which is then made again") if note.exists() else {}
+    holds = value.get("holds", {})
+    if not isinstance(holds, dict) or any(name != os.path.basename(name) for name in holds):
+        raise ValueError(f"{note}: not the note of a file; remove it together with {path.name}, which is then made again")
+    return value
 
 
 def made(path, of):
@@ -194,7 +200,7 @@ def made(path, of):
         write_json(note_of(path), of)
     for name in sorted({*before, *of} - {"holds"}) if before else ():
         if before.get(name) != of.get(name):
-            raise ValueError(f"{path}: stale: the {stage} was made with {name} {before.get(name)}, which is {of.get(name)} now; --redo "
+            raise ValueError(f"{path}: stale: the {stage} was made with {name} {before.get(name)!s:.60}, which is {of.get(name)!s:.60} now; --redo "
                              "makes all anew, another --out_dir keeps both")
     return "holds" in before and path.exists()
 
@@ -234,12 +240,18 @@ def mark_of(plan, folder=None):
 
 def save_training(path, model, optimizers, losses, mark, notes=None):
     """Everything that the next step depends on, into path; losses: list of float, one a step done; notes: list of JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
     state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "losses": losses, "mark": mark,
              "notes": notes, "rng": torch.get_rng_state()}
+    save_tensors(path, state)
+
+
+def save_tensors(path, state):
+    """What torch.save writes, beside, with a stamp, and renamed when it is whole. OSError where the disk is full."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".tmp")
     try:
         torch.save(state, beside)
+        stamp(beside)
     except RuntimeError as error:  # torch.save has its own words for a full disk
         beside.unlink(missing_ok=True)
         raise OSError(f"{path}: not written ({str(error).splitlines()[0]:.80}); is the disk full?") from None
@@ -253,7 +265,8 @@ def load_training(path, model, optimizers, mark, notes=None):
     if not path.exists():
         return []
     try:
-        state = torch.load(path, map_location=next(model.parameters()).device, weights_only=True)
+        check_stamp(path)
+        state = read_tensors(path, next(model.parameters()).device)
         if state["mark"] != mark:
             raise ValueError("it has read other batches")
         model.load_state_dict(state["model"])
@@ -264,8 +277,8 @@ def load_training(path, model, optimizers, mark, notes=None):
             notes[:] = state["notes"]
         return state["losses"]
     except Exception as error:  # a cut-off or foreign file fails in many ways
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
-        raise ValueError(f"{path}: no training that this one can go on with ({reason}); remove the file, and it starts over") from None
+        raise ValueError(f"{path}: no training that this one can go on with ({brief(error, 160)}); remove the file, and it "
+                         "starts over") from None
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ import train
 from data import prepare, runs
 from data.cache import CacheWriter
 from data.rows import Batch, Rows
+from data.sealed import read_sealed, sealed, stamp
 from model import GPT, GPTConfig
 
 ROOT = Path(train.__file__).resolve().parent
@@ -160,8 +161,10 @@ def test_a_training_goes_on_where_it_was(tmp_path):
 @pytest.mark.parametrize("spoil, words", [
     (lambda path: path.write_bytes(path.read_bytes()[:-200]), "remove the file"),
     (lambda path: path.write_bytes(b""), "remove the file"),
-    (lambda path: torch.save({"mark": "x"}, path), "it has read other batches"),
-    (lambda path: torch.save([1, 2], path), "remove the file")])
+    (lambda path: path.write_bytes(path.read_bytes()[:3000] + b"x" + path.read_bytes()[3001:]), "its checksum is missing or another"),
+    (lambda path: torch.save({"mark": "x"}, path) or stamp(path), "it has read other batches"),
+    (lambda path: torch.save({"mark": "x"}, path), "checksum"),
+    (lambda path: torch.save([1, 2], path) or stamp(path), "remove the file")])
 def test_a_training_that_is_none_is_refused(tmp_path, spoil, words):
     model, optimizers = small()
     mark = runs.mark_of([Batch(0, np.array([1, 2]), 5)])
@@ -213,7 +216,8 @@ def halfway(finished):
 
 
 def change_json(path, **fields):
-    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | fields), encoding="utf-8")
+    """As somebody would who knows how to seal."""
+    path.write_text(json.dumps(sealed(read_sealed(path, "") | fields)), encoding="utf-8")
 
 
 def swap(one, other):
@@ -312,7 +316,7 @@ def test_what_nothing_is_noted_of_and_what_is_removed(halfway, world_run):
     (halfway / "results.json").unlink()
     refused(halfway, "brd/model.pt: stale: nothing tells what the student brd was made of; --redo", *WORLD)
     (halfway / "brd" / "model.made_of.json").write_text("[")
-    refused(halfway, "model.made_of.json: not a note of this program", *WORLD)
+    refused(halfway, "model.made_of.json: not JSON", *WORLD)
 
 
 def test_a_half_trained_student_of_another_folder(tmp_path):
