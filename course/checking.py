@@ -4,9 +4,9 @@ Jobs come as JSON on standard input, a line of JSON goes out for every check tha
 code prints goes to standard error.
 
 There is no network in here: once torch is loaded, an audit hook (sys.addaudithook) refuses sockets and new processes, and it
-cannot be taken away again. That stops answers from being fetched and files from being sent by ordinary code. It is NO SANDBOX: the
-code runs as you, reads and writes your files, and whoever sets out to deceive the grader can (with ctypes, or by writing the
-results himself). Grade strangers' code on a machine that can be thrown away.
+cannot be taken away again. That stops answers from being fetched and files from being sent by ordinary code. It is NO SANDBOX:
+the code runs as you, reads and writes your files, and whoever sets out to deceive the grader can (with ctypes, or by writing
+the results himself). Grade strangers' code on a machine that can be thrown away.
 """
 
 import importlib.util

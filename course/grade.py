@@ -146,8 +146,9 @@ def report(graded):
 
 def write_json(path, folder, graded):
     """The gradebook entry of one folder; written beside its place and renamed."""
-    book = {"folder": str(folder), "time": time.strftime("%Y-%m-%d %H:%M:%S"), "points": sum(r["points"] for r in graded.values()),
-            "out_of": sum(r["out_of"] for r in graded.values()), "assignments": graded}
+    points, out_of = (sum(result[name] for result in graded.values()) for name in ("points", "out_of"))
+    now = time.strftime("%Y-%m-%d %H:%M:%S")
+    book = {"folder": str(folder), "time": now, "points": points, "out_of": out_of, "assignments": graded}
     beside = Path(f"{path}.tmp")
     beside.write_text(json.dumps(book, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(beside, path)
@@ -182,8 +183,8 @@ def run_mutants(number, changes=None, limit=LIMIT):
         for i, change in enumerate(changes):
             write_mutant(change, Path(top) / str(i))
         results = run_jobs([job_of(number, Path(top) / str(i), stop=True) for i in range(len(changes))], limit)
-    caught = [next(((check, failed) for check, (failed, _) in found.items() if failed is not None), (None, "")) for found in results]
-    return [(change, *how) for change, how in zip(changes, caught)]
+    failures = [[(check, failed) for check, (failed, _) in found.items() if failed is not None] for found in results]
+    return [(change, *(found[0] if found else (None, ""))) for change, found in zip(changes, failures)]
 
 
 def print_mutants(numbers):
@@ -194,7 +195,8 @@ def print_mutants(numbers):
         for change, check, failed in tried:
             print(f"  {'caught' if check else 'MISSED'}  {change.what}\n            {check}: {shown(failed):.100}", flush=True)
         n = sum(check is not None for _, check, _ in tried)
-        totals.append(f"{ASSIGNMENTS[number].name:14}{n:4} of {len(tried)} wrong answers caught, {time.perf_counter() - begin:.0f} s")
+        seconds = time.perf_counter() - begin
+        totals.append(f"{ASSIGNMENTS[number].name:14}{n:4} of {len(tried)} wrong answers caught, {seconds:.0f} s")
         missed += len(tried) - n
     print("\n".join(totals))
     return missed
@@ -210,9 +212,9 @@ def main(argv=None):
     parser.add_argument("--mutants", nargs="?", type=int, const=0, choices=[0, *ASSIGNMENTS], metavar="N",
                         help="try the wrong answers, of all assignments or of one")
     options = parser.parse_args(argv)
-    if options.mutants is not None:
-        return int(print_mutants([options.mutants] if options.mutants else sorted(ASSIGNMENTS)) > 0)
     try:
+        if options.mutants is not None:
+            return int(print_mutants([options.mutants] if options.mutants else sorted(ASSIGNMENTS)) > 0)
         if options.folder is None:
             raise ValueError("no folder named; expected one made by course/make.py")
         pages = [n for n, one in sorted(ASSIGNMENTS.items()) if (Path(options.folder) / "course" / f"{one.name}.md").is_file()]

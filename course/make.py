@@ -33,7 +33,8 @@ def files_of(number):
             paths.append(path)
     paths.append(REPOSITORY / "course" / "checks" / f"{assignment.name}.py")
     names = [path.relative_to(REPOSITORY).as_posix() for path in paths]
-    return sorted(name for name in names if "__pycache__" not in name and not name.endswith(".tmp") and name not in assignment.files)
+    made = ("__pycache__", ".tmp")
+    return sorted(name for name in names if not any(part in name for part in made) and name not in assignment.files)
 
 
 def emptied(number, name):

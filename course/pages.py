@@ -35,7 +35,7 @@ mark { color: inherit; background: color-mix(in srgb, var(--c) 28%, transparent)
 mark.wrong { border-bottom-style: dotted } mark small { font-size: 11px; margin-left: .35em }
 [data-type=person] { --c: #0072b2 } [data-type=place] { --c: #009e73 } [data-type=organisation] { --c: #d55e00 } [data-type=thing] { --c: #cc79a7 }
 [data-type=day] { --c: #56b4e9 } [data-type=job] { --c: #e69f00 } [data-type=feeling] { --c: #f0e442 }
-@media (max-width: 40rem) { table { font-size: 12px } td, th { padding-right: .35rem } .sentences { grid: auto / 1fr } .answers .who { display: block } }
+@media (max-width: 40rem) { table { font-size: 12px } td, th { padding-right: .35rem; white-space: normal } .sentences { grid: auto / 1fr } .answers .who { display: block } }
 @media print { :root { --ink: #000; --paper: #fff; --soft: #fff; --line: #888; --good: #00654a; --bad: #a84300 }
   body { font-size: 10.5pt; max-width: none; padding: 0 } figure, article, tr { break-inside: avoid } h2, h3 { break-after: avoid }
   mark { print-color-adjust: exact; -webkit-print-color-adjust: exact } .scroll { overflow: visible } }

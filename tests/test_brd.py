@@ -165,6 +165,14 @@ def test_where_prompt_and_candidate_part(tokenizer):
     assert tokenizer.decode(context) == "did Anna go?\n" and tokenizer.decode(tails[0]) == "Oslo"
     context, tails, _ = brd.split_tokens(tokenizer, "", ["Oslo", "Rome"], 96)
     assert context == [tokenizer.end] and tokenizer.decode(tails[1]) == "Rome"
+    whole, tails, _ = brd.split_tokens(tokenizer, "did Anna go? A:", ["Oslo", "No way"], 96)
+    fits = len(whole) + max(map(len, tails)) - 1                # the last token is predicted, and never read
+    assert brd.split_tokens(tokenizer, "did Anna go? A:", ["Oslo", "No way"], fits) == (whole, tails, False)
+    assert brd.split_tokens(tokenizer, "did Anna go? A:", ["Oslo", "No way"], fits - 1) == (whole[1:], tails, True)
+    least = max(map(len, tails))
+    assert brd.split_tokens(tokenizer, "did Anna go? A:", ["Oslo", "No way"], least) == (whole[-1:], tails, True)
+    with pytest.raises(ValueError, match=f"a candidate of {least} tokens, but block_size is {least - 1}"):
+        brd.split_tokens(tokenizer, "did Anna go? A:", ["Oslo", "No way"], least - 1)
     with pytest.raises(ValueError, match="empty candidate"):
         brd.split_tokens(tokenizer, "Who?", ["Anna", " "], 96)
     with pytest.raises(ValueError, match="block_size is 96"):
@@ -220,6 +228,9 @@ def test_accuracy_chance_and_centred_by_hand(monkeypatch):
     result = brd.test_task(None, None, {"name": "t", "items": items})
     assert result == {"name": "t", "accuracy": 0.5, "se": pytest.approx((0.25 * 10 / 9 / 10) ** 0.5), "n": 10,
                       "chance": 0.5, "centred": 1.0, "cut": 2, "skipped": 0}
+    few = lambda n: brd.test_task(None, None, {"name": "t", "items": items[:n]})["centred"]             # noqa: E731
+    monkeypatch.setattr(brd, "blind_scores", lambda model, tokenizer, given, counts: counts.update(cut=0) or rows[:len(given)])
+    assert few(4) is None and few(5) == 1.0                     # each candidate is seen five times, or its mean says nothing
     different = [(prompt, [f"a{i}", f"b{i}"], right) for i, (prompt, _, right) in enumerate(items)]
     assert brd.test_task(None, None, {"name": "t", "items": different})["centred"] is None
 
@@ -274,7 +285,8 @@ def test_the_mean_over_tasks_by_hand():
 
 @pytest.mark.parametrize("text, reference, score", [
     ("the red lamp", "a red old lamp", 4 / 7), ("Oslo", "oslo.", 1), ("Rome", "Oslo", 0), ("", "Oslo", 0), ("b a", "a b", 0.5),
-    ("a b c d e", "b x d e y z w", 2 * 3 / 12), ("!", "!", 1), ("?", "!", 0)])
+    ("a b c d e", "b x d e y z w", 2 * 3 / 12), ("!", "!", 1), ("?", "!", 0),
+    ("the lamp over there", "the lamp", 2 * 2 / 6), ("the lamp", "look the lamp", 4 / 5), ("a b a b", "b a", 4 / 6)])
 def test_rouge_l_by_hand(text, reference, score):
     assert brd.rouge_l(text, reference) == pytest.approx(score)
 

@@ -20,9 +20,9 @@ ROOT = Path(make.__file__).resolve().parent.parent
 NUMBERS = sorted(ASSIGNMENTS)
 # What is done to a sound copy of assignment 1 in order to see how the grader takes it, and to which function.
 ACCIDENTS = {
-    "loops": ("merge", "out, i = [], 0", "out, i = [], 0\n    while ids == [1, 2] and new == 9:\n        __import__('time').sleep(1)"),
+    "loops": ("merge", "out, i = [], 0", "import time\n    out, i = [], 0\n    while ids == [1, 2] and new == 9:\n        time.sleep(1)"),
     "dies": ("train_bpe", "if n_vocab < 258:", "if n_vocab == 259:\n        os._exit(3)\n    if n_vocab < 258:"),
-    "phones": ("train_bpe", "if n_vocab < 258:", "import socket\n    socket.create_connection(('127.0.0.1', 9), 1)\n    if n_vocab < 258:"),
+    "phones": ("train_bpe", "if n_vocab < 258:", "import socket\n    socket.create_connection(('localhost', 9))\n    if n_vocab < 258:"),
     "starts": ("train_bpe", "if n_vocab < 258:", "import subprocess\n    subprocess.run(['true'])\n    if n_vocab < 258:"),
     "stumbles": ("merge", "out, i = [], 0", "out, i = [], 0)"),
     "leaves": ("merge", "out, i = [], 0", "raise SystemExit"),
@@ -55,19 +55,20 @@ def copies(tmp_path_factory):
 @pytest.fixture(scope="module")
 def graded(copies, tmp_path_factory):
     """Everything that has to be run, in few processes: {name: {check: (failed, seconds)}}."""
-    jobs = {("reference", n): grade.job_of(n, ROOT) for n in NUMBERS} | {("empty", n): grade.job_of(n, copies[n]) for n in NUMBERS}
+    jobs = {("reference", n): grade.job_of(n, ROOT) for n in NUMBERS}
     for n in NUMBERS:
+        jobs["empty", n] = grade.job_of(n, copies[n])
         changes = random.Random(f"sample {n}").sample(grade.read_mutants(n), SAMPLE)
         for i, change in enumerate(changes):
             folder = tmp_path_factory.mktemp(f"mutant{n}-{i}")
             grade.write_mutant(change, folder)
             jobs["mutant", n, change.what] = grade.job_of(n, folder, stop=True)
     for what in ACCIDENTS:
-        job = grade.job_of(1, accident(tmp_path_factory.mktemp(what), what))
-        jobs["accident", what] = {**job, "names": ["check_merge_at_the_edges", "check_worked_example", "check_ids", "check_round_trip"]}
+        names = ["check_worked_example", "check_ids", "check_round_trip", "check_merge_at_the_edges"]
+        jobs["accident", what] = {**grade.job_of(1, accident(tmp_path_factory.mktemp(what), what)), "names": names}
     loops = jobs.pop(("accident", "loops"))
     found = dict(zip(jobs, grade.run_jobs(list(jobs.values()))))
-    found["accident", "loops"], = grade.run_jobs([loops], limit=6.0)
+    found["accident", "loops"], = grade.run_jobs([loops], limit=3.0)
     return found
 
 
@@ -87,7 +88,8 @@ def test_a_sample_of_wrong_answers_loses_points(graded):
 
 
 def test_what_hangs_or_dies_fails_alone(graded):
-    loops, dies = ({name: failed for name, (failed, _) in graded["accident", what].items() if failed} for what in ("loops", "dies"))
+    found = [graded["accident", what].items() for what in ("loops", "dies")]
+    loops, dies = ({name: failed for name, (failed, _) in one if failed} for one in found)
     assert list(loops) == ["check_merge_at_the_edges"] and "endless loop" in loops["check_merge_at_the_edges"]
     assert list(dies) == ["check_ids"] and "the process ended" in dies["check_ids"]
 
@@ -135,7 +137,7 @@ def test_wrong_answers_are_up_to_date(number):
     for change in changes:
         assert change.what and change.old != change.new
         assert change.function in assignment.write.get(change.file, ()) or change.file in assignment.files, change.file
-        source = changed((ROOT / change.file).read_text(encoding="utf-8"), change)         # ValueError: the text is not there once
+        source = changed((ROOT / change.file).read_text(encoding="utf-8"), change)          # ValueError: not there just once
         if change.file.endswith(".py"):                                                    # wrong, but Python
             name = change.function.split(".")[-1]
             whole = re.search(rf"^( *)def {name}\b.*?(?=^(?!\1[ \n])(?!\n)|\Z)", source, re.M | re.S)
@@ -166,8 +168,8 @@ def normalised(text):
 @pytest.mark.parametrize("number", NUMBERS)
 def test_a_copy_holds_no_solution(copies, number):
     """Neither the body of a function that was taken out, nor any longer line of it, stands in any file of the copy."""
-    texts = [normalised(path.read_text(encoding="utf-8", errors="ignore")) for path in copies[number].rglob("*") if path.is_file()]
-    texts, looked_for = "\n".join(texts), 0
+    files = [path for path in copies[number].rglob("*") if path.is_file()]
+    texts, looked_for = "\n".join(normalised(path.read_text(encoding="utf-8", errors="ignore")) for path in files), 0
     for file, functions in [*ASSIGNMENTS[number].write.items(), *ASSIGNMENTS[number].hide.items()]:
         source = (ROOT / file).read_text(encoding="utf-8")
         for function in functions:
@@ -180,7 +182,8 @@ def test_a_copy_holds_no_solution(copies, number):
             assert f"{function}\")" in texts
     assert looked_for or number == 8
     left_out = ("tests", ".git", "course/mutants", "course/make.py", "course/README.md", "course/8-report.json")
-    assert not [name for name in left_out if (copies[number] / name).exists()] and len(list((copies[number] / "course" / "checks").iterdir())) == 1
+    assert not [name for name in left_out if (copies[number] / name).exists()]
+    assert [path.stem for path in (copies[number] / "course" / "checks").iterdir()] == [ASSIGNMENTS[number].name]
     assert [path.name for path in (copies[number] / "course").glob("*-*.md")] == [ASSIGNMENTS[number].name + ".md"]
 
 
@@ -191,7 +194,7 @@ import importlib, pathlib, sys
 for folder in sys.argv[1:]:
     sys.path[0] = folder
     names = [p.relative_to(folder).with_suffix("").as_posix().replace("/", ".") for p in pathlib.Path(folder).rglob("*.py")]
-    names = [n for n in names if not n.startswith(("course.checks", "data.tasks")) and n != "course.checking" and "__init__" not in n]
+    names = [n for n in names if not n.startswith(("course.check", "data.tasks")) and "__init__" not in n]
     assert len(names) > 15
     for name in names:
         assert importlib.import_module(name).__file__.startswith(folder), name
@@ -204,10 +207,9 @@ for folder in sys.argv[1:]:
 
 
 def test_signature_and_docstring_stay():
-    source = 'class A:\n    def f(self, x,\n          y=1):\n        """Says.\n\n        More."""\n        # how\n        return x\n\n    b = 2\n'
-    assert take_out(source, "A.f", "assignment 9: A.f") == (
-        'class A:\n    def f(self, x,\n          y=1):\n        """Says.\n\n        More."""\n'
-        '        raise NotImplementedError("assignment 9: A.f")\n\n    b = 2\n')
+    stays = 'class A:\n    def f(self, x,\n          y=1):\n        """Says.\n\n        More."""\n'
+    assert take_out(stays + "        # how\n        return x\n\n    b = 2\n", "A.f", "assignment 9: A.f") == (
+        stays + '        raise NotImplementedError("assignment 9: A.f")\n\n    b = 2\n')
     with pytest.raises(ValueError, match="no docstring"):
         take_out("def f():\n    return 1\n", "f", "")
 
@@ -240,7 +242,8 @@ def recipes():
 
 @pytest.mark.parametrize("which", [0, 1])
 def test_the_recipes_for_another_world(which, tmp_path):
-    """What course/README.md shows is done, and the annotations that come out are valid, and judged right by the scripted reader."""
+    """What course/README.md shows is done, and the annotations that come out are valid, and judged right by the scripted
+    reader."""
     text, files = recipes()[which], {}
     assert len([line for line in text.split("\n") if line[:1] in ("-", "+") and line]) < 30
     for change in read_changes(text):

@@ -487,6 +487,17 @@ def test_charge_is_the_identity_minus_phi(phi, alpha):
     torch.testing.assert_close(charge(x, alpha, phi), x - phi_literal(x, alpha, phi))
 
 
+@pytest.mark.parametrize("phi, end", [("kl", -8.0), ("js", -0.5), ("hellinger", -0.5)])
+def test_where_the_tangent_of_a_charge_begins(phi, end):
+    """phi itself up to the end that the docstring names; behind it a straight line of the slope that phi has there."""
+    alpha, ends = 0.3, torch.tensor([end, 0.99 * end], dtype=torch.float64, requires_grad=True)
+    exact = alpha * ends - phi_literal(alpha * ends, alpha, phi)
+    torch.testing.assert_close(charge(alpha * ends, alpha, phi), exact)
+    slope = torch.autograd.grad(exact.sum(), ends)[0][0] / alpha
+    behind = alpha * torch.tensor([end - 0.1, end - 5], dtype=torch.float64)
+    torch.testing.assert_close(charge(behind, alpha, phi), exact[0].detach() + slope * (behind - alpha * end))
+
+
 @pytest.mark.parametrize("phi", PHIS[1:])
 def test_charge_is_convex_smooth_and_zero_at_zero(phi):
     x = torch.linspace(-12, 12, 24_001, dtype=torch.float64).requires_grad_()

@@ -63,7 +63,7 @@ def expected_roles(tokens, sentences, tokenizer):
 
 
 @pytest.mark.parametrize("copy", ["ner", "qra"])
-@pytest.mark.parametrize("p, k_cap, temperature", [(0.9, 40, 1.0), (0.9, 4, 1.0), (0.8, 40, 1.5), (1.0, 300, 0.8)])
+@pytest.mark.parametrize("p, k_cap, temperature", [(0.9, 40, 1.0), (0.9, 4, 1.0), (0.8, 40, 1.5), (1.0, 300, 0.8), (0.5, 300, 1.0)])
 def test_what_the_teacher_drew_is_cached_with_its_sets(tmp_path, teacher, copy, p, k_cap, temperature):
     """The sets are those of one forward pass over the finished document, without cache, padding and batch."""
     model, tokenizer, paragraphs = teacher

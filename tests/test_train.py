@@ -499,6 +499,23 @@ def test_bf16_is_taken_where_the_processor_computes_in_it(monkeypatch, supported
     assert train.pick_device(Config(device="cpu")) == (torch.device("cpu"), dtype)
 
 
+def test_a_run_that_goes_on_keeps_its_plan(tmp_path, monkeypatch):
+    """Whatever the machine is busy with the second time."""
+    planned, speeds = [], iter([1000.0, 10.0])
+
+    def stopped(config):
+        planned.append(config.student_tokens)
+        raise train.runs.Stopped("stopped")
+    monkeypatch.setattr(train, "speed", lambda *_: next(speeds))
+    monkeypatch.setattr(train, "reading_sources", lambda *_: ([None] * 3, None))
+    monkeypatch.setattr(train, "train_students", stopped)
+    for _ in range(2):
+        with pytest.raises(train.runs.Stopped):
+            train.main([*TINY, "--minutes=2", f"--out_dir={tmp_path / 'out'}"])
+    assert planned[0] == planned[1] > 1000 * 0.9 * 5 / 3 - 1
+    assert json.loads((tmp_path / "out" / "options.json").read_text(encoding="utf-8"))["plan"] == planned[0]
+
+
 def test_an_own_text_is_read_plainly_end_to_end(tmp_path, capsys):
     text, out = "\n\n".join(" ".join(sentences) for sentences in world.plain(400, 1)), tmp_path / "out"
     (tmp_path / "my.txt").write_text(text, encoding="utf-8")

@@ -65,7 +65,8 @@ def check_words_are_rewritten(points=1):
 
 
 def check_equal_counts(points=2):
-    """Among pairs met equally often the smaller left id wins, then the smaller right id, whatever comes first in the text."""
+    """Among pairs met equally often the smaller left id wins, then the smaller right id, whatever comes first in the
+    text."""
     assert learn_merges([[8, 3], [4, 9], [4, 6]], [5, 5, 5], 3) == [(4, 6), (4, 9), (8, 3)]
     assert learn_merges([[4, 6], [8, 3], [4, 9]], [5, 5, 5], 3) == [(4, 6), (4, 9), (8, 3)]
     same = [train_bpe(texts, 300).hash for texts in (["to be or not", "to be a bee"], ["to be a bee", "to be or not"])]
@@ -73,7 +74,8 @@ def check_equal_counts(points=2):
 
 
 def check_counts_stay_right(points=3):
-    """Every merge takes occurrences away from pairs beside it, and brings new ones with the new id. Count again and compare."""
+    """Every merge takes occurrences away from pairs beside it, and brings new ones with the new id. Count again and
+    compare."""
     words = made_up(60, 3)
     found = learn_merges(words, [1 + i % 7 for i in range(60)], 20)
     k = next((k for k, (a, b) in enumerate(zip(found + [None] * 20, MADE_UP)) if a != b), None)

@@ -83,7 +83,8 @@ def check_long_rows_and_types(points=1):
 
 
 def check_gpt2_attention(points=2):
-    """Without rotary tables: queries, keys and values in this order out of c_attn, and q times D^-1/2. As torch's own module."""
+    """Without rotary tables: queries, keys and values in this order out of c_attn, and q times D^-1/2. As torch's own
+    module."""
     module, theirs = filled(Attention(GPT2)), torch.nn.MultiheadAttention(16, 4, batch_first=True)
     module.c_attn.bias.data, module.c_proj.bias.data = wave(48, step=0.3), wave(16, step=0.2)
     theirs.in_proj_weight.data, theirs.in_proj_bias.data = module.c_attn.weight.data, module.c_attn.bias.data
@@ -100,7 +101,8 @@ def check_the_first_token_attends_to_nothing(points=1):
 
 
 def check_never_itself_never_later(points=2):
-    """Modern: a token attends to the tokens before it, not to itself: all else zero, its value must not come out at its place."""
+    """Modern: a token attends to the tokens before it, not to itself: all else zero, its value must not come out at its
+    place."""
     x = torch.zeros(1, 6, 16)
     x[0, 3] = wave(16)
     y = attention(x)
@@ -109,7 +111,8 @@ def check_never_itself_never_later(points=2):
 
 
 def check_shared_heads(points=2):
-    """In the first `shared` heads the keys ARE the queries; the last part of c_attn's output holds the other heads' keys."""
+    """In the first `shared` heads the keys ARE the queries; the last part of c_attn's output holds the other heads'
+    keys."""
     def other_keys(module):
         module.c_attn.weight.data[32:] = wave(8, 16, step=0.33)
     x = wave(1, 6, 16)
@@ -123,7 +126,8 @@ def check_shared_heads(points=2):
 
 
 def check_queries_and_keys_are_normalised(points=1):
-    """RMS norm over the channels of a head: however large the matrix, |q| = |k| = sqrt(D). `scale` alone sharpens, values stay."""
+    """RMS norm over the channels of a head: however large the matrix, |q| = |k| = sqrt(D). `scale` alone sharpens, values
+    stay."""
     def larger(module):
         module.c_attn.weight.data[:16] *= 7
         module.c_attn.weight.data[32:] *= 7
@@ -136,7 +140,8 @@ def check_queries_and_keys_are_normalised(points=1):
 
 
 def check_positions_are_relative(points=1):
-    """Rotary: queries AND keys are turned by their own position, so a row that stands five tokens later comes out the same."""
+    """Rotary: queries AND keys are turned by their own position, so a row that stands five tokens later comes out the
+    same."""
     x = wave(1, 6, 16)
     close(attention(x, first=5), attention(x), 1e-4)
     turned = x.clone()
@@ -145,12 +150,14 @@ def check_positions_are_relative(points=1):
 
 
 def check_known_output(points=2):
-    """All of the modern layout together, on fixed weights: turn q as (a cos - b sin, b cos + a sin), scale, mask, c_proj."""
+    """All of the modern layout together, on fixed weights: turn q as (a cos - b sin, b cos + a sin), scale, mask,
+    c_proj."""
     close(attention(wave(1, 4, 16))[0, :, ::5], torch.tensor(KNOWN), 2e-4)
 
 
 def check_advance(points=2):
-    """Positions count from a row's first real token (0 at pads); a mask of 0 and -inf, in which a pad sees only its own column."""
+    """Positions count from a row's first real token (0 at pads); a mask of 0 and -inf, in which a pad sees only its own
+    column."""
     cache, inf = Cache(GPT2, torch.tensor([0, 2])), -math.inf
     position, mask = cache.advance(3)
     assert position.tolist() == [[0, 1, 2], [0, 0, 0]], f"positions {position.tolist()}"
@@ -190,7 +197,8 @@ def check_in_pieces_as_at_once(points=2):
 
 
 def check_pads_leave_no_trace(points=2):
-    """A short row padded on the left gives what it gives alone: masked columns, zero keys and values, positions from its start."""
+    """A short row padded on the left gives what it gives alone: masked columns, zero keys and values, positions from its
+    start."""
     prompts, more = [[4, 9, 2, 2, 17, 9], [9, 2], [13]], torch.tensor([[5], [2], [8]])
     for config in (GPT2, MODERN, GPTConfig(**SIZES, conv_width=0)):     # without convolutions pads are not zeros by themselves
         model = filled(GPT(config))

@@ -7,12 +7,14 @@ from data.annotations import ALL_FORMS, ENTITY_FORMS, parse_entity, parse_questi
 from data.tokenizer import train_bpe
 
 ANNA = {"paragraph": 0, "sentence": 0, "text": "Anna went to Oslo.",
-        "entities": [{"text": "Anna", "type": "person", "about": "traveller"}, {"text": "Oslo", "type": "place", "about": "goal"}],
+        "entities": [{"text": "Anna", "type": "person", "about": "traveller"},
+                     {"text": "Oslo", "type": "place", "about": "goal"}],
         "questions": [{"kind": "content", "question": "Where did Anna go?", "answer": "Oslo"},
                       {"kind": "attitude", "question": "Is this good or bad?", "answer": "neutral"}]}
 DAY = {"paragraph": 0, "sentence": 1, "text": "What a lovely day!", "entities": [],
        "questions": [{"kind": "attitude", "question": "Is the mood good or bad?", "answer": "good"}]}
-SHE = {"paragraph": 0, "sentence": 2, "text": "She felt proud.", "entities": [{"text": "proud", "type": "feeling", "about": "mood"}],
+SHE = {"paragraph": 0, "sentence": 2, "text": "She felt proud.",
+       "entities": [{"text": "proud", "type": "feeling", "about": "mood"}],
        "questions": [{"kind": "structure", "question": "Who is she?", "answer": "Anna"},
                      {"kind": "content", "question": "Did Anna feel proud?", "answer": "Yes"}]}
 PARAGRAPH = [ANNA, DAY, SHE]
@@ -58,8 +60,10 @@ def check_ner(points=3):
 
 
 def check_qra(points=3):
-    """D_QRA likewise; a question and its answer are two pieces with roles of their own, as answers weigh more in the loss."""
-    same(plain("qra"), [TEXTS[0], SEP, *ANNA_QRA, *ANNA_MOOD, SEP, TEXTS[1], SEP, *DAY_QRA, SEP, TEXTS[2], SEP, *SHE_QRA, SEP, END])
+    """D_QRA likewise; a question and its answer are two pieces with roles of their own, as answers weigh more in the
+    loss."""
+    same(plain("qra"), [TEXTS[0], SEP, *ANNA_QRA, *ANNA_MOOD, SEP, TEXTS[1], SEP, *DAY_QRA, SEP,
+                        TEXTS[2], SEP, *SHE_QRA, SEP, END])
 
 
 def check_spaces(points=1):
@@ -77,13 +81,15 @@ def check_nothing_to_say(points=1):
 
 
 def check_reading_on(points=2):
-    """reads_on: the sentence waits, and is read together with the next. What waits is read in order, once, between ONE pair of SEP."""
+    """reads_on: the sentence waits, and is read together with the next. What waits is read in order, once, between ONE pair
+    of SEP."""
     same(plain("ner", reads_on=1.0), [*TEXTS, SEP, *ANNA_NER, *NONE, *SHE_NER, SEP, END])
     same(plain("ner", [ANNA], reads_on=1.0), [TEXTS[0], SEP, *ANNA_NER, SEP, END])     # the last sentence waits for nothing
 
 
 def check_attitude_is_asked_of_the_last_sentence(points=2):
-    """ "Is this good or bad?" after three sentences means the third: of those that waited, questions of attitude are left out."""
+    """ "Is this good or bad?" after three sentences means the third: of those that waited, questions of attitude are left
+    out."""
     same(plain("qra", reads_on=1.0), [*TEXTS, SEP, *ANNA_QRA, *SHE_QRA, SEP, END])
     same(plain("qra", [ANNA, DAY], reads_on=1.0), [*TEXTS[:2], SEP, *ANNA_QRA, *DAY_QRA, SEP, END])
 
@@ -99,7 +105,8 @@ def check_how_often_a_sentence_waits(points=1):
 
 
 def check_forms(points=2):
-    """forms = n: every entity line is drawn anew from the first n of ENTITY_FORMS, questions through question_texts(.., n, rng)."""
+    """forms = n: every entity line is drawn anew from the first n of ENTITY_FORMS, questions through question_texts(.., n,
+    rng)."""
     rng, lines, openers = random.Random(4), set(), set()
     for _ in range(300):
         for text, role in render([ANNA], "ner", rng):
@@ -110,8 +117,8 @@ def check_forms(points=2):
     assert len(lines) == 2 * len(ENTITY_FORMS), f"{len(lines)} different lines of two entities, expected {2 * len(ENTITY_FORMS)}"
     assert len(openers) > 10, "the questions of a document all open alike"
     lines = {text for _ in range(100) for text, role in render([ANNA], "ner", rng, forms=2) if role == "entity"}
-    assert lines == {piece.format(text, type_, about) for text, type_, about in (("Anna", "person", "traveller"), ("Oslo", "place", "goal"))
-                     for piece in (" {0}: {1}, {2}\n", " {0} is a {1}, {2}\n")}, f"forms=2 gives {sorted(lines)}"
+    assert lines == {" Anna: person, traveller\n", " Anna is a person, traveller\n", " Oslo: place, goal\n",
+                     " Oslo is a place, goal\n"}, f"forms=2 gives {sorted(lines)}"
 
 
 def check_questions_can_be_parsed_back(points=1):
@@ -134,7 +141,8 @@ def check_the_same_seed(points=1):
 
 
 def check_levels(points=1):
-    """documents: one for the paragraph, or at level "sentence" one for each sentence, which then begins a document of its own."""
+    """documents: one for the paragraph, or at level "sentence" one for each sentence, which then begins a document of its
+    own."""
     rng = random.Random(7)
     assert documents(PARAGRAPH, "ner", rng, forms=1) == [plain("ner")]
     found = documents(PARAGRAPH, "qra", rng, "sentence", 1, 1.0)
@@ -175,7 +183,7 @@ def check_pieces_are_encoded_once(points=2):
 
 def check_pieces_are_running_text(points=1):
     """Because of the spaces, pieces encoded one by one are the tokens of the running text."""
-    tokenizer = train_bpe(["Anna went to Oslo. What a lovely day! She felt proud. Where did Anna go? Is this good or bad?"] * 9, 320)
+    tokenizer = train_bpe(["Anna went to Oslo. What a lovely day! She felt proud. Where did Anna go? Is this good?"] * 9, 320)
     for name in ("ori", "ner", "qra"):
         document = render(PARAGRAPH, name, random.Random(9))
         (ids, _), = encode_documents([document], tokenizer)

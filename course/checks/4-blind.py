@@ -31,7 +31,7 @@ class Letters:
 
 class Steps:
     """A model of 9 tokens whose state is a number: token t takes state s to (3 s + t + 1) % 7. It notes what it reads."""
-    table = torch.log_softmax(3 * torch.sin(1.7 * torch.arange(63).double() ** 1.2).float().reshape(7, 9), -1)   # log P(token | state)
+    table = torch.log_softmax(3 * torch.sin(1.7 * torch.arange(63).double() ** 1.2).float().reshape(7, 9), -1)     # (states, V)
     config = SimpleNamespace(block_size=20)
 
     def __init__(self):
@@ -50,8 +50,9 @@ class Steps:
         hidden[:, -1, 0] = torch.tensor(states).float()
         return hidden, StepsCache(states)
 
-    def hidden(self, ids, cache):
+    def hidden(self, ids, cache=None):
         self.reads.append(tuple(ids.shape))
+        cache = StepsCache([0] * len(ids)) if cache is None else cache
         assert ids.min() >= 0, "ids below 0 are given to model.hidden"
         assert ids.size(0) == len(cache.states), f"{ids.size(0)} rows, but the cache has {len(cache.states)}"
         rows = [[self.after(state, row[:t + 1]) for t in range(len(row))] for state, row in zip(cache.states, ids.tolist())]
@@ -71,6 +72,9 @@ class StepsCache:
     def select(self, rows):
         return StepsCache([self.states[int(row)] for row in rows])
 
+    def repeat(self, n):
+        return StepsCache([state for state in self.states for _ in range(n)])
+
 
 def near(found, want):
     flat = [[x for row in rows for x in row] for rows in (found, want)]
@@ -84,7 +88,8 @@ def tokenizer():
 
 
 def check_where_prompt_and_candidate_part(points=2):
-    """Encode prompt + space + candidate WHOLE; context is the longest prefix shared by all of them and the prompt itself."""
+    """Encode prompt + space + candidate WHOLE; context is the longest prefix shared by all of them and the prompt
+    itself."""
     tok = tokenizer()
     context, tails, cut = split_tokens(tok, "did Anna go? A:", ["Oslo", "No way"], 99)
     assert tok.decode(context) == "did Anna go? A:" and cut is False
@@ -92,11 +97,12 @@ def check_where_prompt_and_candidate_part(points=2):
 
 
 def check_the_space_between(points=2):
-    """One space joins them, and it is the candidate's, wherever it was written; after a line break or nothing there is none."""
+    """One space joins them, and it is the candidate's, wherever it was written; after a line break or nothing there is
+    none."""
     tok = tokenizer()
     want = split_tokens(tok, "did Anna go? A:", ["Oslo", "No way"], 99)
-    assert split_tokens(tok, "did Anna go? A: ", ["Oslo", "No way"], 99) == want, "a space at the end of the prompt makes a difference"
-    assert split_tokens(tok, "did Anna go? A:", [" Oslo", " No way"], 99) == want, "a space before the candidate makes a difference"
+    assert split_tokens(tok, "did Anna go? A: ", ["Oslo", "No way"], 99) == want, "a space behind the prompt matters"
+    assert split_tokens(tok, "did Anna go? A:", [" Oslo", " No way"], 99) == want, "a space before the candidate matters"
     context, tails, _ = split_tokens(Letters(), "\n", ["a", "b"], 9)
     assert (context, tails) == ([10], [[97], [98]]), f"after a line break: {context}, {tails}"
     context, tails, _ = split_tokens(Letters(), "", ["a", "b"], 9)
@@ -104,7 +110,8 @@ def check_the_space_between(points=2):
 
 
 def check_a_candidate_that_melts_with_the_prompt(points=2):
-    """Where a candidate's first letters become ONE token with the prompt's last, all candidates are scored from there on."""
+    """Where a candidate's first letters become ONE token with the prompt's last, all candidates are scored from there
+    on."""
     found = split_tokens(Letters(" b", "a" + chr(1000)), "ca", ["b", "c"], 9)
     assert found[:2] == ([99], [[1001], [97, 32, 99]]), f"context {found[0]}, tails {found[1]}"
     found = split_tokens(Letters(), "ab", ["cx", "cy"], 9)
@@ -133,12 +140,13 @@ def check_what_is_refused(points=1):
 def check_one_item_by_hand(points=3):
     """(1/n) sum of log P(y_i | prompt, y_<i): the hidden state of the LAST prompt token predicts the first token."""
     model = Steps()
-    want = (model.log_prob([4, 2], 8) + model.log_prob([4, 2, 8], 1)) / 2, (model.log_prob([4, 2], 3) + model.log_prob([4, 2, 3], 3)) / 2
+    want = [(model.log_prob([4, 2], a) + model.log_prob([4, 2, a], b)) / 2 for a, b in ((8, 1), (3, 3))]
     near(score_batch(model, [([4, 2], [[8, 1], [3, 3]], False)]), [want])
 
 
 def check_candidates_of_different_lengths(points=2):
-    """The MEAN over a candidate's own tokens: padding is neither added up nor counted, and token 0 is a token like any other."""
+    """The MEAN over a candidate's own tokens: padding is neither added up nor counted, and token 0 is a token like any
+    other."""
     model = Steps()
     want = [model.log_prob([4], 0), (model.log_prob([4], 5) + model.log_prob([4, 5], 0) + model.log_prob([4, 5, 0], 0)) / 3,
             (model.log_prob([4], 0) + model.log_prob([4, 0], 6)) / 2]
@@ -146,7 +154,8 @@ def check_candidates_of_different_lengths(points=2):
 
 
 def check_items_side_by_side(points=2):
-    """Every candidate goes on from its OWN prompt: hidden[owner, -1], cache.select(owner). An item scores as it does alone."""
+    """Every candidate goes on from its OWN prompt: hidden[owner, -1], cache.select(owner). An item scores as it does
+    alone."""
     items = [([1, 2, 3, 4], [[5], [6, 7]], False), ([8], [[2, 2, 2], [1], [0, 4]], False), ([3, 3], [[7, 1]], True)]
     near(score_batch(Steps(), items), [score_batch(Steps(), [item])[0] for item in items])
     assert score_batch(Steps(), items)[0] != score_batch(Steps(), items)[1][:2]
@@ -167,7 +176,8 @@ def check_a_gpt_of_fixed_weights(points=2):
     """The same with a real model, whose prompts are padded on the left by model.start."""
     model = GPT(GPTConfig(n_vocab=10, block_size=16, n_layer=2, n_head=2, n_embd=8, shared_heads=1, conv_width=2))
     for i, p in enumerate(model.parameters()):
-        p.data = torch.sin((0.7 + 0.1 * i) * torch.arange(p.numel()).double() ** 1.1).float().reshape(p.shape) if p.dim() > 1 else p.data
+        wave = torch.sin((0.7 + 0.1 * i) * torch.arange(p.numel()).double() ** 1.1).float().reshape(p.shape)
+        p.data = wave if p.dim() > 1 else p.data
     near(score_batch(model.eval(), ITEMS), KNOWN)
 
 
@@ -179,7 +189,8 @@ def check_credit(points=2):
 
 def check_ties(points=2):
     """m candidates share the best score: the share of right ones among them. Scores closer than TIE are equal."""
-    assert abs(credit([-1.0, -1.0, -2.0, -1.0], {0}) - 1 / 3) < 1e-9 and abs(credit([-1.0, -1.0, -2.0, -1.0], {0, 3}) - 2 / 3) < 1e-9
+    scores = [-1.0, -1.0, -2.0, -1.0]
+    assert abs(credit(scores, {0}) - 1 / 3) < 1e-9 and abs(credit(scores, {0, 3}) - 2 / 3) < 1e-9
     assert credit([-1.0, -1.0, -2.0], {2}) == 0
     assert credit([-1.0, -1.0 + TIE / 2], {0}) == 0.5 and credit([-1.0, -1.0 + 3 * TIE], {0}) == 0
 

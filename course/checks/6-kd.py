@@ -8,7 +8,8 @@ from data.cache import ABSENT
 from td_distill import log_outside, set_terms, sft_loss, student_terms, topp_forward_kl, weighted_mean
 
 V = 6
-TEACHER = torch.tensor([[0.5, 0.3, 0.1, 0.05, 0.03, 0.02], [0.02, 0.9, 0.05, 0.01, 0.01, 0.01], [0.2, 0.2, 0.3, 0.1, 0.1, 0.1]]).double()
+TEACHER = torch.tensor([[0.5, 0.3, 0.1, 0.05, 0.03, 0.02], [0.02, 0.9, 0.05, 0.01, 0.01, 0.01],
+                        [0.2, 0.2, 0.3, 0.1, 0.1, 0.1]]).double()
 IDS = torch.tensor([[[0, 1, 0], [1, 0, 0], [2, 0, 1]]])             # their sets of mass .8 .9 .7, padded to K = 3 with id 0
 MASK = torch.tensor([[[True, True, False], [True, False, False], [True, True, True]]])
 TAKEN = torch.tensor([[1, 1, 4]])
@@ -25,7 +26,8 @@ def log_probs(teacher=TEACHER):
 
 def kl(logits, weights=(1.0, 1.0, 1.0), mask=MASK, log_t=None, denominator=None, **options):
     z_K, _, log_Z = student_terms(logits, IDS, TAKEN)
-    return topp_forward_kl(z_K, log_Z, log_probs() if log_t is None else log_t, mask, torch.tensor([weights]), denominator, **options)
+    log_t = log_probs() if log_t is None else log_t
+    return topp_forward_kl(z_K, log_Z, log_t, mask, torch.tensor([weights]), denominator, **options)
 
 
 def parts(logits, t):
@@ -43,7 +45,8 @@ def same(loss, want, logits, what):
 
 
 def check_student_terms(points=2):
-    """z_K and z_a are logits as they are (no softmax); log_Z is the logsumexp over the whole vocabulary. z - log_Z is log pi."""
+    """z_K and z_a are logits as they are (no softmax); log_Z is the logsumexp over the whole vocabulary. z - log_Z is log
+    pi."""
     logits = student()
     z_K, z_a, log_Z = student_terms(logits, IDS, TAKEN)
     log_pi = logits.log_softmax(-1)
@@ -60,7 +63,8 @@ def check_shapes_and_types_of_the_terms(points=1):
 
 
 def check_weighted_mean(points=2):
-    """sum(w x) / sum(w), or / denominator: with the denominator of a whole update, the parts of two micro-batches ADD UP."""
+    """sum(w x) / sum(w), or / denominator: with the denominator of a whole update, the parts of two micro-batches ADD
+    UP."""
     x, w = torch.tensor([[1.0, 2.0], [6.0, 5.0]]), torch.tensor([[1.0, 0.0], [2.0, 1.0]])
     assert weighted_mean(x, w) == (1 + 12 + 5) / 4 and weighted_mean(x, w, 9) == 2
     total = w.sum()
@@ -101,7 +105,8 @@ def check_set_terms(points=2):
 
 
 def check_log_outside(points=1):
-    """log(1 - exp(x)) by log(-expm1(x)): exact also for a mass close to 1, and finite, with a finite gradient, for a mass of 1."""
+    """log(1 - exp(x)) by log(-expm1(x)): exact also for a mass close to 1, and finite, with a finite gradient, for a mass
+    of 1."""
     x = torch.tensor([-1e-5, -1e-3, -1.0, -30.0, -120.0], dtype=torch.float32)
     torch.testing.assert_close(log_outside(x), torch.log(-torch.expm1(x.double())).float(), rtol=1e-5, atol=1e-7)
     one = torch.tensor([0.0, 1e-7, -1e-9], requires_grad=True)
@@ -110,7 +115,8 @@ def check_log_outside(points=1):
 
 
 def check_inside_is_kl_to_the_renormalised_set(points=3):
-    """At leak 1: sum over the set of q (log q - log s), q = t / M renormalised, s the student's over the WHOLE vocabulary."""
+    """At leak 1: sum over the set of q (log q - log s), q = t / M renormalised, s the student's over the WHOLE
+    vocabulary."""
     logits = student()
     want = 0
     for t in range(3):
@@ -120,11 +126,11 @@ def check_inside_is_kl_to_the_renormalised_set(points=3):
 
 
 def check_leak(points=2):
-    """leak (-log S) = leak (log_Z - V_p). At 0 the logits outside are never touched; at 3 they are pushed down three times as hard."""
+    """leak (-log S) = leak (log_Z - V_p). At 0 the logits outside are never touched; at 3 they are pushed down three times
+    as hard."""
     logits = student()
     inside = torch.autograd.grad(kl(logits, leak=0.0)[0], logits)[0]
-    outside = torch.tensor([[False, False, True, True, True, True], [True, False, True, True, True, True], [False] * 3 + [True] * 3])
-    outside[2] = torch.tensor([False, False, False, True, True, True])
+    outside = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 0, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1]]).bool()
     assert (inside[0][outside].abs() < 1e-12).all(), "at leak 0 there is a gradient outside the set"
     want = sum(-parts(logits, t)[3].log() for t in range(3)) / 3
     same(kl(logits, leak=3.0)[0] - kl(logits, leak=0.0)[0], 3 * want, logits, "three leaks")
@@ -141,7 +147,8 @@ def check_bucket(points=3):
 
 
 def check_where_they_lead(points=2):
-    """The bias of truncation: inside wants s = t / M, with the bucket s = t. There the loss is 0, and so is its gradient."""
+    """The bias of truncation: inside wants s = t / M, with the bucket s = t. There the loss is 0, and so is its
+    gradient."""
     teacher = TEACHER.log()[None].clone().requires_grad_()
     loss, _ = kl(teacher, tail="bucket")
     assert abs(loss) < 1e-6 and torch.autograd.grad(loss, teacher)[0].abs().max() < 1e-6, f"bucket at the teacher: {loss}"
@@ -154,7 +161,8 @@ def check_where_they_lead(points=2):
 
 
 def check_whole_sets_are_ordinary_kd(points=1):
-    """Where the set is the whole vocabulary both tails are KL(teacher || student), and its mass may pass 1 by a rounding."""
+    """Where the set is the whole vocabulary both tails are KL(teacher || student), and its mass may pass 1 by a
+    rounding."""
     logits = student(dtype=torch.float32)
     ids, mask = torch.arange(V).expand(1, 3, V), torch.ones(1, 3, V, dtype=torch.bool)
     log_t = TEACHER.log()[None].float() + 1e-7
@@ -163,11 +171,13 @@ def check_whole_sets_are_ordinary_kd(points=1):
     for tail in ("inside", "bucket"):
         loss, _ = topp_forward_kl(z_K, log_Z, log_t, mask, torch.ones(1, 3), tail=tail)
         assert abs(loss - want) < 1e-4, f"{tail}: {loss.item():.4f}, expected {want.item():.4f}"
-        assert torch.isfinite(torch.autograd.grad(loss, logits, retain_graph=True)[0]).all(), f"{tail}: the gradient is not finite"
+        grad = torch.autograd.grad(loss, logits, retain_graph=True)[0]
+        assert torch.isfinite(grad).all(), f"{tail}: the gradient is not finite"
 
 
 def check_padding_and_empty_sets(points=3):
-    """Mask BEFORE any arithmetic: 0 * NaN is NaN in the gradient. An empty set is no position: it leaves the denominator as well."""
+    """Mask BEFORE any arithmetic: 0 * NaN is NaN in the gradient. An empty set is no position: it leaves the denominator as
+    well."""
     logits = student()
     two = kl(logits, (1.0, 0.0, 1.0))[0]
     hole = MASK.clone()
@@ -193,15 +203,18 @@ def check_weights_and_denominator(points=1):
 
 
 def check_figures(points=2):
-    """kl, leak = log_Z - V_p (without its factor), kept_mass M, entropy of the TARGET (renormalised, or with the bucket); detached."""
+    """kl, leak = log_Z - V_p (without its factor), kept_mass M, entropy of the TARGET (renormalised, or with the bucket);
+    detached."""
     logits = student()
     for tail in ("inside", "bucket"):
         loss, figures = kl(logits, tail=tail, leak=3.0)
-        target = [torch.cat([q, 1 - M[None]]) if tail == "bucket" else q / M for q, _, M, _ in (parts(logits, t) for t in range(3))]
-        want = {"kl": loss, "leak": sum(-parts(logits, t)[3].log() for t in range(3)) / 3, "kept_mass": torch.tensor(0.8).double(),
+        each = [parts(logits, t) for t in range(3)]
+        target = [torch.cat([q, 1 - M[None]]) if tail == "bucket" else q / M for q, _, M, _ in each]
+        want = {"kl": loss, "leak": sum(-S.log() for *_, S in each) / 3, "kept_mass": torch.tensor(0.8).double(),
                 "entropy": sum(-(q * q.log()).sum() for q in target) / 3}
         for name, value in want.items():
-            assert abs(figures[name] - value) < 1e-6 and not figures[name].requires_grad, f"{tail}, {name}: {figures[name]}, expected {value}"
+            assert abs(figures[name] - value) < 1e-6, f"{tail}, {name}: {figures[name]}, expected {value}"
+            assert not figures[name].requires_grad, f"{tail}, {name}: it holds on to the graph"
 
 
 def check_another_tail(points=1):

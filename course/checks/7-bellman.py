@@ -90,7 +90,8 @@ def check_the_operator_with_a_policy(points=2):
 
 
 def check_contraction_and_fixed_point(points=2):
-    """Two tables come closer by gamma at least, over supported actions; so all starts lead to one table, which stays as it is."""
+    """Two tables come closer by gamma at least, over supported actions; so all starts lead to one table, which stays as it
+    is."""
     rng = np.random.default_rng(0)
     mdp = theory.random_mdp(rng, 5, 4, 0.8)
     inside = theory.top_p(theory.softmax(theory.solve(mdp)), 0.8)
@@ -104,7 +105,8 @@ def check_contraction_and_fixed_point(points=2):
 
 
 def check_where_the_square_leads(points=1):
-    """One state, a .9 / .1 teacher, alpha .1: Bellman Distill ends at .640, as E[r] = 0 and pi_Q / pi* = 1 - r / (2 alpha) demand."""
+    """One state, a .9 / .1 teacher, alpha .1: Bellman Distill ends at .640, as E[r] = 0 and pi_Q / pi* = 1 - r / (2 alpha)
+    demand."""
     one = theory.world(np.full((1, 2), -1), np.array([[0.9, 0.1]]), 1, 0.99)
     Q, _ = theory.minimise(lambda Q: theory.mean(one, theory.bellman_tokens(one, Q, 0.1)), np.zeros((1, 2)))
     near(theory.softmax(Q)[0, 0], 0.640, "pi_Q", 5e-4)
@@ -113,7 +115,8 @@ def check_where_the_square_leads(points=1):
 
 
 def check_the_law_of_the_fixed_point(points=2):
-    """In later states the gradient through V_p(s') comes in: (1 - r / (2 alpha)) / (1 - gamma e / (2 alpha)), e the reward on the way in."""
+    """In later states the gradient through V_p(s') comes in: (1 - r / (2 alpha)) / (1 - gamma e / (2 alpha)), e the reward
+    on the way in."""
     w, rng = tree()
     Q, slope = theory.minimise(lambda Q: theory.mean(w, theory.bellman_tokens(w, Q, 0.5)), rng.normal(size=w.follow.shape))
     assert slope < 1e-8, "the minimum was not found"
@@ -126,7 +129,8 @@ def check_the_law_of_the_fixed_point(points=2):
 
 
 def check_successor_values(points=2):
-    """V(s') of column t stands in column t + 1; 0 after a terminal action, where nothing exists, and behind the last column."""
+    """V(s') of column t stands in column t + 1; 0 after a terminal action, where nothing exists, and behind the last
+    column."""
     V = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
     yes, no = torch.ones(1, 4, dtype=torch.bool), torch.zeros(1, 4, dtype=torch.bool)
     assert successor_values(V, yes, no).tolist() == [[2, 3, 4, 0]], f"{successor_values(V, yes, no).tolist()}"
@@ -137,7 +141,8 @@ def check_successor_values(points=2):
 
 
 def check_which_positions_count(points=3):
-    """Dropped as a whole: no set; the token not in it; no terminal and no set in the next column. A cut text is NOT terminal."""
+    """Dropped as a whole: no set; the token not in it; no terminal and no set in the next column. A cut text is NOT
+    terminal."""
     w = torch.tensor([[1.0, 2.0, 0.0, 3.0], [4.0, 5.0, 6.0, 7.0]])
     found = bellman_weights(MASK, HIT, TERMINAL, w)
     assert found.tolist() == [[1, 2, 0, 3], [0, 0, 0, 0]], f"weights {found.tolist()}"
@@ -150,7 +155,8 @@ def check_which_positions_count(points=3):
 
 
 def check_join_and_bootstrap(points=2):
-    """outside="join": the token need not be in the set. cut="bootstrap": the next column need have no set, but it must exist."""
+    """outside="join": the token need not be in the set. cut="bootstrap": the next column need have no set, but it must
+    exist."""
     for (outside, cut), want in CASES.items():
         found = bellman_weights(MASK, HIT, TERMINAL, ONES, outside=outside, cut=cut)
         assert found.tolist() == want, f"outside={outside}, cut={cut}: {found.tolist()}, expected {want}"
@@ -159,26 +165,30 @@ def check_join_and_bootstrap(points=2):
 
 
 def check_terms_by_hand(points=3):
-    """reward = z_a - gamma V_p(s'); cloning = V_p(s) - z_a; V_p(s) - gamma V_p(s'); leak = log_Z - V_p(s). At the end V_p(s') = 0."""
+    """reward = z_a - gamma V_p(s'); cloning = V_p(s) - z_a; V_p(s) - gamma V_p(s'); leak = log_Z - V_p(s). At the end
+    V_p(s') = 0."""
     logits = student()
     reward, cloning, gain, leak, weights = terms(logits)
     assert weights.tolist() == CASES["drop", "drop"]
     for t in range(4):
         z_a, V, after = logits[0, t, TAKEN[0, t]], soft(logits, 0, t), 0.9 * soft(logits, 0, t + 1) if t < 3 else 0.0
-        for name, found, want in (("reward", reward, z_a - after), ("cloning", cloning, V - z_a), ("V - gamma V'", gain, V - after),
-                                  ("leak", leak, logits[0, t].logsumexp(-1) - V)):
+        for name, found, want in (("reward", reward, z_a - after), ("cloning", cloning, V - z_a),
+                                  ("V - gamma V'", gain, V - after), ("leak", leak, logits[0, t].logsumexp(-1) - V)):
             near(found[0, t], want, f"{name} of column {t}")
     assert not reward[1].any(), "the reward of a dropped position is not 0"
 
 
 def check_gauges(points=2):
-    """A gauge is subtracted from Q and from V at the SAME state: log_Z, or the mean logit of the set. Cloning and leak do not see it."""
+    """A gauge is subtracted from Q and from V at the SAME state: log_Z, or the mean logit of the set. Cloning and leak do
+    not see it."""
     logits = student()
     raw = terms(logits)
     for gauge in ("log_softmax", "centred"):
         reward, cloning, gain, leak, _ = terms(logits, gauge=gauge)
-        assert torch.allclose(cloning[0], raw[1][0]) and torch.allclose(leak[0], raw[3][0]), f"{gauge}: cloning or leak has changed"
-        centres = [logits[0, t].logsumexp(-1) if gauge == "log_softmax" else logits[0, t][IDS[0, t][MASK[0, t]]].mean() for t in range(4)]
+        same = torch.allclose(cloning[0], raw[1][0]) and torch.allclose(leak[0], raw[3][0])
+        assert same, f"{gauge}: cloning or leak has changed"
+        means = [logits[0, t][IDS[0, t][MASK[0, t]]].mean() for t in range(4)]
+        centres = means if gauge == "centred" else logits[0].logsumexp(-1)
         for t in range(4):
             later = 0.9 * centres[t + 1] if t < 3 else 0.0
             near(reward[0, t], raw[0][0, t] - centres[t] + later, f"{gauge}: reward of column {t}")
@@ -187,7 +197,8 @@ def check_gauges(points=2):
 
 
 def check_joined_tokens_and_missing_sets(points=2):
-    """join: the token becomes one more of the set, once, where it was not in it. bootstrap: V(s') of no set is log_Z there."""
+    """join: the token becomes one more of the set, once, where it was not in it. bootstrap: V(s') of no set is log_Z
+    there."""
     logits = student()
     reward, cloning, _, leak, _ = terms(logits, outside="join", cut="bootstrap")
     near(cloning[1, 2], soft(logits, 1, 2, join=True) - logits[1, 2, 0], "cloning of a token that joins")
@@ -195,10 +206,14 @@ def check_joined_tokens_and_missing_sets(points=2):
     near(reward[1, 2], logits[1, 2, 0] - 0.9 * soft(logits, 1, 3), "reward of a token that joins")
     near(cloning[0, 0], soft(logits, 0, 0) - logits[0, 0, 1], "cloning where nothing joins")
     near(reward[1, 0], logits[1, 0, 4] - 0.9 * logits[1, 1].logsumexp(-1), "reward before a column without a set")
+    mask = MASK.clone()
+    mask[1, 1, 0] = True                                                # a set of one token, and another token was taken
+    near(terms(logits, mask=mask)[0][1, 0], logits[1, 0, 4] - 0.9 * logits[1, 1, 0], "drop: reward before a token outside")
 
 
 def check_where_gradients_flow(points=2):
-    """The residual pulls at V_p(s') too, unless stop_gradient; target_values (B, T) take the place of V, read in the next column."""
+    """The residual pulls at V_p(s') too, unless stop_gradient; target_values (B, T) take the place of V, read in the next
+    column."""
     logits = student()
     for stop in (False, True):
         grad = torch.autograd.grad(terms(logits, stop_gradient=stop)[0][0, 0], logits)[0]
@@ -226,7 +241,8 @@ def check_what_does_not_count_is_harmless(points=2):
 
 
 def check_the_published_form(points=1):
-    """phi(Q - gamma V') - (V - gamma V') is, written out, cloning and the square: bellman_distill and bellman_max_min agree."""
+    """phi(Q - gamma V') - (V - gamma V') is, written out, cloning and the square: bellman_distill and bellman_max_min
+    agree."""
     logits = student()
     z_K, z_a, log_Z = student_terms(logits, IDS, TAKEN)
     ours, _ = bellman_distill(z_K, z_a, log_Z, torch.zeros(2, 4, 2), MASK, HIT, TERMINAL, ONES, alpha=0.3, gamma=0.9)
@@ -252,6 +268,7 @@ def check_a_table_and_a_network_agree(points=2):
     ids, taken = torch.arange(3).expand(1, len(path), 3), torch.tensor([[a for _, a in path]])
     mask = torch.tensor(np.array([[w.inside[s] for s, _ in path]]))
     terminal = torch.tensor([[bool(w.follow[s, a] < 0) for s, a in path]])
-    loss, _ = bellman_distill(*student_terms(logits, ids, taken), torch.zeros(1, len(path), 3), mask, ids == taken[..., None], terminal,
-                              torch.ones(1, len(path)).double(), alpha=0.5, gamma=0.9)
+    unused, ones = torch.zeros(1, len(path), 3), torch.ones(1, len(path)).double()
+    hit = ids == taken[..., None]
+    loss, _ = bellman_distill(*student_terms(logits, ids, taken), unused, mask, hit, terminal, ones, alpha=0.5, gamma=0.9)
     near(loss, want, "bellman_distill")
