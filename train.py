@@ -350,8 +350,9 @@ def teacher_cache(out, tokenizer, config):
 
 # --- stage 5b: the students --------------------------------------------------------------------------------------------
 
-def student(name, out, start, treatment, config, tokenizer):
-    """A copy of `start` (None: a new model) after its treatment. Kept in out/<name>, and taken from there if finished."""
+def student(name, out, start, treatment, config, tokenizer, looks=True):
+    """A copy of `start` (None: a new model) after its treatment. Kept in out/<name>, and taken from there if finished.
+    looks: whether the reading curve is noted on the way."""
     folder = out / name
     if model := kept(folder, config):
         return model
@@ -362,7 +363,7 @@ def student(name, out, start, treatment, config, tokenizer):
     sources, shares, begins = treatment(name, config, out, tokenizer)
     tokens = config.student_tokens if start else config.start_tokens
     before, curve = start.extra["tokens_seen"] if start else 0, []
-    note = None if name in ("start", "plain") else lambda seen: curve.append({"tokens": before + seen} | glance(model, tokenizer))
+    note = None if name in ("start", "plain") or not looks else lambda seen: curve.append({"tokens": before + seen} | glance(model, tokenizer))
     losses, seen = fit(name, model, sources, shares, tokens, config, config.decay if start else 0.0, begins, folder=folder, glance=note,
                        notes=curve)
     write_json(folder / "seconds.json", {"training": round(time.perf_counter() - begin, 1)})
