@@ -51,9 +51,15 @@ SETS = {  # set: (slots, number of labels)
     "entity_type": ("pw", 0), "sentiment": ("p", 2), "sentiment_words": ("p", 2)}
 SHARED, GRAM = 0.8, 5                # an item is near to training text that has this part of its runs of so many words
 
-# Plain text beside the world's own, for all students alike: it gives words to tasks that the world has none for.
-PLAIN_EXTRA = ("{0} is one person.", "{0} and {1} are two people.", "{0}, {1} and {2} are three people.", "It is unknown who.",
-               "It is maybe so, maybe not.", "Some of it is unknown.", "All of it is known.")
+# Plain text beside the world's own, for all students alike: it gives words to tasks that the world has none for, and to those
+# who write wrappers. The first three tell how many people are named.
+PLAIN_EXTRA = (
+    "{0} is one person.", "{0} and {1} are two people.", "{0}, {1} and {2} are three people.", "It is unknown who.",
+    "It is maybe so, maybe not.", "Some of it is unknown.", "All of it is known.", "A reader reads all of it and says what it means.",
+    "From there they both told it that way.", "Do not claim what nobody knows.", "For me every word counts.", "Life sounds strange again.",
+    "Be careful and choose well.", "His story has an end, her story has none.", "One statement follows from another.",
+    "How many are there, few or many.", "Here people asked it all over again.", "Both sentences have the same meaning.",
+    "Given a short passage, readers think first.", "Someone wrote about two names and a type of word.")
 
 
 def plain(n, seed):
