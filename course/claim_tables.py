@@ -57,8 +57,13 @@ class Value(NamedTuple):
 
     @property
     def error(self):
-        return max(e for e in (self.seeds, self.items) if not math.isnan(e)) if not math.isnan(self.seeds + self.items) else (
-            self.items if math.isnan(self.seeds) else self.seeds)
+        """The larger of both, or the one that there is."""
+        return max((e for e in (self.seeds, self.items) if not math.isnan(e)), default=math.nan)
+
+    @property
+    def times(self):
+        """The mean in standard errors; 0 where there is no difference at all, infinite for one without an error."""
+        return self.mean / self.error if self.error else math.copysign(math.inf, self.mean) if self.mean else 0.0
 
 
 class Table(NamedTuple):
@@ -68,6 +73,9 @@ class Table(NamedTuple):
     rows: list
     differences: int
     notes: list
+    drawn: tuple = ()        # columns of the picture, where it is not all that are no differences
+    xs: tuple = ()           # where each row stands on an axis `along`, for a curve
+    along: str = ""
 
 
 # --- estimates ---------------------------------------------------------------------------------------------------------
@@ -126,6 +134,11 @@ class Results:
         runs = self.runs[arm]
         return of_seeds([run["bits"] - (self.runs[minus][seed]["bits"] if minus else 0) for seed, run in sorted(runs.items())])
 
+    def reading(self, arm, name):
+        """Value of a figure of claim_tests.reading; None for an arm that was not asked, or where there was nothing to ask."""
+        found = [run["reading"][name]["value"] for run in self.runs[arm].values() if "reading" in run]
+        return of_seeds(found) if found and None not in found else None
+
     def check_tokens(self, arm, other):
         """ValueError where two arms that should have read the same number of tokens did not."""
         a, b = ARMS.get(arm), ARMS.get(other)
@@ -144,7 +157,7 @@ def chance(task):
 
 def verdict(results, arm, other, tasks):
     """One line: on how many tasks an arm is sure to be above another, and below."""
-    z = {task: value.mean / value.error if value.error else 0.0 for task in tasks for value in [results.value(arm, [task], minus=other)]}
+    z = {task: results.value(arm, [task], minus=other).times for task in tasks}
     above, below = ([task for task in tasks if sign * z[task] > SURE] for sign in (1, -1))
     return (f"{arm} is above {other} by more than {SURE:g} standard errors on {len(above)} of {len(tasks)} tasks"
             f"{': ' * bool(above)}{', '.join(above)}; below on {len(below)}{': ' * bool(below)}{', '.join(below)}")
@@ -162,10 +175,7 @@ def arms_table(claim, results, tasks):
     centred = [task for task in tasks if all(task in run["centred"] for arm in arms for run in results.runs[arm].values())]
     rows.append(("centred mean", sum(map(chance, centred)) / len(centred), cells(centred, "centred")))
     rows.append(("bits a byte", None, [results.bits(arm) for arm in arms] + [results.bits(*pair) for pair in pairs]))
-    for name in ("who", "wh", "yes", "swapped"):
-        reads = [arm for arm in arms if "reading" in next(iter(results.runs[arm].values()))]
-        rows.append((f"reads: {name}", None, [of_seeds([r["reading"][name]["value"] for r in results.runs[arm].values()])
-                                              if arm in reads else None for arm in arms] + [None] * len(pairs)))
+    rows += [(f"reads: {name}", None, [results.reading(arm, name) for arm in arms] + [None] * len(pairs)) for name in ("who", "wh", "yes", "swapped")]
     notes = [verdict(results, *pair, tasks) for pair in pairs]
     notes += [above_chance(results, arm, task) for arm in arms for task in ("who", "who_three", "swapped")
               if claim in ("1", "mends") and task in tasks and arm != "plain"]
@@ -175,7 +185,8 @@ def arms_table(claim, results, tasks):
 
 def above_chance(results, arm, task):
     value = results.value(arm, [task])
-    return f"{arm}, {task}: {value.mean:.3f} ± {value.error:.3f}, {(value.mean - chance(task)) / value.error:+.1f} standard errors from chance"
+    above = value._replace(mean=value.mean - chance(task))
+    return f"{arm}, {task}: {value.mean:.3f} ± {value.error:.3f}, {above.times:+.1f} standard errors from chance"
 
 
 def blank_table(results, tasks):
@@ -216,12 +227,13 @@ def amount_table(results, tasks):
     """Claim 7: amounts as rows, from the least; each is compared with the one before."""
     arms, rows = [arm for arm in CLAIM_ARMS["7"] if arm in results], []
     shown = [task for task in ("swapped", "nli", "who", "entity_new", "sentiment_words") if task in tasks]
-    for arm, before in zip(arms, [None] + arms):
-        tokens = np.mean([run["seen"] for run in results.runs[arm].values()])
+    xs = tuple(float(np.mean([run["seen"] for run in results.runs[arm].values()])) for arm in arms)
+    for arm, before, tokens in zip(arms, [None] + arms, xs):
         gain = [results.value(arm, tasks, minus=before)] if before else [None]
-        rows.append((f"{plots.tokens(round(tokens, -4))} tokens", None, [results.value(arm, tasks), *(results.value(arm, [task]) for task in shown),
+        rows.append((f"{round(tokens, -3):,.0f} tokens", None, [results.value(arm, tasks), *(results.value(arm, [task]) for task in shown),
                                                                         results.bits(arm), *gain]))
-    return Table(heading("7"), ["mean of tasks", *shown, "bits a byte", "mean - before"], rows, 1, [])
+    return Table(heading("7"), ["mean of tasks", *shown, "bits a byte", "mean - before"], rows, 1, [],
+                 tuple(range(1 + len(shown))), xs, "tokens read, the start with them")
 
 
 def settings_table(results, tasks):
@@ -244,7 +256,8 @@ def mix_table(results, tasks):
         rows.append((arm, None, [results.bits(arm), results.bits(equal), of_seeds(ratio), results.value(arm, tasks),
                                  *([results.value(arm, tasks, minus="plain")] if "plain" in results else [None])]))
     return Table(heading("mix"), ["bits a byte", "plain, as much plain", "worse by, %", "mean of tasks", "arm - plain"], rows, 1, [
-        "as much plain: plain text alone, with as many tokens as the arm has read of plain text"])
+        "as much plain: plain text alone, with as many tokens as the arm has read of plain text"], (0, 1),
+        tuple({"brd": 0.1, "ori_25": 0.25, "ori_50": 0.5, "plain": 1.0}[row[0]] for row in rows), "share of D_ORI")
 
 
 def heading(claim):
@@ -271,9 +284,9 @@ def tables(head, rows):
 def cell(value, difference):
     if value is None:
         return "-"
-    if difference:
-        return f"{value.mean:+.3f} ±{value.error:.3f} {value.mean / value.error if value.error else 0:+5.1f}"
-    return f"{value.mean:.3f} ±{value.error:.3f}"
+    if math.isnan(value.error):          # one seed, no items
+        return f"{value.mean:{'+' if difference else ''}.3f}" + " " * 7 * difference
+    return f"{value.mean:+.3f} ±{value.error:.3f} {value.times:+5.1f}" if difference else f"{value.mean:.3f} ±{value.error:.3f}"
 
 
 def text(table):
@@ -316,28 +329,37 @@ def read(path):
 
 
 def draw(fig, table):
-    """The columns of a table that are no differences: a point with its error each, a mark at chance."""
-    axes, n = fig.subplots(), len(table.columns) - table.differences
+    """Columns of a table with their errors: a point a row, beside a mark at chance, or a curve along table.xs."""
+    axes, drawn = fig.subplots(), table.drawn or range(len(table.columns) - table.differences)
     rows = [row for row in table.rows if not row[0].startswith(("bits", "reads"))]
-    for k, (column, (colour, marker, *_)) in enumerate(zip(table.columns[:n], plots.LOOKS * 2)):
-        points = [(i + (k - (n - 1) / 2) * 0.7 / n, row[2][k]) for i, row in enumerate(rows) if row[2][k] and "bits" not in column]
-        if points:
-            axes.errorbar([v.mean for _, v in points], [y for y, _ in points], xerr=[v.error for _, v in points], fmt=marker, color=colour,
-                          ms=4, capsize=2, lw=1, label=column)
+    for k, column in enumerate(drawn):
+        colour, marker, *_ = plots.LOOKS[k % len(plots.LOOKS)]
+        values = [row[2][column] for row in rows]
+        if table.xs:
+            axes.errorbar(table.xs, [v.mean for v in values], [v.error for v in values], fmt=f"{marker}-", color=colour, ms=5, capsize=2, lw=1,
+                          mfc="white" if k >= len(plots.LOOKS) else colour, label=table.columns[column])
+            continue
+        ys = [i + (k - (len(drawn) - 1) / 2) * 0.7 / len(drawn) for i in range(len(rows))]
+        axes.errorbar([v.mean if v else math.nan for v in values], ys, xerr=[v.error if v else math.nan for v in values], fmt=marker,
+                      color=colour, ms=4, capsize=2, lw=1, mfc="white" if k >= len(plots.LOOKS) else colour, label=table.columns[column])
+    axes.set_title(table.title.split(". In the paper")[0])
+    fig.legend(fontsize=8, ncols=3, loc="outside lower center")
+    if table.xs:
+        axes.set(xlabel=table.along, xscale="log" if "tokens" in table.along else "linear")
+        return
     for i, (_, by_chance, _) in enumerate(rows):
         if by_chance is not None:
             axes.plot([by_chance, by_chance], [i - 0.42, i + 0.42], color=plots.INK, lw=1.6)
     axes.set_yticks(range(len(rows)), [row[0] for row in rows])
-    axes.set(title=table.title.split(". In the paper")[0], ylim=(len(rows) - 0.5, -0.5))
-    axes.legend(fontsize=8)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
 
 
 def pictures(out, head, rows):
     """Writes claim-1.png ... beside the results -> a line that says so, or what is missing."""
     try:
         for claim, (table, *_) in tables(head, rows).items():
-            height = 1.4 + 0.1 * len(table.rows) * (len(table.columns) - table.differences)
-            plots.picture(Path(out) / f"claim-{claim}.png", "png", draw, (7, max(3.0, height)), table)
+            height = 4.0 if table.xs else max(3.0, 1.4 + 0.1 * len(table.rows) * (len(table.columns) - table.differences))
+            plots.picture(Path(out) / f"claim-{claim}.png", "png", draw, (7, height), table)
     except ImportError:
         return "no pictures: matplotlib is not here; pip install -e \".[plot]\" brings it"
     return f"pictures in {out}"

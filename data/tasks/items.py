@@ -49,7 +49,7 @@ N = 360                              # items of a task and seed: divisible by 2 
 SETS = {  # set: (slots, number of labels)
     "yes_no": ("pq", 2), "nli": ("pc", 3), "paraphrase": ("ab", 2), "question": ("pq", 0), "counting": ("p", 3),
     "entity_type": ("pw", 0), "sentiment": ("p", 2), "sentiment_words": ("p", 2)}
-SHARED, GRAM = 0.8, 5                # an item is near to training text that has this part of its runs of so many words
+SHARED, GRAM = 0.5, 8                # an item is near to training text that holds this part of its runs of so many words
 
 # Plain text beside the world's own, for all students alike: it gives words to tasks that the world has none for, and to those
 # who write wrappers. The first three tell how many people are named.
@@ -121,18 +121,17 @@ def scene(rng, n, kind, dated=False, second=None):
     pairs held out go: who has which is told by the text alone."""
     while True:
         paragraph = world.Paragraph(split="test", people=world.draw_people(rng, n, "test", False))
-        main = [world.draw_fact(rng, paragraph, p, kind, False, False, 0.0) for p in paragraph.people]
-        if None in main or len({world.INDEX[p] % 4 for p in paragraph.people}) > 1 or len({f.value for f in main}) < n:
+        if len({world.INDEX[p] % 4 for p in paragraph.people}) > 1:
             continue
-        if dated and ("" in {f.day for f in main} or len({f.day for f in main}) < n):
-            continue
-        paragraph.facts = list(main)
-        more = [world.draw_fact(rng, paragraph, p, second, False, False, 0.0) for p in paragraph.people] if second else []
-        if None in more or len({f.value for f in more}) < len(more):
-            continue
+        for kind_ in (kind, second):
+            for person in paragraph.people if kind_ else ():
+                fact = world.draw_fact(rng, paragraph, person, kind_, False, False, 0.0)
+                while dated and (not fact.day or fact.day in {f.day for f in paragraph.facts}):
+                    fact = world.draw_fact(rng, paragraph, person, kind_, False, False, 0.0)
+                paragraph.facts.append(fact)                    # its value is not drawn again
         extra = [world.draw_aside(rng)] if rng.random() < 0.3 else []
-        paragraph.facts = sorted(main + more + extra, key=lambda _: rng.random())
-        return paragraph, [f for f in paragraph.facts if f in main], [f for f in paragraph.facts if f in more]
+        paragraph.facts = sorted(paragraph.facts + extra, key=lambda _: rng.random())
+        return paragraph, *([f for f in paragraph.facts if f.kind == kind_] for kind_ in (kind, second))
 
 
 def about(n, kinds, asked):
