@@ -18,7 +18,7 @@ from data import world
 from data.corpus import PLAIN_TOKENS, QRA_TOKENS, course_tokenizer, plain_rows, reading_rows
 from data.tasks import items
 
-NER_TOKENS, SENTENCE_QRA = 35, 30            # predicted tokens of a paragraph in D_NER; of one in D_QRA, sentence by sentence
+NER_TOKENS, SENTENCE_QRA = 35, 46            # predicted tokens of a paragraph in D_NER; of one in D_QRA, sentence by sentence
 RATE = train.Config.learning_rate            # of starts
 FEELINGS = ("Is this {0} or {1}?", "Does this sound {0} or {1}?", "Would you say {0} or {1}?", "What is it, {0} or {1}?")
 
