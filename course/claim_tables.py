@@ -308,12 +308,34 @@ def show(head, rows):
     dropped = sum(map(len, Results(rows).near.values()))
     yield f"{head['command']}; {head['seeds']} seeds, wrappers {head['wrappers']} ({head['sha256'][:12]}), torch {head['torch']}"
     yield f"learning rates: plain {head['rates'].get('plain')}, reading {head['rates'].get('brd')}, of {json.dumps(head['rates']['tried'])}"
+    yield (f"{sum(row.get('seconds', 0) for row in rows):,.0f} seconds of training in {len(rows)} students; a student of the default size read "
+           f"{np.median([row['seen'] / row['seconds'] for row in rows if row.get('seconds')] or [0]):,.0f} tokens a second")
     yield f"{near} near-duplicates found by {len(rows)} students in what they had read; {dropped} items left out"
     yield "± the larger of the standard errors over seeds and over items; behind a difference, the difference in standard errors"
     yield ""
-    for some in tables(head, rows).values():
-        for table in some:
-            yield from text(table)
+    found = tables(head, rows)
+    for table in (table for some in found.values() for table in some):
+        yield from text(table)
+    yield from summary(head, found)
+
+
+KEYS = {"5": ("blind", "task distillation"), "7": ("tokens",), "8": ("mean of these",), "mix": ("brd", "ori_25", "ori_50"),
+        "mends": ("sentiment_words", "who", "swapped")}       # rows that say most of a claim; otherwise "mean of tasks"
+
+
+def summary(head, found):
+    """Lines of Markdown: claim, the paper's figure, ours with its error."""
+    yield "| claim | in the paper | here | difference ± SE | in SE |"
+    yield "|---|---|---|---|---|"
+    for claim, (table, *_) in found.items():
+        columns = [2] if claim == "mix" else range(len(table.columns) - table.differences, len(table.columns))
+        for label, _, values in table.rows:
+            if not label.endswith(KEYS.get(claim, ("mean of tasks",))):
+                continue
+            for value, column in ((values[c], table.columns[c]) for c in columns if values[c]):
+                yield f"| {claim} | {TITLES[claim][1]} | {label}: {column} | {value.mean:+.3f} ± {value.error:.3f} | {value.times:+.1f} |"
+    yield f"{head['seeds']} seeds, {head['size']['tokens']:,} tokens a student after its start of {head['size']['start']:,}"
+    yield ""
 
 
 def read(path):

@@ -215,8 +215,9 @@ def collect(out, options, size, rates, jobs, compared):
 
 # --- the plan ------------------------------------------------------------------------------------------------------------
 
-# Seconds on one core of two, for the default size: measured, see the README. Training is in proportion to weights and tokens.
-SPEED, TEACHER_SPEED, TEST, CONTROLLED, LEARN = 10_000, 4_500, 24.0, 8.0, 6.0
+# Seconds on one core, for the default size: tokens a second of students and teacher, a test with the text that it needs, the control without
+# paragraphs, a task learnt from a few items.
+SPEED, TEACHER_SPEED, TEST, CONTROLLED, LEARN = 10_000, 4_500, 30.0, 8.0, 6.0
 
 
 def plan(claims, seeds, size, speed=SPEED):
