@@ -7,6 +7,8 @@ One sign an item: 1 right, 0 wrong, = a tie that holds the right one (counts as 
 A file of results then has a line of some kilobytes a student, and any two arms can be compared on the same items.
 """
 
+import dataclasses
+import random
 from types import SimpleNamespace
 
 import numpy as np
@@ -91,10 +93,10 @@ def bits(model, tokenizer):
 def reading(model, tokenizer, n=60):
     """{"who", "wh", "yes", "swapped"}: {"value", "se", "n"} in free running on n paragraphs about two people: answers that are names,
     other wh answers, true claims said to be true, and claims that mix up two people said to be false."""
-    import random
     rng, groups = random.Random("claims reading"), {"who": [], "wh": [], "yes": [], "swapped": []}
-    drawn = [world.draw_paragraph(rng, world.FULL, split="test") for _ in range(n)]
-    records = [world.annotate(rng, paragraph, i) for i, paragraph in enumerate(drawn)]
+    at = dataclasses.replace(world.FULL, swapped=0.6)
+    drawn = [world.draw_paragraph(rng, at, split="test") for _ in range(n)]
+    records = [world.annotate(rng, paragraph, i, at) for i, paragraph in enumerate(drawn)]
     for paragraph, answers in zip(drawn, brd.free_answers(model, tokenizer, records, random.Random(0), brd.ALL_FORMS)):
         values = {fact.value for fact in paragraph.facts}
         for item, answer in answers:
