@@ -8,9 +8,10 @@
     python td_distill.py compare --show=course/results/grammar.jsonl            the runs that the README tells of
 
 How it is kept fair. All rows set out from the same start of that seed and read the same number of tokens, those of one
-cache in the same order. Each row tries the learning rates of RATES on a seed and on prompts of their own, and the best of
-them is used for every seed of the table. Differences are paired: a row minus its control, within a seed. Every finished
-run is a line of results.jsonl, so a comparison that was stopped goes on, and more seeds or rows are added to it.
+cache in the same order. Each row tries the learning rates of --rates on a seed and on prompts of their own, and the best of
+them is used for every seed of the table; where it is the last one for most rows, the grid is too short. Differences are paired:
+a row minus its control, within a seed. Every finished run is a line of results.jsonl, so a comparison that was stopped goes on,
+and more seeds or rows are added to it.
 
 Shapes: B documents, T positions, K teacher tokens kept, V vocabulary, N prompts.
 """
@@ -201,7 +202,7 @@ def run_all(jobs, path, workers, what):
     return results
 
 
-def compare(task, out, size, rows, seeds, embd, budgets, workers):
+def compare(task, out, size, rows, seeds, embd, budgets, workers, rates):
     """Tunes every row and runs it with every seed and budget, a pair (tokens, seconds) of which one is 0
     -> {(row, budget): (rate, [figures of a seed])}. Raises ValueError where the folder holds runs of another size."""
     out.mkdir(parents=True, exist_ok=True)
@@ -217,9 +218,9 @@ def compare(task, out, size, rows, seeds, embd, budgets, workers):
     def runs(row, rate, seed, budget):
         return job(row, rate, seed, tokens=budget[0], seconds=budget[1])
 
-    trials = {(row, rate): runs(row, rate, TUNING, budgets[-1]) for row in rows for rate in RATES}
+    trials = {(row, rate): runs(row, rate, TUNING, budgets[-1]) for row in rows for rate in rates}
     tried = run_all(trials.values(), path, workers, "learning rates")
-    best = {row: max(RATES, key=lambda rate: tried[trials[row, rate][:len(KEY)]].get("T=1", -1.0)) for row in rows}
+    best = {row: max(rates, key=lambda rate: tried[trials[row, rate][:len(KEY)]].get("T=1", -1.0)) for row in rows}
     chosen = {(row, budget): [runs(row, best[row], 1 + seed, budget) for seed in range(seeds)] for row in rows for budget in budgets}
     in_turn = [chosen[row, budget][seed] for seed in range(seeds) for row in rows for budget in budgets]
     results = run_all(in_turn, path, workers, "seeds")
@@ -304,6 +305,7 @@ def main(argv=None):
     parser.add_argument("--rows", help="objectives, separated by commas [all]: " + ", ".join(OBJECTIVES).replace("%", "%%"))
     parser.add_argument("--tokens", type=int, help="tokens that every student reads after the start")
     parser.add_argument("--embd", type=int, help="channels of the students: small ones cannot do all that the teacher does")
+    parser.add_argument("--rates", default=",".join(map(str, RATES)), help="learning rates that every row tries [%(default)s]")
     parser.add_argument("--seconds", help="CPU seconds in place of tokens, separated by commas: prints curves")
     parser.add_argument("--out_dir", help="folder of all that is made [out/compare-TASK]")
     parser.add_argument("--workers", type=int, default=torch.get_num_threads(), help="processes side by side [as cores]")
@@ -322,7 +324,8 @@ def main(argv=None):
     if options.seconds:
         budgets = [(0, seconds) for seconds in sorted(map(float, options.seconds.split(",")))]
     out = Path(options.out_dir or f"out/compare-{options.task}")
-    results = compare(options.task, out, SIZES[options.task], rows, options.seeds, options.embd or embd, budgets, options.workers)
+    results = compare(options.task, out, SIZES[options.task], rows, options.seeds, options.embd or embd, budgets, options.workers,
+                      tuple(map(float, options.rates.split(","))))
     task = open_task(options.task, out, SIZES[options.task])
     right = [task.judge(i, answer) for i, answer in enumerate(task.answers)]
     print(f"the teacher, T=1: {sum(right) / len(right):.3f} of {len(right)} prompts answered right")

@@ -184,10 +184,9 @@ def test_own_answers_are_scored_at_every_token_of_theirs(task, model):
 
 # --- a whole comparison -----------------------------------------------------------------------------------------------------
 
-def test_a_comparison_is_made_once_goes_on_and_prints_a_table(task, out, monkeypatch):
-    monkeypatch.setattr(compare, "RATES", (0.005, 0.01))
+def test_a_comparison_is_made_once_goes_on_and_prints_a_table(task, out):
     rows = ["SFT", "KD p=.8", "BD"]
-    results = compare.compare("grammar", out, SMALL, rows, 2, 16, [(1500, 0.0)], 1)
+    results = compare.compare("grammar", out, SMALL, rows, 2, 16, [(1500, 0.0)], 1, (0.005, 0.01))
     path = out / "results.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines()
     assert len(lines) == 3 * (2 + 2)
@@ -196,7 +195,7 @@ def test_a_comparison_is_made_once_goes_on_and_prints_a_table(task, out, monkeyp
         assert all(abs(run["seen"] - 1500) < 88 for run in runs)
         assert all(0 <= run[name] <= 1 for run in runs for name in ("T=1", "T=.7", "nucleus", "greedy", "distinct"))
     path.write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:30], encoding="utf-8")   # killed while a line was written
-    again = compare.compare("grammar", out, SMALL, rows, 2, 16, [(1500, 0.0)], 1)
+    again = compare.compare("grammar", out, SMALL, rows, 2, 16, [(1500, 0.0)], 1, (0.005, 0.01))
     timeless = lambda run: {k: v for k, v in run.items() if k != "cpu seconds"}                             # noqa: E731
     assert [list(map(timeless, runs)) for _, runs in again.values()] == [list(map(timeless, runs)) for _, runs in results.values()]
     assert [json.loads(line)["row"] for line in path.read_text(encoding="utf-8").splitlines()].count("SFT") == 4
@@ -207,7 +206,7 @@ def test_a_comparison_is_made_once_goes_on_and_prints_a_table(task, out, monkeyp
     assert cell in next(line for line in text.split("minus the control")[1].splitlines() if line.startswith("SFT"))
     assert "\n".join(compare.table(again)).splitlines()[2:] == "\n".join(compare.shown(path)).splitlines()[4:]
     with pytest.raises(ValueError, match="use another --out_dir"):
-        compare.compare("grammar", out, SMALL._replace(answers=1), rows, 2, 16, [(1500, 0.0)], 1)
+        compare.compare("grammar", out, SMALL._replace(answers=1), rows, 2, 16, [(1500, 0.0)], 1, (0.005, 0.01))
 
 
 def test_curves_by_hand():
