@@ -73,9 +73,9 @@ class Size(NamedTuple):
     teacher: int = 3_000_000        # of the teacher
     retelling: int = 150_000        # of one method of claim 5
     items: int = items.N            # a task
-    n_layer: int = 3
+    n_layer: int = 3                # blocks and channels of a student
     n_embd: int = 128
-    teacher_layer: int = 4
+    teacher_layer: int = 4          # ... and of the teacher
     teacher_embd: int = 192
 
 
@@ -101,9 +101,10 @@ class Job(NamedTuple):
 def config_of(job):
     """The Config of a job's student: the default one but for size, seed, rate, and the changes of its arm."""
     arm, size = ARMS.get(job.arm, ARMS["brd"]), job.size
-    return train.Config(seed=job.seed, learning_rate=job.rate, start_tokens=round(size.tokens * arm.tokens) if not arm.start else size.start,
-                        student_tokens=round(size.tokens * arm.tokens), teacher_tokens=size.teacher, n_layer=size.n_layer,
-                        n_embd=size.n_embd, teacher_layer=size.teacher_layer, teacher_embd=size.teacher_embd, **dict(arm.changes))
+    tokens = round(size.tokens * arm.tokens)
+    return train.Config(seed=job.seed, learning_rate=job.rate, start_tokens=size.start if arm.start else tokens, student_tokens=tokens,
+                        teacher_tokens=size.teacher, n_layer=size.n_layer, n_embd=size.n_embd, teacher_layer=size.teacher_layer,
+                        teacher_embd=size.teacher_embd, **dict(arm.changes))
 
 
 def family(arm):
@@ -140,7 +141,8 @@ def as_feelings(record, rng):
             return item
         good, bad = (world.pick(rng, [w for w in words if w not in record["text"]]) for words in (world.GOOD, world.BAD))
         offered = sorted((good, bad), key=lambda _: rng.random())
-        return {**item, "question": world.pick(rng, FEELINGS).format(*offered), "answer": good if item["answer"] == "good" else bad}
+        answer = good if item["answer"] == "good" else bad
+        return {**item, "question": world.pick(rng, FEELINGS).format(*offered), "answer": answer}
     return {**record, "questions": [reworded(item) for item in record["questions"]]}
 
 

@@ -11,14 +11,15 @@
     2 further training on plain text     5 before other distillations               8 blind, relaxed, supervised
     3 without entities, questions        6 how near to the teacher, by task         mix: plain text kept; mends: what was missing
 
-How it is kept fair. All arms of a seed set out from one start (claim 2: from a longer one) with one vocabulary, and read the same number of
-tokens, unless their line in ARMS says otherwise; a table of arms that did not is refused. Both families, plain text and
-reading, try the learning rates of RATES on a seed of its own, TUNING, and dev wrappers, and keep the best; an arm that
-changes something of BRD has BRD's rate. Candidates are balanced (data/tasks/items.py). Items near to what an arm of that
-seed has read are counted and left out. Plain text holds the words of the answers.
+How it is kept fair. All arms of a seed set out from one start (in claim 2 a longer one) with one vocabulary, and read the same
+number of tokens, unless their line in ARMS (course/claim_arms.py) says otherwise; a table of arms that did not is refused.
+Both families, plain text and reading, try the learning rates of RATES on a seed of its own, TUNING, and dev wrappers, and keep
+the best by the mean accuracy of all tasks; an arm that changes something of BRD has BRD's rate. Candidates are balanced
+(data/tasks/items.py). Items near to what any arm of that seed has read are counted and left out. Plain text holds the words of
+the answers. What is measured: course/claim_tests.py; errors and tables: course/claim_tables.py.
 
 Every finished student and test is a file in --out_dir; results-WRAPPERS.jsonl, one line a student, is made of them at the end.
-Stages are those of train.py: its start, student, teacher and fit. Shapes: V vocabulary.
+Students are those of train.py: its start, its teacher, its one training loop.
 """
 
 import argparse
@@ -49,7 +50,6 @@ from model import GPT
 
 RATES, TUNING = (0.005, 0.01, 0.02), 0      # learning rates tried, and the seed that they are chosen on
 DEV = items.HERE / "wrappers" / "dev.json"
-
 
 
 # --- one job, in a process of its own ---------------------------------------------------------------------------------------
@@ -109,7 +109,8 @@ def train_and_test(job, config, tokenizer, tasks):
     start = before and train.kept(before.folder / ("start" if arm.start == "start" else "student"), config)
     model = train.student("student", job.folder, start, lambda *_: sources_of(job), config, tokenizer, looks=False)
     sources, shares, begins = sources_of(job)
-    plan = plan_batches(sources, shares, config.student_tokens if arm.start else config.start_tokens, config.step_tokens, config.seed, begins)
+    tokens = config.student_tokens if arm.start else config.start_tokens
+    plan = plan_batches(sources, shares, tokens, config.step_tokens, config.seed, begins)
     seen = [sum(batch.tokens for batch in plan if batch.source == s) for s in range(len(sources))]
     figures = {"seen": model.extra["tokens_seen"], "read": seen, "bits": round(claim_tests.bits(model, tokenizer), 5),
                "seconds": json.loads((job.folder / "student" / "seconds.json").read_text(encoding="utf-8"))["training"]}
@@ -157,6 +158,7 @@ def work(pool, function, jobs, what):
 def run(options, size):
     """Everything that the claims need and that is not there yet, then the file of results -> its path."""
     out, claims, seeds = Path(options.out_dir), options.claims, range(1, 1 + options.seeds)
+
     def job(arm, seed, rate=RATE, wrappers=options.wrappers):
         return Job(arm, seed, rate, str(out), str(wrappers), size)
     students, later = arms_of(claims)
@@ -188,7 +190,8 @@ def tuned(pool, out, families, job):
     work(pool, run_job, [trials[arm, rate] for arm in missing for rate in RATES], "learning rates")
     for arm in missing:
         results = {rate: json.loads(trials[arm, rate].result.read_text(encoding="utf-8")) for rate in RATES}
-        rates["tried"][arm] = {f"{rate:g}": {"accuracy": claim_tables.mean_accuracy(r["tasks"]), "bits": r["bits"]} for rate, r in results.items()}
+        rates["tried"][arm] = {f"{rate:g}": {"accuracy": round(claim_tables.mean_accuracy(r["tasks"]), 4), "bits": r["bits"]}
+                               for rate, r in results.items()}
         rates[arm] = max(RATES, key=lambda rate: rates["tried"][arm][f"{rate:g}"]["accuracy"])
         write_json(path, rates)
     return rates
@@ -203,7 +206,9 @@ def collect(out, options, size, rates, jobs, compared):
     if (out / "teacher" / "results.json").exists():
         rows.append(json.loads((out / "teacher" / "results.json").read_text(encoding="utf-8")))
     stem = Path(options.wrappers).stem
-    head = {"command": f"python course/claims.py {' '.join(options.claims)} --seeds={options.seeds} --tokens={size.tokens}", "wrappers": stem,
+    sizes = [f"--{name}={value}" for name, value in size._asdict().items() if value != Size._field_defaults[name]]
+    asked = [] if options.claims == list(CLAIM_ARMS) else options.claims
+    head = {"command": " ".join(["python course/claims.py", *asked, f"--seeds={options.seeds}", *sizes]), "wrappers": stem,
             "sha256": hashlib.sha256(Path(options.wrappers).read_bytes()).hexdigest(), "size": size._asdict(), "rates": rates,
             "seeds": options.seeds, "claims": options.claims, "torch": torch.__version__}
     path = out / f"results-{stem}.jsonl"
@@ -215,8 +220,8 @@ def collect(out, options, size, rates, jobs, compared):
 
 # --- the plan ------------------------------------------------------------------------------------------------------------
 
-# Seconds on one core, for the default size: tokens a second of students and teacher, a test with the text that it needs, the control without
-# paragraphs, a task learnt from a few items.
+# On one core, for the default size: tokens a second of students and teacher; seconds of a test with the text that it needs, of the
+# control without paragraphs, of a task learnt from a few items.
 SPEED, TEACHER_SPEED, TEST, CONTROLLED, LEARN = 10_000, 4_500, 30.0, 8.0, 6.0
 
 
@@ -233,7 +238,8 @@ def plan(claims, seeds, size, speed=SPEED):
         test = 1.0 if ARMS[arm].tests == "bits" else tests + CONTROLLED * (arm in CONTROL)
         rows.append((arm, seeds, round(tokens), seeds * (tokens / speed + test)))
     if any(claim in TAUGHT for claim in claims):
-        rows.append(("teacher", 1, size.teacher, size.teacher / (speed * TEACHER_SPEED / SPEED) + 3 * size.retelling / speed + 60))
+        seconds = size.teacher / (speed * TEACHER_SPEED / SPEED) + 5 * size.retelling / speed + 60
+        rows.append(("teacher", 1, size.teacher, seconds))
     for arm in later:
         seconds = len(claim_tests.LEARNT) * LEARN if ":" in arm else size.retelling / speed + tests
         rows.append((arm, seeds, claim_tests.LABELS if ":" in arm else size.retelling, seeds * seconds))
@@ -260,7 +266,8 @@ def planned_tokens(options, size):
 
 
 def parse(arguments):
-    parser = argparse.ArgumentParser(prog="claims.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="claims.py", description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("claims", nargs="*", metavar="CLAIM", help=f"of {', '.join(CLAIM_ARMS)} [all]")
     parser.add_argument("--seeds", type=int, default=3, help="students of every arm [3]")
     parser.add_argument("--minutes", type=float, default=0.0, help="tokens are planned so that it takes so long")
@@ -276,7 +283,8 @@ def parse(arguments):
     numbers = {"seeds": options.seeds, "workers": options.workers, **{name: getattr(options, name) for name in Size._fields}}
     low = [name for name, value in numbers.items() if value < 1]
     if wrong or low or options.minutes < 0:
-        raise ValueError(f"claim {wrong[0]}; expected {', '.join(CLAIM_ARMS)}" if wrong else f"--{(low or ['minutes'])[0]}: expected 1 or more")
+        raise ValueError(f"claim {wrong[0]}; expected {', '.join(CLAIM_ARMS)}" if wrong else
+                         f"--{(low or ['minutes'])[0]}: expected more than nothing")
     options.claims = [claim for claim in CLAIM_ARMS if claim in options.claims or not options.claims]
     return options
 

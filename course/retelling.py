@@ -60,13 +60,13 @@ def references(tokens, tokenizer, config):
 
 
 def instructed_teacher(folder, reader, tokenizer, config):
-    """The teacher, a reader, after references of config.student_tokens tokens; kept in the folder."""
+    """The teacher, a reader, after two passes over references of config.student_tokens tokens; kept in the folder."""
     config = config_of(config, config.student_tokens)
     _, rows = references(config.student_tokens, tokenizer, config)
     model = train.kept(folder, config)
     if not model:
         model = reader
-        _, seen = train.fit("instructed teacher", model, [rows], [1.0], config.student_tokens, config, config.decay, folder=folder)
+        _, seen = train.fit("instructed teacher", model, [rows], [1.0], 2 * config.student_tokens, config, config.decay, folder=folder)
         train.keep(model, folder, tokenizer, {"tokens_seen": reader.extra["tokens_seen"] + seen})
     return model
 

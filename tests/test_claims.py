@@ -2,7 +2,6 @@
 import dataclasses
 import json
 import math
-import random
 import re
 from collections import Counter
 from concurrent.futures import Future
@@ -78,15 +77,16 @@ def test_differences_are_paired_by_item_and_leave_out_what_is_near():
 
 
 def test_arms_that_read_more_are_not_compared():
-    rows = rows_of(plain={1: ("01", 100_000)}, brd={1: ("11", 101_000)})
-    with pytest.raises(ValueError, match="brd has read 101,000 tokens with seed 1, plain 100,000"):
+    rows = rows_of(plain={1: ("01", 100_000)}, brd={1: ("11", 101_400)})
+    with pytest.raises(ValueError, match="brd has read 101,400 tokens with seed 1, plain 100,000"):
         claim_tables.Results(rows).value("brd", ["who"], minus="plain")
-    claim_tables.Results(rows_of(brd_half={1: ("01", 50_000)}, brd={1: ("11", 101_000)})).value("brd", ["who"], minus="brd_half")
+    claim_tables.Results(rows_of(brd_half={1: ("01", 50_000)}, brd={1: ("11", 101_400)})).value("brd", ["who"], minus="brd_half")
 
 
 def test_verdicts_count_tasks_beyond_three_errors():
     signs = {"who": ("1" * 40, "0" * 36 + "1" * 4), "what": ("01" * 20, "10" * 20), "nli": ("0" * 39 + "1", "1" * 40)}
-    rows = [{"arm": arm, "seed": 1, "seen": 5, "tasks": {task: both[i] for task, both in signs.items()}} for i, arm in enumerate(("brd", "plain"))]
+    rows = [{"arm": arm, "seed": 1, "seen": 5, "tasks": {task: both[i] for task, both in signs.items()}}
+            for i, arm in enumerate(("brd", "plain"))]
     line = claim_tables.verdict(claim_tables.Results(rows), "brd", "plain", list(signs))
     assert line.endswith("on 1 of 3 tasks: who; below on 1: nli")
 
@@ -111,8 +111,8 @@ def test_an_arm_differs_in_what_its_line_says(arm):
 
 @pytest.fixture(scope="module")
 def read():
-    """What each arm reads of 30,000 tokens: {arm: (sources, shares, tokens of each source)}."""
-    found, size = {}, TINY._replace(tokens=30_000)
+    """What each arm reads of 20,000 tokens: {arm: (sources, shares, tokens of each source)}."""
+    found, size = {}, TINY._replace(tokens=20_000)
     for arm in ARMS:
         sources, shares, begins = claim_arms.sources_of(job(arm, size=size))
         config = claim_arms.config_of(job(arm, size=size))
@@ -123,8 +123,8 @@ def read():
 
 def test_arms_read_equal_tokens(read):
     for arm, (_, shares, tokens) in read.items():
-        wanted = 30_000 * ARMS[arm].tokens
-        assert abs(sum(tokens) - wanted) < 300, arm                             # documents are not cut
+        wanted = 20_000 * ARMS[arm].tokens
+        assert abs(sum(tokens) - wanted) < claim_tables.SPILL + 0.015 * wanted, arm         # documents are not cut
         assert all(abs(t - share * wanted) < 150 + 0.01 * wanted for share, t in zip(shares, tokens, strict=True)), arm
     assert [round(read[arm][1][0], 2) for arm in ("plain", "brd", "ori_25", "ori_50", "no_ner", "no_qra")] == [1, 0.1, 0.25, 0.5, 0.1, 0.1]
     assert read["no_ner"][2][1] == 0 == read["no_qra"][2][2]
@@ -134,8 +134,7 @@ def test_arms_read_equal_tokens(read):
 
 def test_no_arm_reads_its_text_twice(read):
     for arm, (sources, _, tokens) in read.items():
-        held = [(rows.lengths - 1).sum() for rows in sources]
-        assert all(t <= h + 100 for t, h in zip(tokens, held)) and sum(held) < 2.6 * sum(tokens), arm
+        assert all(t <= 1.05 * (rows.lengths - 1).sum() + 100 for rows, t in zip(sources, tokens)), arm
 
 
 def test_sentences_are_those_of_the_paragraphs_and_ask_nothing_beyond():
@@ -200,8 +199,8 @@ def models():
 def test_agreement_is_the_cross_entropy_at_the_answer(models, monkeypatch):
     tokenizer, (student, teacher) = models
     monkeypatch.setattr(claim_tests, "AGREED", 3)
-    task = {"items": [("Anna went to Oslo. Who? It is", ["Anna", "Ben"], {0}), ("So", ["Yes", "No"], {1}), ("A day. All", ["good", "bad"], {0}),
-                      ("never reached", ["a", "b"], {0})]}
+    task = {"items": [("Anna went to Oslo. Who? It is", ["Anna", "Ben"], {0}), ("So", ["Yes", "No"], {1}),
+                      ("A day. All", ["good", "bad"], {0}), ("never reached", ["a", "b"], {0})]}
     found = claim_tests.agreement(student, teacher, tokenizer, {"t": task})["t"]
     for (prompt, *_), value in zip(task["items"], found, strict=False):
         ids = torch.tensor([tokenizer.encode(prompt)])
@@ -225,6 +224,22 @@ def test_near_duplicates_are_looked_for_in_what_an_arm_reads():
     assert sum(map(len, sources)) == len(texts) and not any("<|" in text for text in texts)
     task = {"texts": [max(texts, key=len), "Words that nobody in this world would ever put side by side again."]}
     assert claim_tests.near({"t": task}, sources, tokenizer) == {"t": [0]}
+
+
+def test_answers_of_the_reading_test_are_told_apart(models, monkeypatch):
+    """An oracle that answers all but one group: its figures are 1, that group's 0."""
+    tokenizer, (student, _) = models
+    seen = Counter()
+
+    def oracle(model, tokenizer, records, rng, forms, wrong="Yes"):
+        for paragraph in records:
+            seen.update(q["answer"] for r in paragraph for q in r["questions"])
+        return [[(q, "?" if q["answer"] == wrong else q["answer"]) for r in paragraph for q in r["questions"]] for paragraph in records]
+    monkeypatch.setattr(claim_tests.brd, "free_answers", oracle)
+    figures = claim_tests.reading(student, tokenizer)
+    assert [figures[name]["value"] for name in ("who", "wh", "yes", "swapped")] == [1, 1, 0, 1]
+    assert figures["yes"]["n"] == seen["Yes"] and 10 < figures["swapped"]["n"] < seen["No"]
+    assert figures["who"]["n"] == sum(n for answer, n in seen.items() if answer in world.WORDS["person"])
 
 
 def test_full_sentences_are_judged_by_the_text():
@@ -284,6 +299,8 @@ def driver(monkeypatch, tmp_path):
     """run(folder) of claim 4 with one seed and three tasks, and the list of trainings that it started."""
     monkeypatch.setattr(claims, "ProcessPoolExecutor", InTurn)
     monkeypatch.setattr(items, "TASKS", {name: items.TASKS[name] for name in ("who", "yes_no", "nli")})
+    silent = dict.fromkeys(("who", "wh", "yes", "swapped"), {"value": None})
+    monkeypatch.setattr(claim_tests, "reading", lambda *_: silent)      # many tokens of a student that has learnt nothing
     trained, fit = [], train.fit
 
     def counted(name, *arguments, **options):
@@ -332,12 +349,12 @@ def test_other_wrappers_test_the_same_students(driver, monkeypatch, tmp_path):
     driver.trained.clear()
     claims.main(["4", "--seeds=1", *[f"--{name}={value}" for name, value in TINY._asdict().items()], f"--out_dir={tmp_path / 'one'}",
                  f"--wrappers={tmp_path / 'other.json'}"])
-    assert driver.trained == [] and (tmp_path / "one" / "results-other.jsonl").exists() and (tmp_path / "one" / "results-dev.jsonl").exists()
-    assert claim_tables.read(tmp_path / "one" / "results-other.jsonl")[0]["sha256"] != claim_tables.read(tmp_path / "one" / "results-dev.jsonl")[0]["sha256"]
+    (one, _), (two, _) = (claim_tables.read(tmp_path / "one" / f"results-{name}.jsonl") for name in ("dev", "other"))
+    assert driver.trained == [] and one["sha256"] != two["sha256"] and one["rates"] == two["rates"]
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["9"], "claim 9; expected 1, 2"), (["--seeds=0"], "--seeds: expected 1 or more"), (["--minutes=-1"], "--minutes: expected"),
+    (["9"], "claim 9; expected 1, 2"), (["--seeds=0"], "--seeds: expected more"), (["--minutes=-1"], "--minutes: expected"),
     (["--wrappers=nowhere.json"], "nowhere.json"), (["--show", "pyproject.toml"], "not results of course/claims.py")])
 def test_bad_arguments_are_told(arguments, message):
     with pytest.raises((ValueError, OSError), match=re.escape(message)):
