@@ -26,7 +26,7 @@ FEELINGS = ("Is this {0} or {1}?", "Does this sound {0} or {1}?", "Would you say
 @dataclasses.dataclass(frozen=True)
 class Arm:
     what: str                # how it differs from the default student
-    read: str = "brd"        # plain, or a variant of the annotated text: brd, sentences, attitudes, binding
+    read: str = "brd"        # plain, or a variant of the annotated text: brd, sentences, attitudes, binding, passages
     changes: tuple = ()      # fields of train.Config that differ: ((name, value), ...)
     tokens: float = 1.0      # what it reads after its start, in tokens of a default student
     start: str = "start"     # what it sets out from: start, pretrained
@@ -54,6 +54,7 @@ ARMS = {
     "brd_four": Arm("four times the tokens", tokens=4.0),
     "attitudes": Arm("attitudes also asked as a choice of two feelings", "attitudes"),
     "binding": Arm("two people do alike, and false claims mix them up, four times of five", "binding"),
+    "passages": Arm("the same, and nine of ten sentences are read on to the end of the passage before anything is asked", "passages"),
 }
 AFTER = tuple(f"{first}+{method}" for first in ("plain", "brd") for method in retelling.METHODS)      # claim 5
 LEARNT = tuple(f"{first}:{setting}" for first in ("plain", "brd") for setting in ("relaxed", "supervised"))    # claims 5, 8
@@ -62,7 +63,7 @@ CLAIM_ARMS = {
     "1": ("plain", "brd", "uniform"), "2": ("pretrained", "further", "further_brd"), "3": ("brd", "no_ner", "no_qra"),
     "4": ("brd", "sentence"), "5": ("plain", "brd", *AFTER, "plain:relaxed", "brd:relaxed"), "6": ("plain", "brd"),
     "7": ("brd_quarter", "brd_half", "brd", "brd_double", "brd_four"), "8": ("plain", "brd", *LEARNT),
-    "mix": ("plain", "brd", "ori_25", "ori_50", "plain_10", "plain_25", "plain_50"), "mends": ("brd", "attitudes", "binding", "brd_four")}
+    "mix": ("plain", "brd", "ori_25", "ori_50", "plain_10", "plain_25", "plain_50"), "mends": ("brd", "attitudes", "binding", "passages", "brd_four")}
 TAUGHT = ("5", "6", "8")            # claims that need a teacher
 
 
@@ -149,7 +150,7 @@ def as_feelings(record, rng):
 def annotated(read, n, seed):
     """n annotated paragraphs in one of the variants; "sentences" gives one paragraph for each sentence."""
     rng = random.Random(f"{read} {seed}")
-    if read == "binding":
+    if read in ("binding", "passages"):
         def harder(at):
             return dataclasses.replace(at, swapped=0.8, alike=0.8) if at.people == 2 else at
         return [world.annotate(rng, world.draw_paragraph(rng, at), i, at) for i in range(n) for at in [harder(world.level(i / n))]]
@@ -171,5 +172,6 @@ def sources_of(job):
     n = int(tokens * max(shares[1] / NER_TOKENS, shares[2] / (SENTENCE_QRA if arm.read == "sentences" else QRA_TOKENS))) + 1
     paragraphs = annotated(arm.read, n, job.seed)
     plain = plain_rows(list(items.plain(int(tokens * shares[0] / PLAIN_TOKENS) + 1, f"{job.seed} D_ORI")), tokenizer)
-    rows = [reading_rows(paragraphs, copy, tokenizer, job.seed, config.block_size) for copy in ("ner", "qra")]
+    on = 0.9 if arm.read == "passages" else None        # or "who?" is mostly asked of the sentence read last, and never of two
+    rows = [reading_rows(paragraphs, copy, tokenizer, job.seed, config.block_size, on) for copy in ("ner", "qra")]
     return [plain, *rows], shares, [train.ALONE if shares[2] else 0.0] * 2 + [0.0]

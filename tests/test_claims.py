@@ -173,6 +173,19 @@ def test_binding_mixes_people_up_more_often():
     assert share("binding") > share("brd") + 0.1
 
 
+def test_passages_are_read_to_their_end_before_anything_is_asked(read):
+    def asked_at_once(arm):
+        """Of the later documents with two sentences or more, laid out with separators: the part that has one reading only."""
+        rows, tokenizer, once = read[arm][0][2], course_tokenizer("world", 1024), []
+        for d in range(len(rows) * 6 // 10, len(rows)):
+            tokens, _ = rows.document(d)
+            parts = [part for part in tokenizer.decode(tokens.tolist()).split("<|sep|>")][:-1]
+            if len(parts) > 1 and len(re.findall(r"[.!](?: |$)", " ".join(parts[::2]))) > 1:
+                once.append(len(parts) == 2)
+        return np.mean(once)
+    assert asked_at_once("passages") > 0.7 > 0.5 > asked_at_once("binding")
+
+
 def test_claims_name_arms_that_there_are():
     assert set(CLAIM_ARMS) == set(claim_tables.TITLES)
     assert {arm for arms in CLAIM_ARMS.values() for arm in arms} == set(ARMS) | set(claim_arms.AFTER) | set(claim_arms.LEARNT)
