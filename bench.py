@@ -42,6 +42,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import td_distill
+from data.annotations import shown
 from data.cache import CacheWriter
 from data.reads import draw_with_sets, top_p_sets
 from model import GPT, GPTConfig
@@ -343,7 +344,7 @@ def main(argv=None):
                 json.dump({"options": vars(options), "torch": torch.__version__, "tables": tables}, file, indent=1)
             os.replace(options.json + ".tmp", options.json)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shown(str(error))}", file=sys.stderr)
         return 2
     return 0
 

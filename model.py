@@ -26,20 +26,25 @@ Letters: B batch, T time (new tokens), S time (cached and new tokens), C channel
 """
 import argparse
 import copy
+import dataclasses
 import json
 import math
 import os
 import sys
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from data.sealed import read_sealed, read_tensors, sealed, sha256_of
+
 # On a CPU, rows up to this long attend by an explicit softmax(q k^T) v: the fused kernel has a fixed cost that they
 # cannot repay. Measured on one thread (3 blocks, 8 heads of 16 channels, bfloat16, 2,080 tokens forward and backward),
 # explicit / fused: rows of 72 tokens 111 / 201 ms, 256: 166 / 178, 320: 200 / 179, 512: 391 / 228.
 EXPLICIT_ATTENTION_UP_TO = 256
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.tiktoken")      # that may lie beside the weights
+REMEDY = "restore the folder, or remove it and train again"
 
 
 @dataclass
@@ -57,14 +62,14 @@ class GPTConfig:
 
     def __post_init__(self):
         if self.layout not in ("modern", "gpt2"):
-            raise ValueError(f"layout is {self.layout!r}, but expected 'modern' or 'gpt2'")
+            raise ValueError(f"layout is {self.layout!r:.60}, but expected 'modern' or 'gpt2'")
         for name in ("n_vocab", "block_size", "n_layer", "n_head", "n_embd", "shared_heads", "conv_width"):
             value, least = getattr(self, name), 0 if name in ("shared_heads", "conv_width") else 1
             if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} is {value!r}, but expected a whole number of at least {least}")
+                raise ValueError(f"{name} is {value!r:.60}, but expected a whole number of at least {least}")
         for name in ("rope_base", "qk_scale"):
             if not isinstance(getattr(self, name), (int, float)) or not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, but expected a number above 0")
+                raise ValueError(f"{name} is {getattr(self, name)!r:.60}, but expected a number above 0")
         C, H = self.n_embd, self.n_head
         if C % H:
             raise ValueError(f"n_embd {C} is not a multiple of n_head {H}; try n_embd={math.ceil(C / H) * H}")
@@ -399,7 +404,8 @@ class GPT(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     def save(self, folder, extra=None):
-        """Write model.pt (the weights) and config.json (every field, and `extra`, any JSON) into the folder."""
+        """Write model.pt (the weights) and config.json (every field, `extra`, any JSON, and the SHA-256 of the weights and of a
+        tokenizer that lies there already) into the folder."""
         os.makedirs(folder, exist_ok=True)
         weights, config = os.path.join(folder, "model.pt"), os.path.join(folder, "config.json")
         try:
@@ -407,34 +413,42 @@ class GPT(nn.Module):
                 torch.save(self.state_dict(), f)
         except RuntimeError as error:  # torch.save has its own words for a full disk
             raise OSError(f"{weights}: not written ({str(error).splitlines()[0]:.80}); is the disk full?") from None
+        beside = [name for name in TOKENIZER_FILES if os.path.isfile(os.path.join(folder, name))]
+        files = {"model.pt": sha256_of(weights + ".tmp")} | {name: sha256_of(os.path.join(folder, name)) for name in beside}
         with open(config + ".tmp", "w", encoding="utf-8") as f:
-            json.dump({**asdict(self.config), "extra": extra or {}}, f, indent=1, ensure_ascii=False)
+            json.dump(sealed({**asdict(self.config), "extra": extra or {}, "files": files}), f, indent=1, ensure_ascii=False)
         os.replace(weights + ".tmp", weights)  # renamed only when whole: a crash leaves the old checkpoint
         os.replace(config + ".tmp", config)
 
     @classmethod
     def load(cls, folder, device="cpu"):
-        """The model that `save` wrote, with its `extra`. Raises ValueError of one line for a folder that is none."""
+        """The model that `save` wrote, with its `extra`. Raises ValueError of one line for a folder that is none, and for one
+        of which a file is not that which was written: damaged, or from another folder."""
         weights, path = os.path.join(folder, "model.pt"), os.path.join(folder, "config.json")
         for file in ("config.json", "model.pt"):
             if not os.path.isfile(os.path.join(folder, file)):
                 raise ValueError(f"{folder}: no {file} here; expected a folder written by GPT.save")
-        try:
-            with open(path, encoding="utf-8") as f:
-                config = dict(json.load(f))
-        except (ValueError, TypeError):  # no JSON, or no object
-            raise ValueError(f"{path}: not a JSON object; expected the file that GPT.save writes") from None
-        extra = config.pop("extra", {})
-        known = {f.name for f in fields(GPTConfig)}
+        config = read_sealed(path, f"expected the file that GPT.save writes; {REMEDY}")
+        extra, files = config.pop("extra", {}), config.pop("files", {})
+        known = {f.name for f in dataclasses.fields(GPTConfig)}
         if set(config) != known:
             what, name = ("unknown", set(config) - known) if set(config) - known else ("missing", known - set(config))
             raise ValueError(f"{path}: {what} field {', '.join(sorted(name))}; expected {', '.join(sorted(known))}")
-        model = cls(GPTConfig(**config))
+        if not isinstance(files, dict):
+            raise ValueError(f"{path}: field files is {files!r:.60}, but expected names with checksums")
+        for name in ("model.pt", *TOKENIZER_FILES):
+            file = os.path.join(folder, name)
+            if name in files and not (os.path.isfile(file) and sha256_of(file) == files[name]):
+                raise ValueError(f"{file}: not the one that config.json was written with; damaged, or of another folder: {REMEDY}")
         try:
-            model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-        except Exception as e:  # a cut-off or foreign file fails in many ways
-            reason = " ".join(f"{type(e).__name__}: {e}".split())[:200]
-            raise ValueError(f"{weights}: does not hold the weights that {path} describes ({reason})") from None
+            state = read_tensors(weights)
+        except ValueError as error:
+            raise ValueError(f"{weights}: does not hold weights ({error})") from None
+        try:
+            fields = GPTConfig(**config)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        model = cls.of(fields, state, weights)
         model.extra = extra
         return model.to(device)
 
@@ -447,13 +461,30 @@ class GPT(nn.Module):
         """
         from data.gpt2 import read_weights
         fields, state = read_weights(where, n_vocab)
-        model = cls(GPTConfig(layout="gpt2", **fields))
         try:
-            model.load_state_dict(state)
-        except RuntimeError as error:  # names or shapes that do not fit
-            reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"{where}: the weights are not those that its config.json describes ({reason})") from None
-        return model.to(device)
+            config = GPTConfig(layout="gpt2", **fields)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+        return cls.of(config, state, where).to(device)
+
+    @classmethod
+    def of(cls, config, state, where):
+        """A model with these weights (a state dict), of the file or folder `where`. ValueError of one line unless names and
+        shapes are those of the configuration, and all numbers finite; a layer too many is not built to find out."""
+        fit = isinstance(state, dict) and config.n_layer <= len(state)
+        wrong = [] if fit else [f"{len(state) if isinstance(state, dict) else 'no'} tensors for {config.n_layer} layers"]
+        if fit:
+            with torch.device("meta"):                                      # shapes alone
+                wanted = {name: tuple(p.shape) for name, p in cls(config).state_dict().items()}
+            shapes = {name: tuple(t.shape) if isinstance(t, torch.Tensor) else type(t).__name__ for name, t in state.items()}
+            wrong = [f"{name} is {shapes.get(name, 'missing')}, expected {wanted.get(name, 'none')}"
+                     for name in sorted({*wanted, *shapes}, key=str) if wanted.get(name) != shapes.get(name)]
+            wrong = wrong or [f"{name} holds numbers that are not finite" for name, t in state.items() if not torch.isfinite(t).all()]
+        if wrong:
+            raise ValueError(f"{where}: the weights are not those that its config.json describes: {wrong[0]:.160}")
+        model = cls(config)
+        model.load_state_dict(state)
+        return model
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -43,6 +43,8 @@ import sys
 import torch
 import torch.nn.functional as F
 
+from data import runs
+from data.annotations import shown
 from data.cache import ABSENT, inspect
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -191,7 +193,7 @@ def topp_forward_kl(z_K, log_Z, log_probs, mask, weights, denominator=None, *, t
     Raises ValueError for another tail.
     """
     if tail not in ("inside", "bucket"):
-        raise ValueError(f"tail={tail!r}; expected 'renormalise' or 'bucket'")
+        raise ValueError(f"tail={tail!r}; expected 'inside' or 'bucket'")
     z_K, log_Z, log_t, weights = set_terms(z_K, log_Z, log_probs, mask, weights)
     V_p = torch.logsumexp(z_K, dim=-1)                                      # (B, T)
     outside = log_Z - V_p
@@ -408,10 +410,14 @@ def main(argv=None):
         else:
             inspect(args.folder)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shown(str(error))}", file=sys.stderr)
         return 2
+    except runs.Stopped:
+        print("stopped; the same command goes on from there", file=sys.stderr)
+        return 130
     return 0
 
 
 if __name__ == "__main__":
+    runs.stops.listen()
     sys.exit(main())

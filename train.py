@@ -30,16 +30,13 @@ import difflib
 import functools
 import hashlib
 import inspect
-import json
 import math
-import multiprocessing
 import platform
 import random
 import re
 import shutil
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,19 +46,21 @@ from tqdm import tqdm
 
 import brd
 import td_distill
-from course.report import glance, page_line, report, thinned
+from course.report import glance, page_line, read_results, report, thinned
 from data import reads, runs, world
 from data.cache import Cache, CacheWriter
-from data.corpus import (PLAIN_TOKENS, annotated_paragraphs, annotated_text, course_tokenizer, is_annotated, own_text, plain_rows,
+from data.corpus import (PLAIN_TOKENS, PRIMER, annotated_paragraphs, annotated_text, course_tokenizer, is_annotated, own_text, plain_rows,
                          reading_sources, text_sources)
 from data.rows import LENGTH_STEP, Rows, plan_batches
 from data.runs import open_out, stops, write_json
+from data.sealed import read_sealed
 from model import GPT, GPTConfig
 
 DATA = Path(__file__).resolve().parent / "data"
 STUDENTS = ("plain", "brd", "distilled")
 K_CAP = 64    # most tokens that the cache keeps of one distribution
 GLANCES = 7   # short looks at how a student reads on the way, for the reading curve
+CHUNK = 256   # documents of the cache that are made, and kept, at a time
 ALONE = 0.1   # part of a reading student's run that is questions alone
 
 
@@ -186,13 +185,19 @@ def pick_device(config):
 
 def loss_of(model, source, batch, config, device, denominator):
     """The loss of one batch, divided by `denominator`: the summed weights of all batches of the step."""
+    return sum(terms_of(model, source, batch, config, device, denominator).values())
+
+
+def terms_of(model, source, batch, config, device, denominator):
+    """The terms of the loss of one batch, by name: "hard" on tokens, "sets" or "bellman" on the teacher's sets."""
     weights_of = role_weights(config)
     if isinstance(source, Rows):
         ids, targets, weights = (t.to(device) for t in source.batch(batch.documents, weights_of))
         logits = model.logits(model.hidden(ids))                                               # (B, T, V)
         _, z_a, log_Z = td_distill.student_terms(logits, targets[..., None], targets)          # (B, T)
-        return td_distill.sft_loss(z_a, log_Z, weights, denominator)[0]
-    rows = {name: t.to(device) for name, t in source.batch(batch.documents).items()}
+        return {"hard": td_distill.sft_loss(z_a, log_Z, weights, denominator)[0]}
+    T = max(2, int(source.lengths[batch.documents].max()))                                    # a document of one token predicts nothing
+    rows = {name: t.to(device) for name, t in source.batch(batch.documents, T).items()}
     ids, targets = rows["tokens"][:, :-1], rows["tokens"][:, 1:]
     weights = torch.from_numpy(weights_of).to(device)[rows["roles"][:, 1:].long()] * rows["real"][:, 1:]
     mask = reads.narrow(rows["log_probs"], rows["mask"], config.p)[:, 1:]                      # (B, T, K)
@@ -202,11 +207,12 @@ def loss_of(model, source, batch, config, device, denominator):
     hard, _ = td_distill.sft_loss(z_a, log_Z, weights * ~soft, denominator)
     sets = rows["log_probs"][:, 1:], mask
     if config.objective != "bellman":
-        return hard + td_distill.topp_forward_kl(z_K, log_Z, *sets, weights * soft, denominator, leak=config.leak)[0]
+        return {"hard": hard, "sets": td_distill.topp_forward_kl(z_K, log_Z, *sets, weights * soft, denominator, leak=config.leak)[0]}
     terminal = (rows["roles"][:, 1:] == brd.ROLES.index("sep")) | (rows["roles"][:, 1:] == brd.ROLES.index("end"))  # (B, T)
     step = rows["ids"][:, 1:] == targets[..., None], terminal, weights * soft
-    return hard + td_distill.bellman_distill(z_K, z_a, log_Z, *sets, *step, denominator, alpha=config.alpha, gamma=config.gamma,
-                                             leak=config.leak, gauge="log_softmax", expected=True)[0]
+    bellman = td_distill.bellman_distill(z_K, z_a, log_Z, *sets, *step, denominator, alpha=config.alpha, gamma=config.gamma,
+                                         leak=config.leak, gauge="log_softmax", expected=True)[0]
+    return {"hard": hard, "bellman": bellman}
 
 
 def role_weights(config):
@@ -229,16 +235,17 @@ def optimizers(model, config):
             torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.0)]
 
 
-def fit(name, model, sources, shares, tokens, config, decay, begins=None, loss_of=loss_of, folder=None, glance=None,
+def fit(name, model, sources, shares, tokens, config, decay, begins=None, loss_of=terms_of, folder=None, glance=None,
         notes=None):
     """Train `model` on `tokens` tokens drawn from `sources` by `shares`. Returns (losses of every step, tokens seen).
 
     folder: where training.pt is kept, from which a training that was cut off goes on; its owner removes it. glance(tokens seen
-    so far), if given, is called GLANCES times on the way, and must leave the model as it is; notes, a list, is where it writes."""
+    so far), if given, is called GLANCES times on the way, and must leave the model as it is; notes, a list, is where it writes.
+    loss_of: as terms_of, or a scalar. ValueError where a loss or a gradient is not finite: see not_finite."""
     device, dtype = pick_device(config)
     plan = plan_batches(sources, shares, tokens, config.step_tokens, config.seed, begins)
     steps = [plan[i:i + config.accumulate] for i in range(0, len(plan), config.accumulate)]
-    optims, mark, saved = optimizers(model, config), runs.mark_of(plan), time.monotonic()
+    optims, mark, saved = optimizers(model, config), runs.mark_of(plan, folder), time.monotonic()
     losses = runs.load_training(folder / "training.pt", model, optims, mark, notes) if folder else []
     decay = max(1, round(len(steps) * decay))
     place = STUDENTS.index(name) if name in STUDENTS else 0  # students train side by side, a line each
@@ -256,16 +263,18 @@ def fit(name, model, sources, shares, tokens, config, decay, begins=None, loss_o
             glance(sum(batch.tokens for batch in plan[:step * config.accumulate]))
         scale = min(1.0, (step + 1) / config.warmup if config.warmup else 1.0, (len(steps) - step) / decay)
         denominator = sum(weight_of(sources[b.source], b, config) for b in batches)
-        total = 0.0
+        total, parts = 0.0, []
         for batch in batches:
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
-                loss = loss_of(model, sources[batch.source], batch, config, device, denominator)
+                found = loss_of(model, sources[batch.source], batch, config, device, denominator)
+            parts.append(found if isinstance(found, dict) else {"loss": found})
+            loss = sum(parts[-1].values())
             loss.backward()
             total += loss.item()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
         if not math.isfinite(total) or not torch.isfinite(norm):
-            raise ValueError(f"{name}: loss {total} and gradient norm {norm:.3g} at step {step}, learning rate "
-                             f"{config.learning_rate * scale:.3g}; try a lower --learning_rate")
+            raise not_finite(f"{name}: loss {total} ({told(parts)}) and gradient norm {norm:.3g} at step {step}, learning rate "
+                             f"{config.learning_rate * scale:.3g}", model, sources, batches, config, folder)
         for optimizer in optims:
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * scale
@@ -277,6 +286,34 @@ def fit(name, model, sources, shares, tokens, config, decay, begins=None, loss_o
     return losses, sum(batch.tokens for batch in plan)
 
 
+def told(parts):
+    """The terms of the batches of a step (dicts of scalars), added up by name, in words: "hard 3.21, sets nan"."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    return ", ".join(f"{name} {sum(part[name].item() for part in parts if name in part):.4g}" for name in names)
+
+
+def not_finite(what, model, sources, batches, config, folder):
+    """The ValueError of a step whose loss or gradient is no number. What the step was made of goes into folder/not_finite.pt:
+
+        state = torch.load("out/brd/not_finite.pt", weights_only=True)
+        model = GPT(GPTConfig(**state["config"])); model.load_state_dict(state["model"])     # before the step
+        state["batches"]        # for each "rows": the tensors of Rows.batch or Cache.batch; "source", "documents": where from
+        state["what"], state["options"]"""
+    said = f"{what}; try a lower --learning_rate"
+    if not folder:
+        return ValueError(said)
+    read = []
+    for batch in batches:
+        source = sources[batch.source]
+        rows = dict(zip(("ids", "targets", "weights"), source.batch(batch.documents, role_weights(config)))) \
+            if isinstance(source, Rows) else source.batch(batch.documents)
+        read.append({"source": batch.source, "documents": batch.documents.tolist(), "rows": rows})
+    path = folder / "not_finite.pt"
+    runs.save_tensors(path, {"what": what, "batches": read, "model": model.state_dict(), "config": dataclasses.asdict(model.config),
+                             "options": dataclasses.asdict(config)})
+    return ValueError(f"{said}. {path} holds the batch and the weights: torch.load(it, weights_only=True)")
+
+
 # --- stages 4 and 5a: the teacher and its cache ------------------------------------------------------------------------
 
 def new_model(n_layer, n_embd, tokenizer, config):
@@ -285,30 +322,39 @@ def new_model(n_layer, n_embd, tokenizer, config):
                          n_embd=n_embd)).to(pick_device(config)[0])
 
 
-def kept(folder, config):
-    """The finished model in a folder, or None."""
-    if not (folder / "config.json").exists():
+def text_of(config, parts=None):
+    """The hash of the corpus, "" for the built-in world; parts: those of own_text."""
+    if parts:
+        return runs.digest(*(text for _, text in parts.values()))
+    return runs.digest(PRIMER if config.corpus == "primer" else Path(config.corpus)) if is_annotated(config.corpus) else ""
+
+
+def kept(folder, config, of):
+    """The finished model in a folder, or None; of: what it is made of."""
+    if not runs.made(folder / "model.pt", of):
         return None
     (folder / "training.pt").unlink(missing_ok=True)
     return GPT.load(folder, pick_device(config)[0])
 
 
-def keep(model, folder, tokenizer, extra):
+def keep(model, folder, tokenizer, extra, of):
     """A finished model and its tokenizer go into a folder, in place of the training that led to it."""
     tokenizer.save(folder)
     model.extra = extra
     model.save(folder, extra)
+    runs.note(folder / "model.pt", of, *(folder / name for name in ("config.json", "tokenizer.json", "tokenizer.tiktoken")))
     (folder / "training.pt").unlink(missing_ok=True)
 
 
 def train_teacher(folder, tokenizer, config):
     """A larger student of the scripted reader, who then reads for others. Kept in `folder`."""
-    if model := kept(folder, config):
+    of = runs.made_of("teacher", config, tokenizer, text_of(config))
+    if model := kept(folder, config, of):
         return model
     model = new_model(config.teacher_layer, config.teacher_embd, tokenizer, config)
     sources, shares = reading_sources(config.teacher_tokens, config, tokenizer, f"teacher {config.seed}")
     losses, seen = fit("teacher", model, sources, shares, config.teacher_tokens, config, config.decay, [ALONE, ALONE, 0.0], folder=folder)
-    keep(model, folder, tokenizer, {"tokens_seen": seen, "reading": test_reading(model, tokenizer, config)})
+    keep(model, folder, tokenizer, {"tokens_seen": seen, "reading": test_reading(model, tokenizer, config)}, of)
     return model
 
 
@@ -325,15 +371,17 @@ def write_cache(folder, teacher, tokenizer, config):
                  "tokens_seen": teacher.extra["tokens_seen"]},
         made_by=f"python train.py --teacher=train --seed={config.seed} --teacher_tokens={config.teacher_tokens} "
                 f"--cache_tokens={config.cache_tokens}")
-    rng, chunk = random.Random(f"cache {config.seed}"), 256
+    rng = random.Random(f"cache {config.seed}")
     n = config.cache_tokens // 49  # documents: one has about so many tokens
-    for start in tqdm(range(0, n, chunk), desc="cache", disable=None, leave=False):
+    for number, start in enumerate(tqdm(range(0, n, CHUNK), desc="cache", disable=None, leave=False), 1):
         # Three in four documents are questions and answers. Every place of the run gets texts of its own level.
         for copy, part in (("ner", 0.25), ("qra", 0.75)):
-            some = round(min(chunk, n - start) * part)
+            some = round(min(CHUNK, n - start) * part)
             texts = [world.draw_paragraph(rng, world.level((start + i / part) / n)).sentences for i in range(some)]
-            reads.teacher_reads(teacher, tokenizer, texts, writer, copy=copy, p=config.p, k_cap=K_CAP,
-                                seed=config.seed + start, max_new=96)
+            if number > writer.done:  # a cache that was cut off goes on behind its last chunk
+                reads.teacher_reads(teacher, tokenizer, texts, writer, copy=copy, p=config.p, k_cap=K_CAP,
+                                    seed=config.seed + start, max_new=96)
+        writer.checkpoint(max(number, writer.done))
     if not writer.close()["documents"]:
         shutil.rmtree(folder)
         raise ValueError("the teacher finished none of its readings, so there is nothing to learn from; "
@@ -342,19 +390,28 @@ def write_cache(folder, teacher, tokenizer, config):
 
 def teacher_cache(out, tokenizer, config):
     """The cache of the teacher's outputs: the one that ships in data/teacher, or one made anew."""
-    folder = out / "cache" if config.teacher == "train" else DATA / "teacher"
-    if config.teacher == "train" and not (folder / "header.json").exists():
-        write_cache(folder, train_teacher(out / "teacher", tokenizer, config), tokenizer, config)
+    folder = cache_folder(out, config)
+    if config.teacher == "train":
+        teacher = train_teacher(out / "teacher", tokenizer, config)
+        of = runs.made_of("cache", config, tokenizer, text_of(config), teacher=out / "teacher" / "model.pt")
+        if not runs.made(folder / "header.json", of):
+            write_cache(folder, teacher, tokenizer, config)
+            runs.note(folder / "header.json", of)      # which has the hashes of the arrays
     return Cache(folder, n_vocab=tokenizer.n_vocab, tokenizer_hash=tokenizer.hash)
+
+
+def cache_folder(out, config):
+    return out / "cache" if config.teacher == "train" else DATA / "teacher"
 
 
 # --- stage 5b: the students --------------------------------------------------------------------------------------------
 
-def student(name, out, start, treatment, config, tokenizer, looks=True):
+def student(name, out, start, treatment, config, tokenizer, looks=True, of=None):
     """A copy of `start` (None: a new model) after its treatment. Kept in out/<name>, and taken from there if finished.
-    looks: whether the reading curve is noted on the way."""
+    looks: whether the reading curve is noted on the way. of: what it is made of, where that is not a run's (runs.made_of)."""
     folder = out / name
-    if model := kept(folder, config):
+    of = of or student_of(name, out, config, tokenizer)
+    if model := kept(folder, config, of):
         return model
     model = new_model(config.n_layer, config.n_embd, tokenizer, config)
     if start:
@@ -368,8 +425,29 @@ def student(name, out, start, treatment, config, tokenizer, looks=True):
                        notes=curve)
     write_json(folder / "seconds.json", {"training": round(time.perf_counter() - begin, 1)})
     keep(model, folder, tokenizer, {"tokens_seen": before + seen, "losses": losses[:10], "loss_curve": thinned(losses),
-                                    "reading_curve": curve, "last_loss": float(np.mean(losses[-50:]))})
+                                    "reading_curve": curve, "last_loss": float(np.mean(losses[-50:]))}, of)
     return model
+
+
+def files_for(name, out, config):
+    """{what: file} of the earlier stages that a student is made of."""
+    files = {} if name == "start" else {"start": out / "start" / "model.pt"}
+    if name in ("brd", "distilled"):
+        files["annotations"] = out / "annotations.jsonl"
+    return files | ({"teacher's cache": cache_folder(out, config) / "header.json"} if name == "distilled" else {})
+
+
+def student_of(name, out, config, tokenizer):
+    """What a student is made of; see runs.made_of."""
+    return runs.made_of(f"student {name}", config, tokenizer, text_of(config), **files_for(name, out, config))
+
+
+def check_students(out, config, tokenizer):
+    """ValueError where a student that is there is stale: before the others are trained, not hours later."""
+    for name in ("start", *students_of(config)):
+        path, files = out / name / "model.pt", files_for(name, out, config)
+        if runs.read_note(path) and all(file.exists() for file in files.values()):
+            runs.made(path, student_of(name, out, config, tokenizer))
 
 
 def treatment(name, config, out, tokenizer):
@@ -414,8 +492,11 @@ def train_start(config, threads):
     out, tokenizer = Path(config.out_dir), course_tokenizer(config.corpus, config.n_vocab)
     early = plain_rows(world.plain(config.start_tokens // PLAIN_TOKENS + 1, f"{config.seed} start"), tokenizer)
     student("start", out, None, lambda *_: ([early], [1.0], [0.0]), config, tokenizer)
-    if not (out / "annotations.jsonl").exists():
-        annotated_paragraphs(config.student_tokens, config, config.seed, out / "annotations.jsonl")
+    path, of = out / "annotations.jsonl", runs.made_of("annotations", config, tokenizer, text_of(config))
+    if not runs.made(path, of):
+        path.unlink(missing_ok=True)
+        annotated_paragraphs(config.student_tokens, config, config.seed, path)
+        runs.note(path, of)
 
 
 def train_students(config):
@@ -424,15 +505,11 @@ def train_students(config):
     if workers == 1:
         train_start(config, cores)
         return {name: train_and_test(name, config, cores) for name in students_of(config)}
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=runs.worker) as pool:
-        try:
-            pool.submit(train_start, config, cores).result()
-            # The distilled student takes longest, so it goes first: the two others then share a core.
-            jobs = {name: pool.submit(train_and_test, name, config, cores // workers) for name in students_of(config)[::-1]}
-            return {name: jobs[name].result() for name in students_of(config)}
-        except BaseException:
-            runs.stop_workers(pool)
-            raise
+    with runs.processes(workers) as pool:
+        pool.submit(train_start, config, cores).result()
+        # The distilled student takes longest, so it goes first: the two others then share a core.
+        jobs = {name: pool.submit(train_and_test, name, config, cores // workers) for name in students_of(config)[::-1]}
+        return {name: jobs[name].result() for name in students_of(config)}
 
 
 # --- stage 6: the tests ------------------------------------------------------------------------------------------------
@@ -465,8 +542,9 @@ def bits_per_byte(model, rows, text_bytes):
 def test_student(name, model, out, tokenizer, config):
     """Every test of one student, kept in out/<name>/test.json."""
     path = out / name / "test.json"
-    if path.exists():
-        return json.loads(path.read_text(encoding="utf-8"))
+    of = runs.made_of(f"test of {name}", config, tokenizer, text_of(config), student=out / name / "model.pt", tasks=tasks_hash())
+    if runs.made(path, of):
+        return read_sealed(path, "remove it, and the student is tested again")
     begin, texts = time.perf_counter(), list(world.plain(500, "test plain"))
     tasks = [brd.test_task(model, tokenizer, brd.load_task(file)) for file in sorted((DATA / "tasks").glob("*.json"))]
     text_bytes = sum(len(" ".join(sentences).encode("utf-8")) for sentences in texts)
@@ -474,28 +552,39 @@ def test_student(name, model, out, tokenizer, config):
               "reading": test_reading(model, tokenizer, config),
               "blind": {task["name"]: task for task in tasks},
               "plain_bits_per_byte": bits_per_byte(model, plain_rows(texts, tokenizer), text_bytes)}
-    write_json(out / name / "seconds.json", {**json.loads((out / name / "seconds.json").read_text(encoding="utf-8")),
-                                             "test": round(time.perf_counter() - begin, 1)})
-    write_json(path, result)
+    seconds = out / name / "seconds.json"
+    write_json(seconds, {**read_sealed(seconds, f"remove the folder {out / name}, and it is trained again"),
+                         "test": round(time.perf_counter() - begin, 1)})
+    write_json(path, result, of)
     return result
+
+
+def tasks_hash():
+    return runs.digest(*sorted((DATA / "tasks").glob("*.json")))
 
 
 # --- a text of your own ------------------------------------------------------------------------------------------------
 
-def read_plainly(config, out, tokenizer, parts, begin):
+def read_plainly(config, out, plan, tokenizer, parts, begin):
     """Own text without a teacher: one student, bits per byte on held-out text, and a sample. Returns the results."""
     (rows, _), (held_out, held_text) = parts["training"], parts["validation"]
     print("No teacher has annotated this text, so it is read plainly, by next-token training alone (see README).")
-    model, tokens = new_model(config.n_layer, config.n_embd, tokenizer, config), config.student_tokens
-    if config.minutes:
-        tokens = int(max(5, 60 * config.minutes - (time.perf_counter() - begin) - 10) * speed(model, rows, config))
-    print(f"{config.corpus}: {rows.lengths.sum():,} tokens to train on, {held_out.lengths.sum():,} held out (the end of "
-          f"the text), vocabulary {tokenizer.n_vocab:,}; {tokens:,} tokens will be read", flush=True)
-    losses, seen = fit("plain", model, [rows], [1.0], tokens, config, config.decay, folder=out / "plain")
+    model = new_model(config.n_layer, config.n_embd, tokenizer, config)
+    if config.minutes and not plan:
+        seconds = max(5, 60 * config.minutes - (time.perf_counter() - begin) - 10)
+        config.student_tokens = int(seconds * speed(model, rows, config))
+        runs.save_plan(out, config.student_tokens)
+    print(f"{brd.shown(config.corpus)}: {rows.lengths.sum():,} tokens to train on, {held_out.lengths.sum():,} held out (the end of "
+          f"the text), vocabulary {tokenizer.n_vocab:,}; {config.student_tokens:,} tokens will be read", flush=True)
+    of = runs.made_of("student plain", config, tokenizer, text_of(config, parts))
+    if finished := kept(out / "plain", config, of):
+        model = finished
+    else:
+        losses, seen = fit("plain", model, [rows], [1.0], config.student_tokens, config, config.decay, folder=out / "plain")
+        keep(model, out / "plain", tokenizer, {"tokens_seen": seen, "losses": losses[:10], "loss_curve": thinned(losses)}, of)
     prompt = tokenizer.encode(held_text)[:min(16, config.block_size // 2)]
     sample = model.generate([prompt], min(200, config.block_size - len(prompt)), temperature=0.8, top_p=0.95, seed=config.seed)[0]
-    keep(model, out / "plain", tokenizer, {"tokens_seen": seen})
-    return {"plain": {"tokens_seen": seen, "losses": losses[:10], "loss_curve": thinned(losses), "sample": tokenizer.decode(prompt + sample),
+    return {"plain": {**model.extra, "sample": tokenizer.decode(prompt + sample),
                       "bits_per_byte": bits_per_byte(model, held_out, len(held_text.encode("utf-8")))}}
 
 
@@ -540,15 +629,25 @@ def main(arguments=None):
     if "distilled" in students_of(config) and course_text and config.teacher == "cached":
         teacher_cache(None, tokenizer, config)
     out, plan = open_out(config)
-    if (out / "results.json").exists():
-        results = json.loads((out / "results.json").read_text(encoding="utf-8"))
-        return print(f"{out}: finished before; --redo starts over\n\n{report(results)}")
+    config.student_tokens = plan or config.student_tokens
+    runs.verify(out)
+    if (out / "results.json").exists() and runs.made(out / "results.json", results_of(config, out, tokenizer, parts)):
+        print(f"{brd.shown(str(out))}: finished before; --redo starts over\n\n{report(read_results(out / 'results.json'))}")
+        return None if (out / "report.html").exists() else print(page_line(out))
     with runs.held(out):
         runs.sweep(out)
         try:
             course(config, out, plan, tokenizer, parts, begin)
         finally:
             runs.sweep(out)  # finished files stay, and the next run goes on from them
+
+
+def results_of(config, out, tokenizer, parts):
+    """What results.json is made of."""
+    files = {} if parts else {"tasks": tasks_hash()}
+    if not parts and "distilled" in students_of(config):
+        files["teacher's cache"] = cache_folder(out, config) / "header.json"
+    return runs.made_of("results", config, tokenizer, text_of(config, parts), **files)
 
 
 def course(config, out, plan, tokenizer, parts, begin):
@@ -559,14 +658,12 @@ def course(config, out, plan, tokenizer, parts, begin):
                "threads": torch.get_num_threads(), "tokenizer": tokenizer.hash}
     times = [begin]
     if parts:
-        results["students"] = read_plainly(config, out, tokenizer, parts, begin)
+        results["students"] = read_plainly(config, out, plan, tokenizer, parts, begin)
     else:
-        if plan:
-            config.student_tokens = plan
-        elif config.minutes:
+        if config.minutes and not plan:
             plan_minutes(config, tokenizer, begin)
-            options = json.loads((out / "options.json").read_text(encoding="utf-8"))
-            write_json(out / "options.json", {**options, "plan": config.student_tokens})
+            runs.save_plan(out, config.student_tokens)
+        check_students(out, config, tokenizer)
         print(f"a common start of {config.start_tokens:,} tokens, then {config.student_tokens:,} a student", flush=True)
         times.append(time.perf_counter())
         if "distilled" in students_of(config):
@@ -577,8 +674,9 @@ def course(config, out, plan, tokenizer, parts, begin):
     stages = ("students",) if parts else ("text", "teacher", "students")
     seconds = dict(zip(stages, np.diff(times).round(1).tolist())) | {"total": round(times[-1] - begin, 1)}
     write_json(out / "seconds.json", seconds)  # apart from the results, which are the same in every run
-    write_json(out / "results.json", results | {"config": dataclasses.asdict(config), "seed": config.seed})
-    print(f"\n{report(results)}\n\n{seconds['total']:.0f} s in all; {out / 'results.json'} holds every figure")
+    of = results_of(config, out, tokenizer, parts)
+    write_json(out / "results.json", results | {"config": runs.noted(config), "seed": config.seed, "made_of": of}, of)
+    print(f"\n{report(results)}\n\n{seconds['total']:.0f} s in all; {brd.shown(str(out / 'results.json'))} holds every figure")
     print(page_line(out))
 
 

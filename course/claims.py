@@ -26,9 +26,8 @@ import argparse
 import dataclasses
 import hashlib
 import json
-import multiprocessing
 import sys
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from pathlib import Path
 
 if not __package__:  # python course/claims.py: the modules stand one folder up
@@ -39,17 +38,19 @@ from tqdm import tqdm
 
 import brd
 import train
-from course import claim_tables, claim_tests, retelling
+from course import claim_tables, claim_tests, pair, retelling
 from course.claim_arms import ARMS, CLAIM_ARMS, CONTROL, RATE, TAUGHT, Job, Size, arms_of, config_of, family, rate_of, sources_of
 from data import runs
 from data.corpus import PLAIN_TOKENS, course_tokenizer, plain_rows
 from data.rows import plan_batches
 from data.runs import stops, write_json
+from data.sealed import read_sealed
 from data.tasks import items
 from model import GPT
 
 RATES, TUNING = (0.005, 0.01, 0.02), 0      # learning rates tried, and the seed that they are chosen on
 DEV = items.HERE / "wrappers" / "dev.json"
+REMEDY = "remove it, and it is made again"
 
 
 # --- one job, in a process of its own ---------------------------------------------------------------------------------------
@@ -81,8 +82,8 @@ def run_job(job):
 
 def model_of(job, arm):
     """The finished student of another arm, of the same seed and with its own learning rate."""
-    rate = json.loads((Path(job.out) / "rates.json").read_text(encoding="utf-8"))[family(arm)]
-    return train.kept(job._replace(arm=arm, rate=rate).folder / "student", config_of(job))
+    rate = read_sealed(Path(job.out) / "rates.json", REMEDY)[family(arm)]
+    return GPT.load(job._replace(arm=arm, rate=rate).folder / "student", train.pick_device(config_of(job))[0]).eval()
 
 
 def reader_folder(job):
@@ -106,14 +107,16 @@ def train_and_test(job, config, tokenizer, tasks):
     """An arm of ARMS from its start to its figures."""
     arm = ARMS[job.arm]
     before = job._replace(arm=arm.start, rate=RATE) if arm.start else None
-    start = before and train.kept(before.folder / ("start" if arm.start == "start" else "student"), config)
-    model = train.student("student", job.folder, start, lambda *_: sources_of(job), config, tokenizer, looks=False)
+    folder = before and before.folder / ("start" if arm.start == "start" else "student")
+    start = before and GPT.load(folder, train.pick_device(config)[0])
+    of = runs.made_of(f"student {job.arm}", config, tokenizer, "", **({"start": folder / "model.pt"} if before else {}))
+    model = train.student("student", job.folder, start, lambda *_: sources_of(job), config, tokenizer, looks=False, of=of)
     sources, shares, begins = sources_of(job)
     tokens = config.student_tokens if arm.start else config.start_tokens
     plan = plan_batches(sources, shares, tokens, config.step_tokens, config.seed, begins)
     seen = [sum(batch.tokens for batch in plan if batch.source == s) for s in range(len(sources))]
     figures = {"seen": model.extra["tokens_seen"], "read": seen, "bits": round(claim_tests.bits(model, tokenizer), 5),
-               "seconds": json.loads((job.folder / "student" / "seconds.json").read_text(encoding="utf-8"))["training"]}
+               "seconds": read_sealed(job.folder / "student" / "seconds.json", REMEDY)["training"]}
     if arm.tests == "bits":
         return figures
     figures |= claim_tests.blind(model, tokenizer, tasks, control=job.arm in CONTROL and job.seed != TUNING)
@@ -130,7 +133,8 @@ def after(job, tokenizer, tasks):
     config = retelling.config_of(dataclasses.replace(config_of(job), seed=job.seed), job.size.retelling, method)
     teacher = GPT.load(folder / "instructed", train.pick_device(config)[0])
     source = retelling.sources(folder / "cache", teacher, tokenizer, config)[retelling.METHODS[method][0]]
-    model = train.student("student", job.folder, start, lambda *_: ([source], [1.0], [0.0]), config, tokenizer, looks=False)
+    of = runs.made_of(f"student {job.arm}", config, tokenizer, "", start=pair.weights_hash(start), cache=folder / "cache" / "header.json")
+    model = train.student("student", job.folder, start, lambda *_: ([source], [1.0], [0.0]), config, tokenizer, looks=False, of=of)
     return {"seen": model.extra["tokens_seen"], "retelling": claim_tests.packed(retelling.test(model, tokenizer, seed=job.seed)),
             **claim_tests.blind(model, tokenizer, tasks)}
 
@@ -163,33 +167,29 @@ def run(options, size):
         return Job(arm, seed, rate, str(out), str(wrappers), size)
     students, later = arms_of(claims)
     taught = any(claim in TAUGHT for claim in claims)
-    with ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn"), initializer=runs.worker) as pool:
-        try:
-            teacher = pool.submit(run_job, job("teacher", 1)) if taught else None
-            work(pool, run_job, [job("start", seed) for seed in (TUNING, *seeds)], "starts")
-            work(pool, run_job, [job("pretrained", seed) for seed in seeds if "pretrained" in students], "longer starts")
-            rates = tuned(pool, out, {family(arm) for arm in students}, job)
-            wanted = [job(arm, seed, rate_of(arm, rates)) for arm in students for seed in seeds]
-            work(pool, run_job, wanted, "students")
-            if teacher:
-                teacher.result()
-            work(pool, run_job, [job(arm, seed) for seed in seeds for arm in later], "after")
-            compared = [one for one in wanted if "6" in claims and one.arm in CONTROL]
-            work(pool, agree, compared, "teacher and students")
-        except BaseException:
-            runs.stop_workers(pool)
-            raise
+    with runs.processes(options.workers) as pool:
+        teacher = pool.submit(run_job, job("teacher", 1)) if taught else None
+        work(pool, run_job, [job("start", seed) for seed in (TUNING, *seeds)], "starts")
+        work(pool, run_job, [job("pretrained", seed) for seed in seeds if "pretrained" in students], "longer starts")
+        rates = tuned(pool, out, {family(arm) for arm in students}, job)
+        wanted = [job(arm, seed, rate_of(arm, rates)) for arm in students for seed in seeds]
+        work(pool, run_job, wanted, "students")
+        if teacher:
+            teacher.result()
+        work(pool, run_job, [job(arm, seed) for seed in seeds for arm in later], "after")
+        compared = [one for one in wanted if "6" in claims and one.arm in CONTROL]
+        work(pool, agree, compared, "teacher and students")
     return collect(out, options, size, rates, wanted + [job(arm, seed) for seed in seeds for arm in later], compared)
 
 
 def tuned(pool, out, families, job):
     """{family: learning rate} by the mean of raw accuracies over the tasks, in dev wrappers; kept in rates.json."""
     path, trials = out / "rates.json", {(arm, rate): job(arm, TUNING, rate, DEV) for arm in ("brd", "plain") for rate in RATES}
-    rates = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"tried": {}}
+    rates = read_sealed(path, REMEDY) if path.exists() else {"tried": {}}
     missing = sorted(families - set(rates))
     work(pool, run_job, [trials[arm, rate] for arm in missing for rate in RATES], "learning rates")
     for arm in missing:
-        results = {rate: json.loads(trials[arm, rate].result.read_text(encoding="utf-8")) for rate in RATES}
+        results = {rate: read_sealed(trials[arm, rate].result, REMEDY) for rate in RATES}
         rates["tried"][arm] = {f"{rate:g}": {"accuracy": round(claim_tables.mean_accuracy(r["tasks"]), 4), "bits": r["bits"]}
                                for rate, r in results.items()}
         rates[arm] = max(RATES, key=lambda rate: rates["tried"][arm][f"{rate:g}"]["accuracy"])
@@ -199,12 +199,12 @@ def tuned(pool, out, families, job):
 
 def collect(out, options, size, rates, jobs, compared):
     """Writes results-WRAPPERS.jsonl: a head, then a line a student."""
-    rows = [json.loads(job.result.read_text(encoding="utf-8")) for job in jobs]
+    rows = [read_sealed(job.result, REMEDY) for job in jobs]
     for job in compared:
         (row,) = (row for row in rows if (row["arm"], row["seed"]) == (job.arm, job.seed))
-        row["agreement"] = json.loads((job.folder / f"agreement-{Path(job.wrappers).stem}.json").read_text(encoding="utf-8"))
+        row["agreement"] = read_sealed(job.folder / f"agreement-{Path(job.wrappers).stem}.json", REMEDY)
     if (out / "teacher" / "results.json").exists():
-        rows.append(json.loads((out / "teacher" / "results.json").read_text(encoding="utf-8")))
+        rows.append(read_sealed(out / "teacher" / "results.json", REMEDY))
     stem = Path(options.wrappers).stem
     sizes = [f"--{name}={value}" for name, value in size._asdict().items() if value != Size._field_defaults[name]]
     asked = [] if options.claims == list(CLAIM_ARMS) else options.claims
@@ -297,7 +297,7 @@ def main(arguments=None):
     items.read_wrappers(options.wrappers)
     size, out = Size(**{name: getattr(options, name) for name in Size._fields}), Path(options.out_dir)
     note = out / "size.json"
-    known = Size(**json.loads(note.read_text(encoding="utf-8"))) if note.exists() else None
+    known = Size(**read_sealed(note, "use another --out_dir")) if note.exists() else None
     if options.minutes:
         size = size._replace(tokens=known.tokens if known else planned_tokens(options, size))
     print_plan(plan(options.claims, options.seeds, size), options.workers)

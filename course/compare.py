@@ -22,11 +22,10 @@ import dataclasses
 import functools
 import json
 import math
-import multiprocessing
 import os
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +35,9 @@ from tqdm import tqdm
 import train
 from course.objectives import OBJECTIVES, Row, learn, new_model, settings, sft, terms
 from course.tasks import SIZES, STUDENTS, Size, open_task
+from data import annotations
+from data.runs import held, processes
+from data.sealed import digest, read_sealed, sealed
 from model import GPT
 
 RATES = (0.0025, 0.005, 0.01)
@@ -178,26 +180,37 @@ def measure(model, task, numbers, seed):
 
 
 def finished(path):
-    """{key of a job: figures} of results.jsonl; a line that was cut off is dropped, and its run done again."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    """{key of a job: figures} of results.jsonl; a line that was cut off is dropped, and its run done again. ValueError
+    "file:line: ..." for another bad line."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     if lines and not lines[-1].endswith("}"):
         lines.pop()
         beside = path.with_name(path.name + ".tmp")
         beside.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
         os.replace(beside, path)
-    results = map(json.loads, lines)
-    return {tuple(result[name] for name in KEY): result for result in results}
+    results = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            result = json.loads(line)
+            found = result.pop("sha256", None)
+            if found != digest(result) and (found or any(len(str(value)) == 64 for value in result.values())):
+                raise ValueError                                # a line without one is of an older version, or its name is damaged
+            results[tuple(result[name] for name in KEY)] = result
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise ValueError(f"{path}:{number}: no run of a comparison, or not as it was written; without this line it is done "
+                             "again") from None
+    return results
 
 
 def run_all(jobs, path, workers, what):
     """Runs those of the jobs that are not in results.jsonl yet, and adds a line for each -> all that is in it."""
     results = finished(path)
     jobs = [job for job in jobs if job[:len(KEY)] not in results]
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    with processes(workers) as pool:
         futures = {pool.submit(run, job): job for job in jobs}
         for future in tqdm(as_completed(futures), what, len(futures), disable=None, leave=False):
             with open(path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(future.result()) + "\n")
+                file.write(json.dumps(sealed(future.result())) + "\n")
             results[futures[future][:len(KEY)]] = future.result()
     return results
 
@@ -207,24 +220,24 @@ def compare(task, out, size, rows, seeds, embd, budgets, workers, rates):
     -> {(row, budget): (rate, [figures of a seed])}. Raises ValueError where the folder holds runs of another size."""
     out.mkdir(parents=True, exist_ok=True)
     note, path = out / "size.json", out / "results.jsonl"
-    if note.exists() and json.loads(note.read_text(encoding="utf-8")) != size._asdict():
+    if note.exists() and read_sealed(note, "use another --out_dir") != size._asdict():
         raise ValueError(f"{out}: holds runs of another size, see {note}; use another --out_dir")
     train.write_json(note, size._asdict())
     open_task(task, out, size)
     job = functools.partial(Job, embd=embd, task=task, out=out, size=size)
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    with processes(workers) as pool:
         list(pool.map(prepare_start, [job("", 0.0, seed, tokens=0, seconds=0.0) for seed in range(seeds + 1)]))
 
-    def runs(row, rate, seed, budget):
+    def one(row, rate, seed, budget):
         return job(row, rate, seed, tokens=budget[0], seconds=budget[1])
 
-    trials = {(row, rate): runs(row, rate, TUNING, budgets[-1]) for row in rows for rate in rates}
+    trials = {(row, rate): one(row, rate, TUNING, budgets[-1]) for row in rows for rate in rates}
     tried = run_all(trials.values(), path, workers, "learning rates")
     best = {row: max(rates, key=lambda rate: tried[trials[row, rate][:len(KEY)]].get("T=1", -1.0)) for row in rows}
-    chosen = {(row, budget): [runs(row, best[row], 1 + seed, budget) for seed in range(seeds)] for row in rows for budget in budgets}
+    chosen = {(row, budget): [one(row, best[row], 1 + seed, budget) for seed in range(seeds)] for row in rows for budget in budgets}
     in_turn = [chosen[row, budget][seed] for seed in range(seeds) for row in rows for budget in budgets]
     results = run_all(in_turn, path, workers, "seeds")
-    return {key: (best[key[0]], [results[one[:len(KEY)]] for one in jobs]) for key, jobs in chosen.items()}
+    return {key: (best[key[0]], [results[done[:len(KEY)]] for done in jobs]) for key, jobs in chosen.items()}
 
 
 def mean_se(values):
@@ -314,7 +327,7 @@ def main(argv=None):
     if options.show:
         if not Path(options.show).exists():
             raise ValueError(f"{options.show}: no such file; expected the results.jsonl of a comparison")
-        return print("\n".join(shown(Path(options.show))))
+        return print("\n".join(map(annotations.shown, shown(Path(options.show)))))
     rows = options.rows.split(",") if options.rows else [row for row, (source, *_) in OBJECTIVES.items() if source != "own"]
     unknown = [row for row in rows if row not in OBJECTIVES]
     if unknown or options.seeds < 1:
@@ -324,13 +337,15 @@ def main(argv=None):
     if options.seconds:
         budgets = [(0, seconds) for seconds in sorted(map(float, options.seconds.split(",")))]
     out = Path(options.out_dir or f"out/compare-{options.task}")
-    results = compare(options.task, out, SIZES[options.task], rows, options.seeds, options.embd or embd, budgets, options.workers,
-                      tuple(map(float, options.rates.split(","))))
+    out.mkdir(parents=True, exist_ok=True)
+    with held(out):
+        results = compare(options.task, out, SIZES[options.task], rows, options.seeds, options.embd or embd, budgets, options.workers,
+                          tuple(map(float, options.rates.split(","))))
     task = open_task(options.task, out, SIZES[options.task])
     right = [task.judge(i, answer) for i, answer in enumerate(task.answers)]
     print(f"the teacher, T=1: {sum(right) / len(right):.3f} of {len(right)} prompts answered right")
     for line in [*(curves(results) if options.seconds else ()), "", *table(results)]:
-        print(line)
+        print(annotations.shown(line))
 
 
 if __name__ == "__main__":

@@ -160,9 +160,9 @@ def main(argv=None):
     number = parser.parse_args(argv).number
     try:
         for line in OBSERVE[number - 1]():
-            print(line)
+            print(brd.shown(line))
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {brd.shown(str(error))}", file=sys.stderr)
         return 2
     return 0
 

@@ -15,20 +15,20 @@ Shapes: T tokens of a document.
 """
 
 import dataclasses
-import json
 import os
 import time
+from pathlib import Path
 
 import brd
 import train
 from course.report import figure
-from data import reads
+from data import reads, runs
 from data.cache import Cache, CacheWriter
 from data.gpt2 import locate
 from data.gpt2_tokenizer import read_tokenizer
 from data.instructions import read_instructions
 from data.rows import Rows
-from data.runs import held
+from data.sealed import read_sealed
 from data.tokenizer import Tokenizer
 from model import GPT
 
@@ -71,23 +71,25 @@ def encode_pairs(pairs, tokenizer, block_size):
     return prompts, Rows.pack(documents, tokenizer.n_vocab)
 
 
-def answer_cache(folder, teacher, tokenizer, prompts, config, made_by=""):
+def answer_cache(folder, teacher, tokenizer, prompts, config, of, made_by=""):
     """The teacher's answers to the training prompts and their sets; made once, by a command that its header names. Answers
     without an end are kept as far as they go: their last position has no s' and is dropped by the Bellman residual."""
-    if not (folder / "header.json").exists():
-        made_by = made_by or f"python train.py --teacher={config.teacher} --student={config.student} --corpus={config.corpus}"
+    made_by = made_by or f"python train.py --teacher={config.teacher} --student={config.student} --corpus={config.corpus}"
+    if not runs.made(folder / "header.json", of):
         writer = CacheWriter(folder, n_vocab=tokenizer.n_vocab, tokenizer_hash=tokenizer.hash, p=config.p, k_cap=train.K_CAP,
                              temperature=1.0, teacher={"name": config.teacher, "params": teacher.num_params()}, roles=brd.ROLES,
                              made_by=made_by)
-        for k in range(config.answers):
-            for at in range(0, len(prompts), brd.ROWS):
-                some = prompts[at:at + brd.ROWS]
-                new, sets = reads.draw_with_sets(teacher, some, MAX_NEW, p=config.p, k_cap=train.K_CAP, temperature=1.0,
-                                                 stop=tokenizer.end, seed=config.seed + 1_000_003 * k + at)
-                for prompt, tokens, kept in zip(some, new, sets):
-                    roles = [TEXT] * len(prompt) + [END if t == tokenizer.end else ANSWER for t in tokens]
-                    writer.add(prompt + tokens, roles, [None] * len(prompt) + kept)
+        parts = [(k, at) for k in range(config.answers) for at in range(0, len(prompts), brd.ROWS)]
+        for number, (k, at) in list(enumerate(parts, 1))[writer.done:]:
+            some = prompts[at:at + brd.ROWS]
+            new, sets = reads.draw_with_sets(teacher, some, MAX_NEW, p=config.p, k_cap=train.K_CAP, temperature=1.0,
+                                             stop=tokenizer.end, seed=config.seed + 1_000_003 * k + at)
+            for prompt, tokens, kept in zip(some, new, sets):
+                roles = [TEXT] * len(prompt) + [END if t == tokenizer.end else ANSWER for t in tokens]
+                writer.add(prompt + tokens, roles, [None] * len(prompt) + kept)
+            writer.checkpoint(number)
         writer.close()
+        runs.note(folder / "header.json", of)
     return Cache(folder, n_vocab=tokenizer.n_vocab, tokenizer_hash=tokenizer.hash)
 
 
@@ -103,14 +105,18 @@ def test_answers(model, tokenizer, prompts, references):
     return brd.mean_se([sum(row) / len(row) for row in scores])
 
 
-def trained(name, model, source, tokens, config, out, tokenizer):
-    """`model` after training on a source; kept in out/<name>, and taken from there if it is finished."""
+def trained(name, model, source, tokens, config, out, tokenizer, of):
+    """`model` after training on a source; kept in out/<name>, and taken from there if it is finished. of: what it is made of."""
     folder = out / name
-    if finished := train.kept(folder, config):
+    if finished := train.kept(folder, config, of):
         return finished
     _, seen = train.fit(name, model, [source], [1.0], tokens, config, config.decay, folder=folder)
-    train.keep(model, folder, tokenizer, {"tokens_seen": seen})
+    train.keep(model, folder, tokenizer, {"tokens_seen": seen}, of)
     return model
+
+
+def weights_hash(model):
+    return runs.digest(*(p.detach().cpu().numpy().tobytes() for p in model.parameters()))
 
 
 def pair(config):
@@ -125,27 +131,33 @@ def pair(config):
         raise ValueError(f"{config.corpus}: {len(pairs)} prompts, of which {len(prompts)} to learn from and {len(asked)} to be tested "
                          f"on leave room for an answer of {MAX_NEW} tokens in {limit}; expected at least one of each")
     references = [tokenizer.decode(right.document(d)[0][len(prompt):].tolist()) for d, prompt in enumerate(asked)]
-    out, _ = train.open_out(config)
-    path = out / "results.json"
-    if path.exists():
-        return print(f"{out}: finished before; --redo starts over\n{table(json.loads(path.read_text(encoding='utf-8'))['pair'])}")
+    out, _ = runs.open_out(config)
+    runs.verify(out)
+    path, text = out / "results.json", runs.digest(Path(config.corpus))
+    of = runs.made_of("results", config, tokenizer, text, teacher=weights_hash(teacher), student=weights_hash(student))
+    if path.exists() and runs.made(path, of):
+        before = read_sealed(path, "remove it, and the students are tested again")
+        return print(f"{brd.shown(str(out))}: finished before; --redo starts over\n{table(before['pair'])}")
     print(f"{len(prompts):,} prompts to learn from, {len(asked):,} to be tested on, vocabulary {tokenizer.n_vocab:,}", flush=True)
-    with held(out):
-        models = treat(config, out, teacher, student, tokenizer, prompts, rows)
+    with runs.held(out):
+        models = treat(config, out, teacher, student, tokenizer, prompts, rows, of)
         results = {name: {"rouge_l": test_answers(model.eval(), tokenizer, asked, references), "params": model.num_params(),
                           "tokens_seen": model.extra.get("tokens_seen", 0)} for name, model in models.items()}
-        train.write_json(path, {"pair": results, "config": dataclasses.asdict(config)})
-    print(f"{table(results)}\n\n{time.perf_counter() - begin:.0f} s in all; {path} holds every figure")
+        runs.write_json(path, {"pair": results, "config": runs.noted(config), "made_of": of}, of)
+    print(f"{table(results)}\n\n{time.perf_counter() - begin:.0f} s in all; {brd.shown(str(path))} holds every figure")
 
 
-def treat(config, out, teacher, student, tokenizer, prompts, rows):
-    """Stages 2 to 4 -> {name: model} of the teacher and every student; rows: the references."""
-    models = {"teacher": teacher, "sft": trained("sft", student, rows, config.start_tokens, config, out, tokenizer)}
-    cache = answer_cache(out / "cache", teacher, tokenizer, prompts, config)
+def treat(config, out, teacher, student, tokenizer, prompts, rows, of):
+    """Stages 2 to 4 -> {name: model} of the teacher and every student; rows: the references; of: what all of it is made of."""
+    sft = trained("sft", student, rows, config.start_tokens, config, out, tokenizer, {**of, "stage": "student sft"})
+    cache = answer_cache(out / "cache", teacher, tokenizer, prompts, config, {**of, "stage": "cache"})
+    models, start, header = {"teacher": teacher, "sft": sft}, out / "sft" / "model.pt", out / "cache" / "header.json"
     for name in STUDENTS:
         model = GPT.load(out / "sft", train.pick_device(config)[0])
         objective = dataclasses.replace(config, objective=name if name != "more_sft" else config.objective)
-        models[name] = trained(name, model, rows if name == "more_sft" else cache, config.student_tokens, objective, out, tokenizer)
+        files = {"start": runs.digest(start)} | ({} if name == "more_sft" else {"teacher's cache": runs.digest(header)})
+        models[name] = trained(name, model, rows if name == "more_sft" else cache, config.student_tokens, objective, out, tokenizer,
+                               {**of, "stage": f"student {name}", **files})
     return models
 
 
@@ -153,5 +165,5 @@ def table(results):
     """The results of `pair` as text."""
     lines = [f"\n{'':12}{'parameters':>14}{'tokens':>12}{'Rouge-L':>18}"]
     for name, result in results.items():
-        lines.append(f"{name:12}{result['params']:14,}{result['tokens_seen']:12,}{figure(result['rouge_l']):>18}")
+        lines.append(f"{brd.shown(name):12}{result['params']:14,}{result['tokens_seen']:12,}{figure(result['rouge_l']):>18}")
     return "\n".join(lines)

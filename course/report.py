@@ -37,10 +37,13 @@ import td_distill
 from course import pages, plots
 from data import reads, world
 from data.cache import Cache
+from data.runs import verify
+from data.sealed import read_sealed
 from data.tokenizer import Tokenizer
 from model import GPT
 
 GLANCED, PRINTED = 12, 4   # paragraphs in a short look at a student; on the page of read text
+REMEDY = "that run again, with --redo, writes them anew"
 README_PICTURES = ("reading", "students", "top_p")
 TEACHER = Path(__file__).resolve().parents[1] / "data" / "teacher"
 SHOWN = {"entity_f1": "entity F1", "answer.wh": "wh questions, exact", "answer.yes_no": "yes/no questions, exact",
@@ -129,7 +132,7 @@ def report(results):
     lines = []
     for label, cells in [("", students), *table(students)]:
         lines += [f"{label:38}" + "".join(f"{cell:>14}" for cell in cells)] if cells else [""] + [label] * bool(label)
-    return "\n".join(lines)
+    return "\n".join(map(brd.shown, lines))
 
 
 # --- what the page shows of a student and of the cache -----------------------------------------------------------------
@@ -286,17 +289,25 @@ def page(results, readings, answer, cache, drawn, missing):
     return pages.PAGE.format(css=pages.CSS, command=made, run=escape(", ".join(run)), missing=told, parts="".join(parts))
 
 
+def read_results(path):
+    """The results.json of a run -> dict; ValueError where it is damaged, or of something else."""
+    results = read_sealed(path, REMEDY)
+    try:
+        _ = results["config"]["seed"], results["versions"].items(), report(results)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise ValueError(f"{path}: not the results of a run of train.py; {REMEDY}") from None
+    return results
+
+
 def write_page(out, pictures=None):
     """Write report.html into the folder of a run, and into a folder `pictures` the README's PNGs. Returns the page's path.
     ValueError for a folder without a finished run; ImportError where PNGs are wanted and matplotlib is missing."""
     path = out / "results.json"
     if not path.exists():
         raise ValueError(f"{out}: no results.json, so no finished run; python train.py --out_dir={out} makes one")
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-        _ = results["students"]["plain"], results["config"]["seed"], results["versions"]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path}: not the results of a run of train.py; that run again, with --redo, writes them anew") from None
+    verify(out)
+    results = read_results(path)
+    results["config"]["out_dir"] = str(out)
     readings, answer, cache, missing = gather(out, results)
     wanted, drawn = drawings(results, answer, cache), {}
     if pictures:
@@ -314,7 +325,7 @@ def write_page(out, pictures=None):
 def page_line(out):
     """Write the page and say so in one line, or why not: a run that took long must not fail at its picture book."""
     try:
-        return f"{write_page(Path(out))} shows them in pictures"
+        return brd.shown(f"{write_page(Path(out))} shows them in pictures")
     except Exception as error:
         return brd.shown(f"no report.html: {type(error).__name__}: {error}".split("\n")[0])
 
@@ -326,7 +337,7 @@ def main(arguments=None):
     parser.add_argument("--pictures", type=Path, help="also write the README's pictures into this folder, as PNG")
     options = parser.parse_args(arguments)
     try:
-        print(write_page(options.out, options.pictures))
+        print(brd.shown(str(write_page(options.out, options.pictures))))
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {brd.shown(str(error))}", file=sys.stderr)
         sys.exit(2)

@@ -17,7 +17,7 @@ import random
 import brd
 import train
 from course import pair
-from data import world
+from data import runs, world
 from data.tasks import items
 
 # What each method learns from, and the fields of train.Config that make it; "cache": the teacher's answers and their sets.
@@ -63,20 +63,21 @@ def instructed_teacher(folder, reader, tokenizer, config):
     """The teacher, a reader, after two passes over references of config.student_tokens tokens; kept in the folder."""
     config = config_of(config, config.student_tokens)
     _, rows = references(config.student_tokens, tokenizer, config)
-    model = train.kept(folder, config)
+    of = runs.made_of("instructed teacher", config, tokenizer, "", reader=pair.weights_hash(reader))
+    model = train.kept(folder, config, of)
     if not model:
         model = reader
         _, seen = train.fit("instructed teacher", model, [rows], [1.0], 2 * config.student_tokens, config, config.decay, folder=folder)
-        train.keep(model, folder, tokenizer, {"tokens_seen": reader.extra["tokens_seen"] + seen})
+        train.keep(model, folder, tokenizer, {"tokens_seen": reader.extra["tokens_seen"] + seen}, of)
     return model
 
 
 def sources(folder, teacher, tokenizer, config):
     """{"references": Rows, "cache": Cache} of the same prompts."""
-    config = dataclasses.replace(config_of(config, config.student_tokens), teacher="instructed", student="reader", answers=1)
-    prompts, rows = references(config.student_tokens, tokenizer, config)
-    return {"references": rows, "cache": pair.answer_cache(folder, teacher, tokenizer, prompts, config,
-                                                                  made_by="python course/claims.py 5")}
+    own = train.Config(student_tokens=config.student_tokens, p=P, teacher="instructed", answers=1, device=config.device)
+    prompts, rows = references(own.student_tokens, tokenizer, own)
+    of = runs.made_of("retelling cache", own, tokenizer, "", teacher=pair.weights_hash(teacher))
+    return {"references": rows, "cache": pair.answer_cache(folder, teacher, tokenizer, prompts, own, of, "python course/claims.py 5")}
 
 
 def test(model, tokenizer, n=TESTS, seed=1):

@@ -7,7 +7,6 @@ Shapes: B documents, T positions, K teacher tokens kept.
 
 import functools
 import hashlib
-import json
 import random
 from typing import Callable, NamedTuple
 
@@ -21,9 +20,13 @@ from data import annotations, grammar, reads, world
 from data.cache import Cache, CacheWriter
 from data.corpus import course_tokenizer, reading_rows
 from data.rows import Rows
+from data.sealed import read_sealed
 from model import GPT, GPTConfig
 
 MASSES = (1.0, 0.95, 0.8)           # p of the sets that are kept on disk; p = 1 is the dense teacher
+
+
+REMEDY = "remove it, and they are drawn again"
 
 
 class Size(NamedTuple):
@@ -80,8 +83,10 @@ def grammar_task(out, size):
         learn("teacher", teacher, Rows.pack(texts, grammar.N_VOCAB), size.teacher_tokens, settings(0.01, 1),
               Row("references", 1, sft), task, decay=0.5)
         teacher.save(out / "teacher")
-        train.write_json(out / "answers.json", teacher.generate(prompts, size.max_new, stop=grammar.END, seed=1))
-    task = task._replace(teacher=GPT.load(out / "teacher"), answers=json.loads((out / "answers.json").read_text(encoding="utf-8")))
+    teacher = GPT.load(out / "teacher")
+    if not (out / "answers.json").exists():
+        train.write_json(out / "answers.json", {"answers": teacher.generate(prompts, size.max_new, stop=grammar.END, seed=1)})
+    task = task._replace(teacher=teacher, answers=read_sealed(out / "answers.json", REMEDY)["answers"])
     for draw, p in (("free", 1.0), ("nucleus", 0.8)):
         if not (out / f"{draw}-{p}" / "header.json").exists():
             grammar_cache(out / f"{draw}-{p}", task.teacher, grammar_prompts(size.prompts, "train"), size, p)
@@ -105,13 +110,15 @@ def grammar_cache(folder, teacher, prompts, size, p):
                          made_by="python td_distill.py compare --task=grammar")
     text, answer = brd.ROLES.index("text"), brd.ROLES.index("answer")
     prompts = prompts * size.answers
-    for start in tqdm(range(0, len(prompts), 256), desc=f"teacher answers, p={p}", disable=None, leave=False):
+    begin = writer.done                        # prompts that were answered before it was cut off
+    for start in tqdm(range(begin, len(prompts), 256), desc=f"teacher answers, p={p}", disable=None, leave=False):
         some = prompts[start:start + 256]
         new, sets = reads.draw_with_sets(teacher, some, size.max_new, p=p, k_cap=grammar.N_VOCAB, temperature=1.0,
                                          stop=grammar.END, seed=start)
         for prompt, tokens, kept in zip(some, new, sets):
             if tokens[-1] == grammar.END:      # one that was cut is not an answer
                 writer.add(prompt + tokens, [text] * len(prompt) + [answer] * len(tokens), [None] * len(prompt) + kept)
+        writer.checkpoint(start + 256)
     writer.close()
 
 
@@ -148,10 +155,10 @@ def reading_task(out, size):
     references = reading_rows(paragraphs, "qra", tokenizer, "references", config.block_size)
     teacher = train.train_teacher(out / "teacher", tokenizer, config)
     if not (out / "answers.json").exists():
-        train.write_json(out / "answers.json", teacher.generate(prompts, size.max_new, stop=tokenizer.sep, seed=1))
+        train.write_json(out / "answers.json", {"answers": teacher.generate(prompts, size.max_new, stop=tokenizer.sep, seed=1)})
     if not (out / "free-1.0" / "header.json").exists():
         train.write_cache(out / "free-1.0", teacher, tokenizer, config)
-    return Task(teacher, references, open_caches(out), prompts, json.loads((out / "answers.json").read_text(encoding="utf-8")), judge,
+    return Task(teacher, references, open_caches(out), prompts, read_sealed(out / "answers.json", REMEDY)["answers"], judge,
                 tokenizer.sep, size.max_new, weights, GPTConfig(n_vocab=tokenizer.n_vocab, block_size=384, n_layer=3, n_head=4, n_embd=128))
 
 

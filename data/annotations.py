@@ -13,6 +13,8 @@ import json
 import os
 import re
 
+from data.sealed import brief
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Records: one JSON object a line, one line a sentence, paragraphs and their sentences in order
 
@@ -89,10 +91,10 @@ def read_annotations(path):
             break
         try:
             record = json.loads(line.decode("utf-8"))
-        except ValueError as error:                # JSONDecodeError and UnicodeDecodeError are both ValueErrors
+        except (ValueError, RecursionError) as error:      # JSONDecodeError and UnicodeDecodeError are both ValueErrors
             if number == len(lines):
                 break
-            raise ValueError(f"{path}:{number}: not a JSON object in UTF-8 ({error})") from None
+            raise ValueError(f"{path}:{number}: not a JSON object in UTF-8 ({brief(error)})") from None
         try:
             check_record(record)
             place(record, paragraphs)

@@ -4,6 +4,7 @@ from which it was drawn, with their log-probabilities. Made once, memory-mapped 
     writer = CacheWriter("out/cache", n_vocab=800, tokenizer_hash="1f..", p=0.8, k_cap=64, temperature=1.0,
                          teacher={"hash": "8c..", "params": 1800000}, made_by="python ...", roles=brd.ROLES)
     writer.add([5, 17, 9], [2, 3, 5], [None, (ids, log_probs), None])        # roles: indices into the names above
+    writer.checkpoint(1)                                # a writer that takes this up has writer.done == 1
     writer.close()
     batch = Cache("out/cache", n_vocab=800, tokenizer_hash="1f..").batch([0, 5, 2])
 
@@ -24,6 +25,7 @@ mass stored: it is the sum of exp(log-probabilities).
 Shapes: B documents, T tokens of a document, K teacher tokens kept, M all those of a document.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -31,7 +33,10 @@ import os
 import numpy as np
 import torch
 
-FORMAT = "nanoreader teacher cache 1"
+from data.annotations import shown
+from data.sealed import read_sealed, sealed, sha256_of
+
+FORMAT = "nanoreader teacher cache 2"
 # Stands where a log-probability or a logit is absent: its exp() is exactly 0, and 0 * ABSENT is 0 (0 * -inf is NaN).
 ABSENT = -1e30
 AGAIN = "make the cache again"
@@ -64,8 +69,9 @@ class CacheWriter:
     """Writes a cache, document by document; the settings go into its header.
 
     teacher: any JSON, what a reader should know of it; made_by: the command; roles: the names of the roles, to which
-    the numbers of `add` are indices. Until close() everything stands in files NAME.tmp beside; an older cache in the
-    folder stays whole until then.
+    the numbers of `add` are indices. Until close() everything stands in files NAME.part beside; an older cache in the
+    folder stays whole until then. A writer that did not come to close() is continued by the next one of the same settings, from
+    its last checkpoint; `done` is what that was told, 0 where there is none.
     """
 
     def __init__(self, folder, *, n_vocab, tokenizer_hash, p, k_cap, temperature, teacher, made_by, roles):
@@ -75,10 +81,60 @@ class CacheWriter:
         self.header = {"format": FORMAT, "n_vocab": n_vocab, "tokenizer": tokenizer_hash, "p": p, "k_cap": k_cap,
                        "temperature": temperature, "roles": list(roles), "teacher": teacher, "made_by": made_by}
         self.types = array_types(n_vocab, k_cap, 0)
-        self.offsets, self.drawn, self.kept = [0], 0, 0
+        self.offsets, self.drawn, self.kept, self.done = [0], 0, 0, 0
         os.makedirs(self.folder, exist_ok=True)
         self.hashes = {name: hashlib.sha256() for name in ARRAYS}
-        self.files = {name: open(self.path(name) + ".tmp", "wb") for name in ARRAYS}
+        whole = self.resume()
+        parts = [self.path(name) + ".part" for name in ARRAYS] + [os.path.join(self.folder, "offsets.part")]
+        self.files = {name: open(path, "ab" if whole else "wb") for name, path in zip((*ARRAYS, "offsets"), parts)}
+
+    def resume(self):
+        """Goes back to the last checkpoint of a cache of these settings -> whether there is one; done: what it was told."""
+        try:
+            part = read_sealed(os.path.join(self.folder, "part.json"), "")
+            if not all(type(number) is int for number in (part["drawn"], part["kept"], part["done"], *part["sizes"].values())):
+                return False
+            sizes, parts = part["sizes"], {name: self.path(name) + ".part" for name in ARRAYS}
+            for name, path in parts.items():            # killed while the arrays were put in their place
+                if not os.path.exists(path) and not os.path.exists(os.path.join(self.folder, "header.json")):
+                    os.replace(self.path(name), path)
+            parts["offsets"] = os.path.join(self.folder, "offsets.part")
+            if part["header"] != json.loads(json.dumps(self.header)) or any(os.path.getsize(parts[n]) < sizes[n] for n in parts):
+                return False
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return False
+        for name, path in parts.items():
+            os.truncate(path, sizes[name])
+        with open(parts.pop("offsets"), "rb") as file:
+            offsets = np.frombuffer(file.read(), np.int64).tolist()
+        found = {name: hashlib.sha256() for name in ARRAYS}
+        for name, path in parts.items():
+            with open(path, "rb") as file:
+                while block := file.read(1 << 20):
+                    found[name].update(block)
+        if part["arrays"] != self.checksum(found, offsets):         # damaged since
+            return False
+        self.hashes, self.offsets = found, [0, *offsets]
+        self.drawn, self.kept, self.done = part["drawn"], part["kept"], part["done"]
+        return True
+
+    @staticmethod
+    def checksum(hashes, offsets):
+        """Of the arrays (their hashes so far) and of the ends of all documents."""
+        return hashlib.sha256(json.dumps([[hashes[name].hexdigest() for name in ARRAYS], offsets]).encode()).hexdigest()
+
+    def checkpoint(self, done):
+        """What has been added is on the disk, and need not be made again; done: int, to know where to go on."""
+        for file in self.files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        part = {"header": self.header, "done": done, "drawn": self.drawn, "kept": self.kept,
+                "arrays": self.checksum(self.hashes, self.offsets[1:]),
+                "sizes": {name: file.tell() for name, file in self.files.items()}}
+        path = os.path.join(self.folder, "part.json")
+        with open(path + ".tmp", "w", encoding="utf-8") as file:
+            json.dump(sealed(part), file)
+        os.replace(path + ".tmp", path)
 
     def path(self, name):
         return os.path.join(self.folder, name + ".bin")
@@ -110,14 +166,16 @@ class CacheWriter:
                                     ("ids of sets", ids, n_vocab)):
             if len(values) and not 0 <= np.min(values) <= np.max(values) < bound:
                 raise ValueError(f"{at}: {name} {np.min(values)} to {np.max(values)}; expected 0 to {bound - 1}")
-        if not (log_probs <= 1e-4).all():                                                # also False for NaN
-            raise ValueError(f"{at}: a log-probability is NaN or above 0; expected log-softmax of the teacher's logits")
+        if not ((log_probs <= 1e-4) & (log_probs > -np.inf)).all():                      # also False for NaN
+            raise ValueError(f"{at}: a log-probability is NaN, above 0, or that of a token which cannot be; expected log-softmax of "
+                             "the teacher's logits, and no token of probability 0")
         self.write("tokens", tokens)
         self.write("roles", roles)
         self.write("counts", counts)
         self.write("ids", ids)
         self.write("logprobs", round_down_to_half(log_probs))
         self.offsets.append(self.offsets[-1] + len(tokens))
+        self.files["offsets"].write(np.int64(self.offsets[-1]).tobytes())      # "documents" waits until its type is known
         self.drawn += sum(count > 0 for count in counts)
         self.kept += len(ids)
 
@@ -133,13 +191,17 @@ class CacheWriter:
                        ids=self.kept, logprobs=self.kept)
         for name in ARRAYS:
             self.files[name].close()
-            os.replace(self.path(name) + ".tmp", self.path(name))
+            os.replace(self.path(name) + ".part", self.path(name))
         self.header |= {"documents": n_documents, "tokens": n_tokens, "drawn": self.drawn, "kept": self.kept}
         self.header["arrays"] = {name: {"dtype": self.types[name], "length": lengths[name],
                                         "sha256": self.hashes[name].hexdigest()} for name in ARRAYS}
         with open(header_path + ".tmp", "w", encoding="utf-8") as file:
-            json.dump(self.header, file, indent=1)
+            json.dump(sealed(self.header), file, indent=1)
         os.replace(header_path + ".tmp", header_path)
+        self.files["offsets"].close()
+        for name in ("offsets.part", "part.json"):
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(os.path.join(self.folder, name))
         return self.header
 
 
@@ -148,14 +210,9 @@ def read_header(folder):
     path = os.path.join(folder, "header.json")
     if not os.path.exists(path):
         raise ValueError(f"{folder}: no teacher cache here, header.json is written last and missing; {AGAIN}")
-    try:
-        with open(path, encoding="utf-8") as file:
-            header = json.load(file)
-    except ValueError as error:                                   # bad JSON and bad UTF-8
-        raise ValueError(f"{path}: not JSON ({error}); expected the header of a teacher cache: {AGAIN}") from None
-    found = header.get("format") if isinstance(header, dict) else type(header).__name__
-    if found != FORMAT:
-        raise ValueError(f"{path}: format {found!r}, expected {FORMAT!r}; {AGAIN} with this version")
+    header = read_sealed(path, f"expected the header of a teacher cache: {AGAIN}")
+    if header.get("format") != FORMAT:
+        raise ValueError(f"{path}: format {header.get('format')!r:.60}, expected {FORMAT!r}; {AGAIN} with this version")
     missing = [field for field in FIELDS if field not in header]
     whole = ("n_vocab", "k_cap", "documents", "tokens", "drawn", "kept")
     wrong = [field for field in whole if field in header and type(header[field]) is not int]
@@ -216,12 +273,9 @@ class Cache:
         size, want = os.path.getsize(path), length * np.dtype(dtype).itemsize
         if size != want:
             raise ValueError(f"{path}: {size} bytes, the header says {want}; truncated or foreign: {AGAIN}")
-        found = hashlib.sha256()
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                found.update(block)
-        if found.hexdigest() != note.get("sha256"):
-            raise ValueError(f"{path}: sha256 {found.hexdigest()[:16]}, the header says {str(note.get('sha256'))[:16]}; "
+        found = sha256_of(path)
+        if found != note.get("sha256"):
+            raise ValueError(f"{path}: sha256 {found[:16]}, the header says {str(note.get('sha256'))[:16]}; "
                              f"damaged or from another cache: {AGAIN}")
         return np.memmap(path, dtype=dtype, mode="r") if length else np.empty(0, dtype)   # an empty file has no map
 
@@ -289,10 +343,10 @@ def inspect(folder):
         "dense_bytes_per_token": (size - sets + 2 * header["n_vocab"] * header["drawn"]) / n_tokens,
     }
     teacher = header["teacher"] if isinstance(header["teacher"], dict) else {}
-    print(f"{folder}: top-p sets, p={header['p']}, k_cap={header['k_cap']}, temperature {header['temperature']}")
-    print(f"  teacher           {teacher.get('hash')}, {teacher.get('params')} parameters, {teacher.get('figures')}")
-    print(f"  tokenizer         {header['tokenizer']}, {header['n_vocab']} tokens")
-    print(f"  made by           {header['made_by']}")
+    print(shown(f"{folder}: top-p sets, p={header['p']}, k_cap={header['k_cap']}, temperature {header['temperature']}"))
+    print(shown(f"  teacher           {teacher.get('hash')}, {teacher.get('params')} parameters, {teacher.get('figures')}"))
+    print(shown(f"  tokenizer         {header['tokenizer']}, {header['n_vocab']} tokens"))
+    print(shown(f"  made by           {header['made_by']}"))
     print(f"  documents         {len(cache):,}")
     print(f"  tokens            {header['tokens']:,}, of which the teacher drew {header['drawn']:,}")
     print(f"  mean kept         {figures['mean_kept']:.2f} tokens a drawn position; "

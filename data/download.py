@@ -24,6 +24,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+if not __package__:  # python data/download.py: the modules stand one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data.annotations import shown  # noqa: E402
+
 CHUNK = 1 << 16          # bytes read at once
 TIMEOUT = 30             # seconds without a byte
 
@@ -140,10 +145,10 @@ def sha256(path):
 
 def check(path, name, remedy):
     """ValueError, which ends with the remedy, where the file has not the size and SHA-256 of the set."""
-    found = f"{path.stat().st_size:,} bytes with SHA-256 {sha256(path)}"
-    expected = f"{SETS[name]['size']:,} bytes with SHA-256 {SETS[name]['sha256']}"
-    if found != expected:
-        raise ValueError(f"{path}: {found}, expected {expected}; {remedy}")
+    size, digest = path.stat().st_size, sha256(path)
+    if (size, digest) != (SETS[name]["size"], SETS[name]["sha256"]):
+        raise ValueError(f"{path}: {size:,} bytes with SHA-256 {digest[:12]}, expected {SETS[name]['size']:,} with "
+                         f"{SETS[name]['sha256'][:12]}; {remedy}")
 
 
 def download(name, folder="downloads"):
@@ -152,7 +157,7 @@ def download(name, folder="downloads"):
     url, text = SETS[name]["url"], Path(folder) / f"{name}.txt"
     path = Path(folder) / name / url.rpartition("/")[2]
     if path.exists():                                       # from an earlier run, or put there by hand
-        check(path, name, f"move it away and run this again, or fetch {url} by hand")
+        check(path, name, "move it away and run this again")
     else:
         part = fetch(url, path, SETS[name]["size"])
         try:
@@ -178,9 +183,9 @@ def main(arguments=None):
         try:
             text = download(name, options.folder)
         except (ValueError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {shown(str(error))}", file=sys.stderr)
             return 2
-        print(f"{text}: {text.stat().st_size:,} bytes ({SETS[name]['licence']}); python train.py --corpus={text}")
+        print(shown(f"{text}: {text.stat().st_size:,} bytes ({SETS[name]['licence']}); python train.py --corpus={text}"))
     return 0
 
 

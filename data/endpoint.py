@@ -30,11 +30,13 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from data.annotations import shown
+from data.sealed import digest, sealed
 
 BACKOFF, LONGEST_WAIT = 1.0, 300    # seconds before the first retry, doubled each time; the longest that is waited
 GIVE_UP = 8                         # requests in a row that stay without a reply end a run
 GRACE = 10                          # seconds that a run which ends early waits for a reply that is on its way
 MAX_BODY = 1 << 20                  # bytes of an answer; a common one has two thousand
+LINE = ("key", "model", "job", "reply", "finish", "tokens")         # the fields of a kept reply
 PLACEHOLDER = 8                     # a key shorter than this is one like "none", and replies may well hold the word
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -60,8 +62,12 @@ def read_replies(path):
             reply = json.loads(line)
             if not (isinstance(reply["key"], str) and isinstance(reply["reply"], str) and "finish" in reply):
                 raise ValueError
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{path}:{number}: not a kept reply; without this line it is asked for again") from None
+            found = reply.pop("sha256", None)
+            if found != digest(reply) and (found or set(reply) != set(LINE)):       # before there were checksums: the six fields
+                raise ValueError
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise ValueError(f"{path}:{number}: not a kept reply, or not as it was written; without this line it is asked for "
+                             "again") from None
         replies[reply["key"]] = reply
     return replies
 
@@ -70,10 +76,11 @@ def keep(file, line, secret):
     """Append a reply (dict) to a file opened unbuffered, by one write, so that threads need no lock -> the reply as it will
     be read back. OSError where the disk is full."""
     text = json.dumps(line)                             # ASCII, so a key can be found in it and half a character is no harm
-    text = text.replace(secret, "[key]") if len(secret) >= PLACEHOLDER else text
+    line = json.loads(text.replace(secret, "[key]") if len(secret) >= PLACEHOLDER else text)
+    text = json.dumps(sealed(line))
     if file.write(text.encode() + b"\n") <= len(text):
         raise OSError(f"{file.name}: could not be written in full; is the disk full?")
-    return json.loads(text)
+    return line
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ import shutil
 import torch
 
 from data.gpt2_tokenizer import read_json, tokenizer_files
+from data.sealed import brief, read_tensors
 
 FIELDS = {"n_vocab": "vocab_size", "block_size": "n_positions", "n_layer": "n_layer", "n_head": "n_head",
           "n_embd": "n_embd"}                                           # of GPTConfig, and what config.json calls them
@@ -49,7 +50,7 @@ def locate(where):
     where = os.fspath(where)
     if os.path.isdir(where):
         return where
-    if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", where):
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", where):
         raise ValueError(f"{where}: no such folder; expected one in Hugging Face's format, or a name such as gpt2-xl")
     download = optional("huggingface_hub").snapshot_download
     wanted = ["config.json", "model*.safetensors*", "tokenizer*.json", "vocab.json", "merges.txt"]
@@ -58,8 +59,7 @@ def locate(where):
         if not any("safetensors" in name for name in os.listdir(folder)):
             folder = download(where, allow_patterns=wanted + ["pytorch_model*.bin*"])
     except Exception as error:      # of the hub, its HTTP library or the disk, and they have no common ancestor
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
-        raise ValueError(f"{where}: no such folder, and it could not be downloaded ({reason})") from None
+        raise ValueError(f"{where}: no such folder, and it could not be downloaded ({brief(error, 160)})") from None
     return folder
 
 
@@ -76,14 +76,14 @@ def read_weights(where, n_vocab=None):
     path = os.path.join(folder, "config.json")
     config = read_json(path)
     if config.get("model_type") != "gpt2":
-        raise ValueError(f"{path}: model_type is {config.get('model_type')!r}, but expected 'gpt2'; a folder that "
+        raise ValueError(f"{path}: model_type is {config.get('model_type')!r:.60}, but expected 'gpt2'; a folder that "
                          "GPT.save wrote is opened by GPT.load")
     for name in FIELDS.values():
         if type(config.get(name)) is not int:
-            raise ValueError(f"{path}: {name} is {config.get(name)!r}, but expected a whole number")
+            raise ValueError(f"{path}: {name} is {config.get(name)!r:.60}, but expected a whole number")
     for name, values in {**COMPUTED, "n_inner": (None, 4 * config["n_embd"])}.items():
         if config.get(name, values[0]) not in values:
-            raise ValueError(f"{path}: {name} is {config[name]!r}, but only {values[0]!r} is computed here; "
+            raise ValueError(f"{path}: {name} is {config[name]!r:.60}, but only {values[0]!r} is computed here; "
                              "the logits would be wrong")
     state = {}
     for file in weight_files(folder):
@@ -126,10 +126,9 @@ def load_tensors(path):
     """{name: tensor} of a .safetensors or .bin file, on the CPU; ValueError of one line for a damaged or missing one."""
     load_file = optional("safetensors.torch").load_file if path.endswith(".safetensors") else None
     try:
-        return load_file(path) if load_file else dict(torch.load(path, map_location="cpu", weights_only=True))
+        return load_file(path) if load_file else dict(read_tensors(path))
     except Exception as error:                                          # a cut-off or foreign file fails in many ways
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
-        raise ValueError(f"{path}: no weights can be read from it ({reason})") from None
+        raise ValueError(f"{path}: no weights can be read from it ({brief(error)})") from None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import math
 import os
 import re
 
+from data.sealed import brief
 from data.tokenizer import SEP, Tokenizer
 
 # How GPT-2 cuts words, as tiktoken writes it since 0.8 (the hash of a tokenizer depends on the pattern).
@@ -32,8 +33,8 @@ def read_json(path):
     try:
         with open(path, encoding="utf-8") as f:
             return dict(json.load(f))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: not a JSON object ({error})") from None
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path}: not a JSON object ({brief(error)})") from None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -50,14 +51,15 @@ def read_tokenizer(folder):
     path, settings = (os.path.join(folder, name) for name in ("tokenizer.json", "tokenizer_config.json"))
     end = read_json(settings).get("eos_token") if os.path.isfile(settings) else None
     end = end.get("content") if isinstance(end, dict) else end or "<|endoftext|>"
+    card = read_json(path) if os.path.isfile(path) else None
+    path = path if card else os.path.join(folder, "vocab.json")
+    words = None if card else read_json(path)
     try:
-        if os.path.isfile(path):
-            card = read_json(path)
+        if card:
             vocab, merges, pattern = card["model"]["vocab"], card["model"]["merges"], pattern_of(card)
             specials = {token["content"]: token["id"] for token in card["added_tokens"]}
         else:
-            path = os.path.join(folder, "vocab.json")
-            vocab, pattern = read_json(path), GPT2_PATTERN
+            vocab, pattern = words, GPT2_PATTERN
             with open(os.path.join(folder, "merges.txt"), encoding="utf-8") as f:
                 merges = [line for line in f.read().split("\n") if line and not line.startswith("#version")]
             specials = {end: vocab[end]}
@@ -69,7 +71,7 @@ def read_tokenizer(folder):
             raise ValueError("its merges are not in the order of its ids")
         return Tokenizer("gpt2" if pattern == GPT2_PATTERN else "bpe", ranks, pattern, specials, end, SEP)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: not a byte-level BPE that tiktoken can apply ({error!r:.200})") from None
+        raise ValueError(f"{path}: not a byte-level BPE that tiktoken can apply ({brief(error)})") from None
 
 
 def pattern_of(card):

@@ -8,6 +8,8 @@ the response is "output" or "response". Other fields are not looked at.
 
 import json
 
+from data.sealed import brief
+
 ANSWER = "\n\nAnswer:"        # what a prompt ends with; the response follows behind a space
 
 
@@ -22,12 +24,12 @@ def field(record, names):
 def read_instructions(path):
     """A JSONL file -> list of (prompt, response), two str each. ValueError "file:line: ..." for a line that is none."""
     pairs = []
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             try:
-                record = json.loads(line) if line.strip() else None
-            except ValueError as error:
-                raise ValueError(f"{path}:{number}: not JSON ({error})") from None
+                record = json.loads(line.decode("utf-8")) if line.strip() else None
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{path}:{number}: not JSON in UTF-8 ({brief(error)})") from None
             if record is None:
                 continue
             asked = field(record, ("instruction", "prompt")) if isinstance(record, dict) else None

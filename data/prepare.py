@@ -22,6 +22,11 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+if not __package__:  # python data/prepare.py: the modules stand one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data.annotations import shown  # noqa: E402
+
 SUFFIXES = (".txt", ".md")      # what is read from a folder
 MAX_SENTENCE = 500              # characters, some 150 tokens; what is longer (a table, no stops at all) is cut at a word
 
@@ -178,14 +183,14 @@ def main(argv=None):
     try:
         text = read_text(args.path)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shown(str(error))}", file=sys.stderr)
         return 2
     cut = [(number, sentence) for number, p in enumerate(paragraphs(text)) for sentence in sentences(p)]
     lengths = sorted(len(sentence.strip()) for _, sentence in cut)
-    print(f"{args.path}: {len(text.encode('utf-8')):,} bytes, {cut[-1][0] + 1:,} paragraphs, {len(cut):,} sentences; "
+    print(f"{shown(args.path)}: {len(text.encode('utf-8')):,} bytes, {cut[-1][0] + 1:,} paragraphs, {len(cut):,} sentences; "
           f"characters a sentence: median {lengths[len(lengths) // 2]}, longest {lengths[-1]}")
     for number, sentence in cut[:args.show]:
-        print(f"  {number}: {' '.join(sentence.split())}")
+        print(f"  {number}: {shown(' '.join(sentence.split()))}")
     return 0
 
 

@@ -81,6 +81,8 @@ def reading_order(lengths, tokens, seed):
     than needed every so-many-th document is left out; one that is too short is read again, shuffled as a whole.
     """
     rng, n, epoch_tokens = np.random.default_rng(seed), len(lengths), int(lengths.sum())
+    if epoch_tokens < 1:
+        raise ValueError(f"{n} documents without a token to predict; expected one of two tokens at least")
     chosen = np.unique(np.linspace(0, n - 1, max(1, round(n * min(1.0, tokens / epoch_tokens)))).astype(np.int64))
     orders = [chosen[np.argsort(np.arange(len(chosen)) + rng.uniform(0, WINDOW, len(chosen)), kind="stable")]]
     for _ in range(int(tokens // epoch_tokens)):

@@ -4,29 +4,39 @@
     with held(out):                                     # one process at a time
         losses = load_training(path, model, optimizers, mark)
         save_training(path, model, optimizers, losses, mark)
-        write_json(out / "results.json", results)
+        if not made(path, made_of):                     # ValueError where it was made of something else
+            ...
+            note(path, made_of)
 
 Every file is written beside and renamed, so a killed run leaves whole files only; what a later run makes of them is the same,
-bit for bit, as if nothing had happened. SIGINT and SIGTERM are heeded between two steps of a training (see `stops`).
+bit for bit, as if nothing had happened. Every stage leaves a note of what it is made of, so a file that was changed or exchanged
+is found before it is used. SIGINT and SIGTERM are heeded between two steps of a training (see `stops`).
 """
 
 import contextlib
 import dataclasses
 import hashlib
+import io
 import json
-import multiprocessing
+import multiprocessing.connection
 import os
 import shutil
 import signal
 import threading
-import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import torch
 
+from data.sealed import brief, check_stamp, read_sealed, read_tensors, sealed, stamp
+
 FOLDERS = ("teacher", "cache", "start", "plain", "brd", "distilled", "sft", "more_sft", "seqkd", "topp_kd", "bellman")  # of a run
-FILES = ("annotations.jsonl", "results.json", "seconds.json", "options.json", "report.html")
+FILES = ("annotations.jsonl", "annotations.made_of.json", "results.json", "results.made_of.json", "seconds.json", "options.json",
+         "report.html")
 SAVE_SECONDS = 20.0     # of training that are lost at most when the power fails
+OTHER = "use another --out_dir, or --redo to start over"
+FORMAT = 1              # of all files of a run: one more whenever a stage would make something else of the same inputs
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -35,23 +45,30 @@ SAVE_SECONDS = 20.0     # of training that are lost at most when the power fails
 
 def rename(beside, path):
     """Puts a file that was written beside in its place, and both on the disk: a power cut leaves the old one or the new one."""
-    with open(beside, "rb") as file:
-        os.fsync(file.fileno())
+    sync(beside)
     os.replace(beside, path)
-    with contextlib.suppress(OSError, AttributeError):                  # folders cannot be opened on Windows
-        folder = os.open(path.parent, os.O_RDONLY)
+    sync(path.parent)
+
+
+def sync(path):
+    """Waits until a file, or what stands in a folder, is on the disk."""
+    with contextlib.suppress(PermissionError, AttributeError):          # Windows opens no folders, and no files to read for this
+        opened = os.open(path, os.O_RDONLY)
         try:
-            os.fsync(folder)
+            os.fsync(opened)
         finally:
-            os.close(folder)
+            os.close(opened)
 
 
-def write_json(path, value):
-    """Write beside, then rename: a reader never meets half a file. The folder is made if there is none."""
-    beside = path.with_name(path.name + ".tmp")
+def write_json(path, value, of=None):
+    """Write a dict, sealed, beside, then rename: a reader never meets half a file. The folder is made if there is none. of: what
+    the file is made of; it is noted before, so that the file is there only once its stage is finished."""
+    beside, text = path.with_name(path.name + ".tmp"), json.dumps(sealed(value), indent=1, ensure_ascii=False) + "\n"
+    if of:
+        write_json(note_of(path), {**of, "holds": {path.name: digest(text)}})
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        beside.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        beside.write_text(text, encoding="utf-8", newline="\n")
         rename(beside, path)
     except OSError:  # a full disk
         beside.unlink(missing_ok=True)
@@ -63,17 +80,15 @@ def open_out(config):
 
     ValueError names the option in which an earlier run differs, or the file of a folder that no run has made."""
     out, path = Path(config.out_dir), Path(config.out_dir) / "options.json"
-    options = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("out_dir", "redo", "device", "threads")}
+    options = options_of(config)
     if path.exists() and not config.redo:
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-            told = dict(before["options"])
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{path}: not the options of a run; use another --out_dir, or --redo to start over") from None
+        before = read_sealed(path, OTHER)
+        told = before.get("options")
+        if not isinstance(told, dict):
+            raise ValueError(f"{path}: not the options of a run; {OTHER}")
         for name in options:
             if told.get(name) != options[name]:
-                raise ValueError(f"{out}: holds a run with {name}={told.get(name)}, this one has {options[name]}; "
-                                 "use another --out_dir, or --redo to start over")
+                raise ValueError(f"{out}: holds a run with {name}={told.get(name)!s:.60}, this one has {options[name]}; {OTHER}")
         return out, before.get("plan")
     foreign = [name for name in FOLDERS + FILES if (out / name).exists()]
     if foreign and not config.redo:  # a folder of other things, where nothing may be thrown away unasked
@@ -84,12 +99,29 @@ def open_out(config):
     except OSError as error:
         raise ValueError(f"--out_dir={out} cannot be made ({error.strerror}); try a folder that can be written to") from None
     with held(out):                  # not under the hands of another run
+        if path.exists() and not config.redo:
+            raise ValueError(f"{out}: another run has just begun in this folder; wait for it, or use another --out_dir")
         for name in FOLDERS:
             shutil.rmtree(out / name, ignore_errors=True)
         for name in FILES:
             (out / name).unlink(missing_ok=True)
         write_json(path, {"options": options})
     return out, None
+
+
+def noted(config):
+    """The options as results.json tells them: without the folder, so that a run is the same wherever it lies."""
+    return {name: value for name, value in dataclasses.asdict(config).items() if name != "out_dir"}
+
+
+def options_of(config):
+    """The options that decide what a run makes -> {name: value}; where and how fast it does so is no part of them."""
+    return {k: v for k, v in dataclasses.asdict(config).items() if k not in ("out_dir", "redo", "device", "threads")}
+
+
+def save_plan(out, tokens):
+    """Notes how many tokens --minutes came to: a run that goes on must not measure again."""
+    write_json(out / "options.json", {**read_sealed(out / "options.json", OTHER), "plan": tokens})
 
 
 def sweep(out):
@@ -122,12 +154,85 @@ def held(out):
 
 
 # ---------------------------------------------------------------------------------------------------------------
+# What a file is made of. Beside model.pt lies model.made_of.json, and so on: the options, hashes of text, tokenizer and of the
+# files that went into it, and, once it is finished, hashes of the files that came out. A hash is 16 digits of a SHA-256.
+
+
+def digest(*parts):
+    """Files (Path), bytes and str, one after the other -> 16 hex digits."""
+    found = hashlib.sha256()
+    for part in parts:
+        part = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
+        with open(part, "rb") if isinstance(part, Path) else io.BytesIO(part) as file:
+            while block := file.read(1 << 20):
+                found.update(block)
+            found.update(b"%d;" % file.tell())      # so that none poses as two others
+    return found.hexdigest()[:16]
+
+
+def made_of(stage, config, tokenizer, text, **files):
+    """What a stage is made of, as a flat dict; text: the hash of the corpus; files: those of earlier stages, Path or hash."""
+    options = {f"--{name}": value for name, value in options_of(config).items()}
+    hashes = {name: digest(file) if isinstance(file, Path) else file for name, file in files.items()}
+    return {"stage": stage, "format": FORMAT, "text": text, "tokenizer": tokenizer.hash, **hashes, **options}
+
+
+def note_of(path):
+    return path.with_suffix(".made_of.json")
+
+
+def read_note(path):
+    """The note beside a file, {} where there is none; ValueError for one that is damaged."""
+    note = note_of(path)
+    value = read_sealed(note, f"remove it together with {path.name}, which is then made again") if note.exists() else {}
+    holds = value.get("holds", {})
+    if not isinstance(holds, dict) or any(name != os.path.basename(name) for name in holds):
+        raise ValueError(f"{note}: not the note of a file; remove it together with {path.name}, which is then made again")
+    return value
+
+
+def made(path, of):
+    """Whether the main file of a stage is finished; a stage that begins is noted. ValueError says what it was made of instead."""
+    before, stage = read_note(path), of["stage"]
+    if not before:
+        if path.exists():
+            raise ValueError(f"{path}: stale: nothing tells what the {stage} was made of; --redo makes all anew, another --out_dir keeps it")
+        write_json(note_of(path), of)
+    for name in sorted({*before, *of} - {"holds"}) if before else ():
+        if before.get(name) != of.get(name):
+            raise ValueError(f"{path}: stale: the {stage} was made with {name} {before.get(name)!s:.60}, which is {of.get(name)!s:.60} now; --redo "
+                             "makes all anew, another --out_dir keeps both")
+    return "holds" in before and path.exists()
+
+
+def note(path, of, *others):
+    """A stage is finished: `path` and others, all in one folder, go onto the disk, and then their hashes into its note."""
+    for file in (path, *others):
+        sync(file)
+    sync(path.parent)
+    write_json(note_of(path), {**of, "holds": {file.name: digest(file) for file in (path, *others)}})
+
+
+def verify(out):
+    """ValueError names a file of a finished stage that is not the one that this run has made."""
+    for path in sorted(out.rglob("*.made_of.json")):
+        holds = read_note(path.with_name(path.name.removesuffix(".made_of.json"))).get("holds", {})
+        main = path.parent / next(iter(holds), "")
+        for name, was in holds.items() if main.is_file() else ():       # where it was removed, it is made again
+            file = path.parent / name
+            if not file.is_file() or digest(file) != was:
+                what = "not the one that this run has made" if file.is_file() else "missing"
+                raise ValueError(f"{file}: {what}; put it back, or remove {main}, and it is made again")
+
+
+# ---------------------------------------------------------------------------------------------------------------
 # A training that goes on
 
 
-def mark_of(plan):
-    """What a half-finished training must have in common with the one that goes on with it: a hash of its batches."""
-    found = hashlib.sha256()
+def mark_of(plan, folder=None):
+    """What a half-finished training must have in common with the one that goes on with it: a hash of its batches, and of what
+    is noted in its folder."""
+    found = hashlib.sha256(json.dumps(read_note(folder / "model.pt") if folder else {}).encode())
     for batch in plan:
         found.update(batch.documents.tobytes() + bytes([batch.source]))
     return found.hexdigest()
@@ -135,12 +240,18 @@ def mark_of(plan):
 
 def save_training(path, model, optimizers, losses, mark, notes=None):
     """Everything that the next step depends on, into path; losses: list of float, one a step done; notes: list of JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
     state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "losses": losses, "mark": mark,
              "notes": notes, "rng": torch.get_rng_state()}
+    save_tensors(path, state)
+
+
+def save_tensors(path, state):
+    """What torch.save writes, beside, with a stamp, and renamed when it is whole. OSError where the disk is full."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".tmp")
     try:
         torch.save(state, beside)
+        stamp(beside)
     except RuntimeError as error:  # torch.save has its own words for a full disk
         beside.unlink(missing_ok=True)
         raise OSError(f"{path}: not written ({str(error).splitlines()[0]:.80}); is the disk full?") from None
@@ -154,7 +265,8 @@ def load_training(path, model, optimizers, mark, notes=None):
     if not path.exists():
         return []
     try:
-        state = torch.load(path, map_location=next(model.parameters()).device, weights_only=True)
+        check_stamp(path)
+        state = read_tensors(path, next(model.parameters()).device)
         if state["mark"] != mark:
             raise ValueError("it has read other batches")
         model.load_state_dict(state["model"])
@@ -165,8 +277,8 @@ def load_training(path, model, optimizers, mark, notes=None):
             notes[:] = state["notes"]
         return state["losses"]
     except Exception as error:  # a cut-off or foreign file fails in many ways
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
-        raise ValueError(f"{path}: no training that this one can go on with ({reason}); remove the file, and it starts over") from None
+        raise ValueError(f"{path}: no training that this one can go on with ({brief(error, 160)}); remove the file, and it "
+                         "starts over") from None
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -179,9 +291,10 @@ class Stopped(Exception):
 
 class Stops:
     """SIGINT and SIGTERM. While `training` they wait for the end of the step, so that it can be saved; at other times nothing
-    is lost by ending at once."""
+    is lost by ending at once. A second one changes nothing: what the first one began needs its time."""
     training = False
     wanted = False
+    helper = False          # a process that works for another one, which has the say
 
     def listen(self):
         """To be called once in the main thread of each process."""
@@ -190,8 +303,10 @@ class Stops:
                 signal.signal(number, self.heed)
 
     def heed(self, number, frame):
-        self.wanted = True
-        if not self.training:
+        if self.helper and not self.training:
+            os._exit(130)
+        before, self.wanted = self.wanted, True
+        if not self.training and not before:
             raise Stopped("stopped")
 
 
@@ -199,19 +314,29 @@ stops = Stops()
 
 
 def worker():
-    """What a process that trains for another one does first: it listens to signals, and ends when the other one does."""
+    """What a process that works for another one does first: it listens to signals, and ends when the other one does."""
+    stops.helper = True
     stops.listen()
-    parent = os.getppid()
 
     def watch():
-        while os.getppid() == parent:
-            time.sleep(0.5)
+        multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
         os._exit(1)
     threading.Thread(target=watch, daemon=True).start()
 
 
-def stop_workers(pool):
-    """Lets the processes of a ProcessPoolExecutor save what they are at, and waits for them."""
-    for child in multiprocessing.active_children():
-        child.terminate()
-    pool.shutdown(wait=True, cancel_futures=True)
+@contextlib.contextmanager
+def processes(n):
+    """A ProcessPoolExecutor of n processes. On an error or a signal they save what they are at, and end before this one goes on.
+
+    Stopped after a signal; OSError where one of them was killed."""
+    with ProcessPoolExecutor(n, multiprocessing.get_context("spawn"), initializer=worker) as pool:
+        try:
+            yield pool
+        except BaseException as error:
+            for child in multiprocessing.active_children():
+                child.terminate()
+            pool.shutdown(wait=True, cancel_futures=True)
+            if isinstance(error, BrokenProcessPool):
+                raise (Stopped("stopped") if stops.wanted else OSError(
+                    "a process that worked for this one was killed; is there enough memory? The same command goes on from there")) from None
+            raise

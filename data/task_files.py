@@ -22,10 +22,13 @@ What is read, by what stands in the file:
              (the templates stay English).
 """
 import json
+import math
 import random
 import re
 from collections import Counter
 from pathlib import Path
+
+from data.sealed import brief
 
 # ---------------------------------------------------------------------------------------------------------------------
 # the templates: what stands in a prompt, and the candidate for each label
@@ -94,7 +97,7 @@ def big_bench(task, fewshot, seed):
     for key, value in layout.items():
         if type(value) is not type(BIG_BENCH[key]):
             expected = "a string" if isinstance(PLAIN[key], str) else "true or false"
-            raise ValueError(f"'{key}' is {value!r}, expected {expected}")
+            raise ValueError(f"'{key}' is {value!r:.60}, expected {expected}")
     have = [all(isinstance(e, dict) and key in e for e in task["examples"]) for key in ("target_scores", "target")]
     free = have[1] and (not have[0] or task.get("preferred_score") == "exact_str_match")
     examples = []
@@ -107,7 +110,7 @@ def big_bench(task, fewshot, seed):
             well = len(right) > 0
         else:
             well = (isinstance(scores, dict) and len(scores) > 1
-                    and all(word.strip() and type(score) in (int, float) for word, score in scores.items()))
+                    and all(word.strip() and type(score) in (int, float) and abs(score) < math.inf for word, score in scores.items()))
             words = list(scores) if well else []
             right = {j for j, word in enumerate(words) if scores[word] == max(scores.values())}
         if not isinstance(text, str) or not well:
@@ -168,8 +171,8 @@ def rows_of(path):
             else:
                 try:
                     row = json.loads(line)
-                except ValueError as error:
-                    raise ValueError(f"line {number}: not JSON ({error})") from None
+                except (ValueError, RecursionError) as error:
+                    raise ValueError(f"line {number}: not JSON ({brief(error)})") from None
                 if not isinstance(row, dict):
                     raise ValueError(f"line {number}: expected an object with fields, found {line.strip()[:40]}")
             yield number, row
@@ -181,8 +184,8 @@ def format_of(rows):
     names = set(rows[0][1]) if rows else set()
     fitting = [(fields, *rest) for _, spellings, *rest in FORMATS for fields in spellings if set(fields) <= names]
     if not fitting:
-        known = dict.fromkeys(", ".join(fields) for _, spellings, *_ in FORMATS for fields in spellings)
-        found = f"line {rows[0][0]} has the fields {', '.join(rows[0][1])}" if rows else "no lines"
+        known = dict.fromkeys(",".join(fields) for _, spellings, *_ in FORMATS for fields in spellings)
+        found = f"line {rows[0][0]} has the fields {', '.join(rows[0][1]):.40}" if rows else "no lines"
         raise ValueError(f"{found}; expected those of a task: {' | '.join(known)}")
     for number, row in rows:
         for *texts, label in [fields for fields, *_ in fitting]:
@@ -195,7 +198,7 @@ def format_of(rows):
         if labels == set(words) or (labels < set(words) and not any(map(str.isdigit, labels))):
             return fields, template, words
     unknown = sorted(labels - {label for *_, words in fitting for label in words}, key=first.get)
-    found = f"line {first[unknown[0]]}: label {unknown[0]!r}" if unknown else f"the labels {', '.join(sorted(labels))}"
+    found = f"line {first[unknown[0]]}: label {unknown[0]!r:.60}" if unknown else f"the labels {', '.join(sorted(labels)):.80}"
     raise ValueError(f"{found}; expected labels of one kind, and all of them where they are numbers: "
                      f"{' | '.join(', '.join(words) for *_, words in fitting)}")
 
@@ -242,7 +245,7 @@ def load_tasks(path, fewshot=0, seed=0):
                 raise ValueError("expected an object with a list 'examples' that is not empty (a BIG-bench JSON task), "
                                  "or a name that ends in .jsonl or .tsv")
             if not isinstance(task.get("name", ""), str):
-                raise ValueError(f"'name' is {task['name']!r}, expected a string")
+                raise ValueError(f"'name' is {task['name']!r:.60}, expected a string")
             name = task.get("name") if path.name != "task.json" and task.get("name") else name
             plain = set(task) <= {"examples", "canary"} and not any(
                 isinstance(example, dict) and "target_scores" in example for example in task["examples"])
@@ -251,6 +254,8 @@ def load_tasks(path, fewshot=0, seed=0):
             raise ValueError("no example has a label")
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not JSON ({error}); if it is one object a line, its name must end in .jsonl") from None
+    except RecursionError:
+        raise ValueError(f"{path}: not a task, but brackets in brackets, too many to be read") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: byte 0x{error.object[error.start]:02x} is not UTF-8 ({error.reason})") from None
     except ValueError as error:

@@ -30,6 +30,8 @@ from itertools import pairwise
 import tiktoken
 from tqdm import tqdm
 
+from data.sealed import brief, read_sealed, sealed
+
 END, SEP = "<|end|>", "<|sep|>"
 
 # Python's `re` cuts the words in training and tiktoken's Rust engine cuts them in encoding, so both must cut alike. The
@@ -117,7 +119,7 @@ class Tokenizer:
         card = {"name": self.name, "pattern": self.pattern, "specials": self.specials,
                 "end": names[self.end], "sep": names[self.sep], "hash": self.hash}
         _write(os.path.join(folder, "tokenizer.tiktoken"), "".join(lines))
-        _write(os.path.join(folder, "tokenizer.json"), json.dumps(card, indent=1) + "\n")
+        _write(os.path.join(folder, "tokenizer.json"), json.dumps(sealed(card), indent=1) + "\n")
 
     @classmethod
     def load(cls, folder):
@@ -126,21 +128,20 @@ class Tokenizer:
         for path in (ranks_file, card_file):
             if not os.path.isfile(path):
                 raise ValueError(f"{path}: no such file; expected a folder written by Tokenizer.save")
+        card = read_sealed(card_file, "not the file that Tokenizer.save writes; restore it or make the tokenizer again")
         try:
-            with open(card_file, encoding="utf-8") as f:
-                card = json.load(f)
             name, pattern, specials, end, sep, saved = (
                 card[key] for key in ("name", "pattern", "specials", "end", "sep", "hash"))
             specials = {str(s): int(i) for s, i in specials.items()}
             _ = specials[end], specials[sep]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{card_file}: not the file that Tokenizer.save writes ({error!r})") from None
+            raise ValueError(f"{card_file}: not the file that Tokenizer.save writes ({brief(error)})") from None
         try:
             with open(ranks_file, encoding="utf-8") as f:
                 pairs = [line.split() for line in f if line.strip()]
             ranks = {base64.b64decode(token, validate=True): int(i) for token, i in pairs}
         except ValueError as error:
-            raise ValueError(f"{ranks_file}: not a list of base64 tokens and ids ({error})") from None
+            raise ValueError(f"{ranks_file}: not a list of base64 tokens and ids ({brief(error)})") from None
         found = _hash(ranks, pattern, specials)
         if found != saved:
             raise ValueError(f"{ranks_file}: its hash with tokenizer.json is {found}, but {saved} was saved; one of the "

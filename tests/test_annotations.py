@@ -121,3 +121,10 @@ def test_entities_are_marked_longest_first():
 
 def test_control_characters_are_shown_not_obeyed():
     assert annotations.shown("a\x1b[31m\nÄ\u2028") == r"a\x1b[31m\nÄ\u2028"
+
+
+@pytest.mark.parametrize("line, found", [("[]", "list"), ('"Ann left."', "str"), ("null", "NoneType")])
+def test_a_line_that_is_no_object_is_named(tmp_path, line, found):
+    (tmp_path / "a.jsonl").write_text(line + "\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"a\.jsonl:1: expected a JSON object, found {found}"):
+        annotations.read_annotations(tmp_path / "a.jsonl")

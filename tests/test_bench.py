@@ -1,5 +1,6 @@
 """The benches at tiny shapes: what they compare is the same thing, and what they report is what was done."""
 import json
+import mmap
 import os
 from types import SimpleNamespace
 
@@ -101,12 +102,14 @@ def test_every_round_runs_every_way_in_turn():
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="peak memory is read from /proc")
 def test_extra_memory_is_the_peak():
-    """In blocks so large that they are given back when they are freed."""
+    """In blocks that come from the system and go back to it: malloc keeps some, and how many depends on what ran before."""
     def call():
         for size in (16, 48, 16):
-            torch.zeros(size << 18).add_(1)                             # MiB of float32
+            with mmap.mmap(-1, size << 20) as block:
+                for page in range(0, len(block), mmap.PAGESIZE):
+                    block[page] = 1
     call()
-    assert 48 <= bench.extra_memory(call, CPU) / 2 ** 20 < 60
+    assert 47 < bench.extra_memory(call, CPU) / 2 ** 20 < 60            # the system counts some pages late
     x = torch.zeros(80 << 18).add_(1)
     assert bench.extra_memory(lambda: x.add_(1), CPU) / 2 ** 20 < 8
 

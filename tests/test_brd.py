@@ -145,6 +145,17 @@ def test_blind_scores_equal_the_plain_loop(model, tokenizer, batch_tokens):
     assert max(max(row) - min(row) for row in wanted) > 0.1                  # the comparison compares something
 
 
+def test_the_token_of_id_0_is_scored_like_any_other(model):
+    """It is no padding, at the end of a candidate that is shorter than its neighbour or before it."""
+    batch = [([5, 6], [[0], [7, 0, 0], [0, 8]], False), ([9], [[3, 0]], False)]
+    for (context, tails, _), scores in zip(batch, brd.score_batch(model, batch)):
+        for tail, score in zip(tails, scores):
+            with torch.no_grad():
+                log_probs = torch.log_softmax(model.logits(model.hidden(torch.tensor([context + tail]))), -1)[0]
+            wanted = [float(log_probs[len(context) - 1 + i, token]) for i, token in enumerate(tail)]
+            assert score == pytest.approx(sum(wanted) / len(wanted), abs=1e-5)
+
+
 def test_where_prompt_and_candidate_part(tokenizer):
     context, tails, cut = brd.split_tokens(tokenizer, "did Anna go? A:", ["Oslo", "No way"], 96)
     assert tokenizer.decode(context) == "did Anna go? A:" and not cut
@@ -358,6 +369,18 @@ def test_the_first_token_decides_the_copy(model, tokenizer):
             ids = allowed if copy == "ner" else set(range(tokenizer.n_vocab)) - allowed - {tokenizer.end}
             assert likeliest[row] == max(ids, key=lambda i: float(logits[row][i]))
             assert {tokens[row] for tokens in drawn} <= ids and len({tokens[row] for tokens in drawn}) > 1
+
+
+def test_quotes_and_brackets_are_no_part_of_a_first_word(model, tokenizer, monkeypatch):
+    """In ("Oslo) the entity is Oslo, and a quotation mark that stands alone is itself."""
+    asked = []
+    monkeypatch.setattr(tokenizer, "encode_batch", lambda texts: asked.append(texts) or [[5]] * len(texts))
+    assert brd.first_tokens(model, tokenizer, [[7, tokenizer.sep]], ['("Oslo) \'[{tall ( "'], "ner") == [5]
+    assert asked == [[" none", *(f" {name}" for name in TYPES), " Oslo)", " tall", " (", ' "']]
+
+
+def test_nothing_to_read_gives_nothing(model, tokenizer):
+    assert brd.free_reading(model, tokenizer, [], "ner") == brd.free_answers(model, tokenizer, [], random.Random(0), 1) == []
 
 
 def test_a_perfect_reader_has_a_perfect_score(tokenizer):

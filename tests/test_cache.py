@@ -1,4 +1,5 @@
 """The sparse teacher cache: round trips, batches by hand, and what is refused."""
+import hashlib
 import json
 import math
 import os
@@ -10,7 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.cache import ARRAYS, FORMAT, Cache, CacheWriter, round_down_to_half
+from data.cache import ARRAYS, FORMAT, Cache, CacheWriter, array_types, inspect, round_down_to_half
+from data.sealed import sealed
 
 ROLES = ["text", "sep", "answer", "end"]
 
@@ -49,7 +51,7 @@ def test_cache_round_trip(tmp_path, n_vocab, k_cap, token_type, count_type):
     documents.append(([n_vocab - 1], [3], [([n_vocab - 1], [-0.0])]))                # the largest id, K = 1, sure
     header = write_cache(tmp_path / "cache", documents, n_vocab, k_cap)
     cache = Cache(tmp_path / "cache", n_vocab=n_vocab, tokenizer_hash="abc")
-    assert header == cache.header == json.loads((tmp_path / "cache" / "header.json").read_text(encoding="utf-8"))
+    assert sealed(header) == json.loads((tmp_path / "cache" / "header.json").read_text(encoding="utf-8")) and header == cache.header
     assert header["roles"] == ROLES
     assert header["arrays"]["ids"]["dtype"] == token_type and header["arrays"]["counts"]["dtype"] == count_type
     assert len(cache) == 5 and cache.lengths.tolist() == [6, 1, 0, 4, 1]
@@ -150,7 +152,8 @@ def test_arrays_of_another_cache_are_refused(tmp_path, documents):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"format": "other"}', "\udcff",
-                                  json.dumps({"format": FORMAT})])
+                                  json.dumps({"format": FORMAT}), json.dumps(sealed({"format": FORMAT})), "[" * 100_000,
+                                  json.dumps(sealed({"format": "nanoreader teacher cache 1"}))])
 def test_foreign_headers_are_refused(tmp_path, documents, text):
     write_cache(tmp_path, documents)
     (tmp_path / "header.json").write_bytes(text.encode("utf-8", "surrogateescape"))
@@ -165,10 +168,25 @@ def test_foreign_headers_are_refused(tmp_path, documents, text):
     ("arrays", 5), ("format", "2")])
 def test_headers_that_contradict_the_arrays_are_refused(tmp_path, documents, field, value):
     header = write_cache(tmp_path, documents)
-    (tmp_path / "header.json").write_text(json.dumps(header | {field: value}), encoding="utf-8")
+    (tmp_path / "header.json").write_text(json.dumps(sealed(header | {field: value})), encoding="utf-8")
     with pytest.raises(ValueError) as error:
         Cache(tmp_path)
-    one_line(error)
+    assert "checksum" not in one_line(error)
+    (tmp_path / "header.json").write_text(json.dumps({**sealed(header), field: value}), encoding="utf-8")
+    with pytest.raises(ValueError, match="header.json: not as it was written"):
+        Cache(tmp_path)
+
+
+@pytest.mark.parametrize("offsets", [[1, 7, 7, 7, 16], [0, 7, 6, 7, 16], [0, 6, 7, 7, 15]])
+def test_offsets_that_do_not_span_the_tokens_are_refused(tmp_path, documents, offsets):
+    """With a sha256 that is right: a file that another program wrote."""
+    header = write_cache(tmp_path, documents)
+    data = np.array(offsets, "<u4").tobytes()
+    (tmp_path / "documents.bin").write_bytes(data)
+    header["arrays"]["documents"]["sha256"] = hashlib.sha256(data).hexdigest()
+    (tmp_path / "header.json").write_text(json.dumps(sealed(header)), encoding="utf-8")
+    with pytest.raises(ValueError, match="documents.bin: the offsets do not span 16 tokens"):
+        Cache(tmp_path)
 
 
 def test_an_unfinished_cache_is_none_and_leaves_the_old_one_whole(tmp_path, documents):
@@ -210,11 +228,47 @@ def test_a_close_that_fails_half_way_leaves_no_header(tmp_path, documents, monke
     (([1], [0], [([300], [-1.0])]), "300 to 300"),
     (([1], [0], [([3, 4], [-1.0])]), "one log-probability for each"),
     (([1], [0], [(list(range(65)), [-9.0] * 65)]), "up to 65 ids; expected at most k_cap=64"),
-    (([1], [0], [([3], [math.nan])]), "NaN"),
+    (([1], [0], [([3], [math.nan])]), "NaN"), (([1], [0], [([3, 4], [-0.5, -math.inf])]), "no token of probability 0"),
     (([1], [0], [([3], [0.7])]), "above 0")])
 def test_documents_that_do_not_fit_are_refused(tmp_path, documents, document, word):
     with pytest.raises(ValueError, match=f"document 4: .*{word}"):
         write_cache(tmp_path, documents + [document])
+
+
+def test_the_limits_of_a_header(tmp_path):
+    """Sets of one token, and as many roles as a byte holds, are still caches; what no array could hold is refused at once."""
+    for k_cap, roles in ((1, 1), (65535, 256)):
+        names = [f"role {i}" for i in range(roles)]
+        write_cache(tmp_path, [([1], [roles - 1], [([2], [-0.5])])], k_cap=k_cap, roles=names)
+        assert Cache(tmp_path).document(0)[1].tolist() == [roles - 1]
+    for k_cap, roles in ((0, 1), (65536, 1), (64, 257)):
+        with pytest.raises(ValueError, match="expected 1 to 65535 and at most 256"):
+            write_cache(tmp_path, [], k_cap=k_cap, roles=["role"] * roles)
+
+
+def test_offsets_are_wide_where_there_are_many_tokens():
+    assert [array_types(300, 64, n)["documents"] for n in (0, (1 << 32) - 1, 1 << 32)] == ["<u4", "<u4", "<u8"]
+
+
+def test_inspect_figures(tmp_path, capsys):
+    write_cache(tmp_path, [([5, 6, 7, 8], [0] * 4, [None, ([6, 9], np.log([0.5, 0.25])), ([7], [-0.0]), None])])
+    figures = inspect(tmp_path)
+    assert figures["coverage"] == pytest.approx((0.75 + 1) / 2, abs=1e-3) and figures["coverage"] <= 0.875
+    assert (figures["documents"], figures["tokens"], figures["drawn"]) == (1, 4, 2)
+    assert (figures["mean_kept"], figures["size_one"]) == (1.5, 0.5)
+    size = sum(path.stat().st_size for path in tmp_path.glob("*.bin"))
+    assert figures["bytes_per_token"] == size / 4 == (4 * (2 + 1 + 1) + 2 * 4 + 3 * 4) / 4
+    assert figures["dense_bytes_per_token"] == (size - 3 * 4 + 2 * 300 * 2) / 4
+    assert "50.0%" in capsys.readouterr().out
+
+
+def test_inspect_a_cache_where_nothing_was_drawn(tmp_path):
+    write_cache(tmp_path, [([1, 2], [0, 3], [None, None])])
+    assert inspect(tmp_path)["mean_kept"] == 0
+    write_cache(tmp_path, [([1], [0], [None])])
+    assert inspect(tmp_path)["bytes_per_token"] == 2 + 1 + 1 + 2 * 4              # token, role, count, two offsets
+    write_cache(tmp_path, [])
+    assert inspect(tmp_path)["tokens"] == 0
 
 
 @given(st.lists(st.floats(-1e6, 0, width=32), min_size=1, max_size=50))

@@ -285,7 +285,7 @@ def test_methods_differ_in_their_objective(method):
 # --- the driver -------------------------------------------------------------------------------------------------------------
 
 class InTurn:
-    """Stands in for ProcessPoolExecutor: jobs run at once, in this process."""
+    """Stands in for runs.processes: jobs run at once, in this process."""
     def __init__(self, *_, **__):
         pass
 
@@ -293,9 +293,6 @@ class InTurn:
         return self
 
     def __exit__(self, *_):
-        pass
-
-    def shutdown(self, **_):
         pass
 
     def submit(self, function, *arguments):
@@ -310,7 +307,7 @@ class InTurn:
 @pytest.fixture
 def driver(monkeypatch, tmp_path):
     """run(folder) of claim 4 with one seed and three tasks, and the list of trainings that it started."""
-    monkeypatch.setattr(claims, "ProcessPoolExecutor", InTurn)
+    monkeypatch.setattr(claims.runs, "processes", InTurn)
     monkeypatch.setattr(items, "TASKS", {name: items.TASKS[name] for name in ("who", "yes_no", "nli")})
     silent = dict.fromkeys(("who", "wh", "yes", "swapped"), {"value": None})
     monkeypatch.setattr(claim_tests, "reading", lambda *_: silent)      # many tokens of a student that has learnt nothing

@@ -95,7 +95,7 @@ def test_a_file_that_is_another_is_refused(server, tmp_path, capsys, data):
     server.files["/input.txt"] = data
     assert download.main(["tinyshakespeare", "--folder", str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and f"expected {len(PLAY):,} bytes with SHA-256 {hashlib.sha256(PLAY).hexdigest()}" in error
+    assert error.count("\n") == 1 and f"expected {len(PLAY):,} with {hashlib.sha256(PLAY).hexdigest()[:12]}" in error
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
     server.files["/input.txt"] = PLAY
     assert download.main(["tinyshakespeare", "--folder", str(tmp_path)]) == 0

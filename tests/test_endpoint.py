@@ -583,13 +583,34 @@ def test_a_bad_option_is_one_line(tmp_path, capsys, more, said):
 
 
 def test_a_torn_line_is_cut_off_and_a_bad_one_named(tmp_path):
-    path, line = tmp_path / "a.replies.jsonl", b'{"key": "1", "reply": "x", "finish": null, "tokens": [0, 0]}\n'
+    path, line = tmp_path / "a.replies.jsonl", b'{"key": "1", "model": "m", "job": [], "reply": "x", "finish": null, "tokens": [0, 0]}\n'
     assert endpoint.read_replies(path) == {}
     path.write_bytes(line + '{"key": "2", "reply": "é'.encode()[:-1])
     assert list(endpoint.read_replies(path)) == ["1"] and path.read_bytes() == line
-    path.write_bytes(b'{"key": "2"}\n' + line)
-    with pytest.raises(ValueError, match=r"a\.replies\.jsonl:1: not a kept reply"):
+    for bad in (b'{"key": "2"}', b'{"key": 2, "reply": "x", "finish": null}', b'{"key": "2", "reply": null, "finish": null}', b"[]"):
+        path.write_bytes(bad + b"\n" + line)
+        with pytest.raises(ValueError, match=r"a\.replies\.jsonl:1: not a kept reply"):
+            endpoint.read_replies(path)
+    path.unlink()
+    with open(path, "ab", buffering=0) as file:                             # the line above is of an older version
+        kept = endpoint.keep(file, json.loads(line), "")
+    assert endpoint.read_replies(path) == {"1": kept} and kept == json.loads(line)
+    path.write_bytes(path.read_bytes().replace(b'"x"', b'"y"'))
+    with pytest.raises(ValueError, match="or not as it was written; without this line it is asked for again"):
         endpoint.read_replies(path)
+
+
+def test_many_reasons_are_summed_up():
+    counts = Counter({"often": 5, "seldom": 2, **{f"once {i}": 1 for i in range(3)}})
+    assert list(annotate.listed(counts, most=2)) == ["          5  often", "          2  seldom", "          3  of 3 more reasons"]
+    assert len(list(annotate.listed(counts))) == 5
+
+
+def test_fields_that_are_no_object_are_refused(capsys):
+    for body in ("[]", "3", "{"):
+        with pytest.raises(SystemExit) as caught:
+            brd.main(["annotate", "my.txt", "--teacher", "http://localhost:1/v1", "--model", "m", "--body", body])
+        assert caught.value.code == 2 and "--body" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_full_disk_is_told(tmp_path):

@@ -1,6 +1,7 @@
 import collections
 import random
 import re
+import runpy
 
 import pytest
 
@@ -159,3 +160,11 @@ def test_token_frequencies_agree_at_every_state():
 def test_what_is_no_prompt_is_refused():
     with pytest.raises(ValueError, match="not a prompt: '\\(a copy =>'; expected"):
         answer(random.Random(0), ids("(a copy =>"))
+
+
+def test_the_module_shows_prompts_and_valid_answers(capsys):
+    runpy.run_path(grammar.__file__, run_name="__main__")
+    blocks = [block.splitlines() for block in capsys.readouterr().out.strip().split("\n\n")]
+    assert [[line.split()[0] for line in block] for block in blocks] == [["prompt", "answer", "answer"]] * 3
+    for ask, *answers in ([ids(line.split(maxsplit=1)[1]) for line in block] for block in blocks):
+        assert all(valid(ask, reply) for reply in answers)

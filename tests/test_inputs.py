@@ -138,14 +138,14 @@ def test_a_checkpoint_that_is_none(command, tmp_path, monkeypatch, capsys):
 
 
 def test_a_damaged_checkpoint_in_out_dir(tmp_path, monkeypatch, capsys):
-    """A run that goes on from files of an earlier one meets weights that are no weights."""
+    """A run meets weights of which nothing is noted, and which are no weights."""
     monkeypatch.setattr(train, "DATA", tmp_path)
     options = train.parse_options([*TINY, "--teacher=train", f"--out_dir={tmp_path / 'out'}"])
     out, _ = train.open_out(options)
     tokenizer = train.course_tokenizer("world", options.n_vocab)
     train.new_model(options.teacher_layer, 32, tokenizer, options).save(out / "teacher")
     (out / "teacher" / "model.pt").write_bytes(b"PK\x03\x04 torn")
-    with pytest.raises(ValueError, match="does not hold the weights") as refused:
+    with pytest.raises(ValueError, match="nothing tells what the teacher was made of") as refused:
         train.main([*TINY, "--teacher=train", f"--out_dir={out}"])
     assert "\n" not in str(refused.value)
 
@@ -221,7 +221,7 @@ def test_a_full_disk_while_weights_are_written(own, tmp_path, monkeypatch, error
 
 
 def test_a_full_disk_while_json_is_written(own, tmp_path, monkeypatch):
-    def write_text(self, text, encoding=None):
+    def write_text(self, text, **_):
         with io.open(self, "w", encoding="utf-8") as file:
             file.write(text[:20])
         raise OSError(errno.ENOSPC, "No space left on device", str(self))

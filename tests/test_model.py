@@ -2,12 +2,15 @@
 import json
 import math
 import os
+import shutil
+import zipfile
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 import model as model_module
+from data.sealed import sealed
 from model import GPT, Cache, GPTConfig, most_probable, sample
 
 LAYOUTS = ["modern", "gpt2"]
@@ -516,7 +519,7 @@ def test_save_and_load(layout, tmp_path):
     assert loaded.config == model.config and loaded.extra == {"tokenizer": "0123abcd", "steps": [1, 2], "name": "Zoë"}
     assert torch.equal(loaded.logits(loaded.hidden(ids)), model.logits(model.hidden(ids)))
     assert sorted(os.listdir(folder)) == ["config.json", "model.pt"]
-    assert set(json.loads((folder / "config.json").read_text("utf-8"))) == set(vars(model.config)) | {"extra"}
+    assert set(json.loads((folder / "config.json").read_text("utf-8"))) == set(vars(model.config)) | {"extra", "files", "sha256"}
     model.save(folder)
     assert GPT.load(folder).extra == {}
 
@@ -524,21 +527,52 @@ def test_save_and_load(layout, tmp_path):
 def edit_config(folder, **changes):
     config = json.loads((folder / "config.json").read_text("utf-8"))
     config.update(changes)
-    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}), "utf-8")
+    (folder / "config.json").write_text(json.dumps(sealed({k: v for k, v in config.items() if v is not None and k != "sha256"})), "utf-8")
+
+
+def other(folder):
+    """The weights of another model of the same shapes."""
+    make(seed=9).save(folder / "other")
+    shutil.move(folder / "other" / "model.pt", folder / "model.pt")
+
+
+def not_finite(path):
+    state = torch.load(path, weights_only=True)
+    state["transformer.ln_f.weight"][3] = math.nan
+    torch.save(state, path)
+
+
+def packed(path):
+    """The same weights, but deflated: 20 kB on the disk can be 20 MB in memory."""
+    with zipfile.ZipFile(path) as archive:
+        parts = {part.filename: archive.read(part) for part in archive.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in parts.items():
+            archive.writestr(name, bytes(len(content)) if "/data/" in name else content)
 
 
 @pytest.mark.parametrize("spoil, words", [
     (lambda f: os.remove(f / "config.json"), "no config.json"),
     (lambda f: os.remove(f / "model.pt"), "no model.pt"),
-    (lambda f: (f / "config.json").write_text("{", "utf-8"), "not a JSON object"),
-    (lambda f: (f / "config.json").write_text("[1]", "utf-8"), "not a JSON object"),
+    (lambda f: (f / "config.json").write_text("{", "utf-8"), "not JSON"),
+    (lambda f: (f / "config.json").write_text("[1]", "utf-8"), "not as it was written"),
+    (lambda f: (f / "config.json").write_text((f / "config.json").read_text("utf-8").replace("1000", "1001"), "utf-8"), "not as it was written"),
     (lambda f: edit_config(f, n_experts=8), "unknown field n_experts"),
     (lambda f: edit_config(f, n_head=None), "missing field n_head"),
     (lambda f: edit_config(f, n_head="4"), "n_head is '4'"),
-    (lambda f: edit_config(f, n_embd=64), "does not hold the weights"),
-    (lambda f: edit_config(f, layout="gpt2"), "does not hold the weights"),
-    (lambda f: (f / "model.pt").write_bytes((f / "model.pt").read_bytes()[:500]), "does not hold the weights"),
-    (lambda f: (f / "model.pt").write_bytes(b""), "does not hold the weights")])
+    (lambda f: edit_config(f, n_embd=64), r"c_attn.weight is \(.*, expected \("),
+    (lambda f: edit_config(f, layout="gpt2"), "is missing, expected"),
+    (lambda f: edit_config(f, n_layer=10**12), "tensors for 1000000000000 layers"),
+    (lambda f: edit_config(f, n_vocab=10**12), r"expected \(1000000000000"),
+    (lambda f: edit_config(f, conv_width=10**5), "conv_1.weight"),
+    (lambda f: edit_config(f, files=3.5), "files is 3.5"),
+    (lambda f: edit_config(f, files={}) or torch.save([1], f / "model.pt"), "no tensors for 2 layers"),
+    (lambda f: edit_config(f, files={}) or not_finite(f / "model.pt"), "ln_f.weight holds numbers that are not finite"),
+    (lambda f: (f / "model.pt").write_bytes((f / "model.pt").read_bytes()[:500]), "model.pt: not the one that config.json was written with"),
+    (lambda f: other(f), "model.pt: not the one that config.json was written with"),
+    (lambda f: edit_config(f, files={}) or (f / "model.pt").write_bytes(b"PK"), "does not hold weights"),
+    (lambda f: edit_config(f, files={}) or packed(f / "model.pt"), "bytes packed into"),
+    (lambda f: (f / "model.pt").write_bytes(b""), "not the one that")])
 def test_bad_folders_are_refused_in_one_line(spoil, words, tmp_path):
     make().save(tmp_path)
     spoil(tmp_path)

@@ -25,6 +25,7 @@ def test_every_field_name_is_read(tmp_path):
     path = write(tmp_path / "x.jsonl", [
         {"instruction": " Say hello. ", "input": "", "output": "Hello."}, {"prompt": "1 + 1?", "response": "2"},
         {"instruction": "Name it.", "context": "A cat.", "response": "cat", "category": "x"}])
+    path.write_text(path.read_text(encoding="utf-8").replace("\n", "\n \n"), encoding="utf-8")      # empty lines are nothing
     assert read_instructions(path) == [("Say hello.\n\nAnswer:", "Hello."), ("1 + 1?\n\nAnswer:", "2"),
                                        ("Name it.\n\nA cat.\n\nAnswer:", "cat")]
 

@@ -17,6 +17,7 @@ from course import pages, plots, report
 from data import world
 from data.cache import Cache, CacheWriter
 from data.corpus import course_tokenizer, plain_rows
+from data.sealed import sealed
 from model import GPT, GPTConfig
 
 EVIL = '<script>alert("1")</script><img src=x onerror=alert(2)>&amp;'
@@ -74,7 +75,7 @@ class Page(HTMLParser):
 
 
 def made(folder, results):
-    (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    (folder / "results.json").write_text(json.dumps(sealed(results)), encoding="utf-8")
     return report.write_page(folder).read_text(encoding="utf-8")
 
 
@@ -113,7 +114,7 @@ def test_every_figure_of_the_tables_is_that_of_the_results(tmp_path, no_matplotl
     assert rows[18][1] == [f"{s['tokens_seen']:,}" for s in results["students"].values()]
     text = report.report(results)                                  # the same cells on the terminal
     assert all(cell in text for _, cells in rows[1:] for cell in cells)
-    assert "python train.py --seed=3 --student_tokens=5000" in page.text
+    assert f"python train.py --out_dir={tmp_path} --seed=3 --student_tokens=5000" in page.text
 
 
 def test_without_matplotlib_one_line_says_so_and_the_rest_stands(tmp_path, no_matplotlib):
@@ -318,7 +319,8 @@ def test_losses_are_thinned_to_means_of_neighbours():
 
 # --- the command -------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("content, words", [(None, "no results.json"), ("{", "not the results"), ("[]", "not the results"), ('{"students": 1}', "--redo")])
+@pytest.mark.parametrize("content, words", [(None, "no results.json"), ("{", "not JSON"), ("[]", "not as it was"), ('{"students": 1}', "--redo"),
+                                            (json.dumps(sealed({"students": 1})), "not the results")])
 def test_a_folder_without_results_is_told_in_one_line(tmp_path, capsys, content, words):
     if content:
         (tmp_path / "results.json").write_text(content, encoding="utf-8")
@@ -331,7 +333,7 @@ def test_a_folder_without_results_is_told_in_one_line(tmp_path, capsys, content,
 
 def test_a_run_never_fails_at_its_report(tmp_path, monkeypatch):
     assert report.page_line(tmp_path).startswith("no report.html: ValueError: ")
-    (tmp_path / "results.json").write_text(json.dumps(results_of_own_text()), encoding="utf-8")
+    (tmp_path / "results.json").write_text(json.dumps(sealed(results_of_own_text())), encoding="utf-8")
     assert report.page_line(tmp_path) == f"{tmp_path / 'report.html'} shows them in pictures"
     monkeypatch.setattr(report, "page", lambda *_: 1 / 0)
     assert report.page_line(tmp_path) == "no report.html: ZeroDivisionError: division by zero"

@@ -285,7 +285,7 @@ def test_a_layout_of_the_wrong_kind_tells_the_right_one(tmp_path):
 
 
 @pytest.mark.parametrize("name, lines, message", [
-    ("t.jsonl", ["{}"], "line 1 has the fields ; expected those of a task: sentence1, sentence2, gold_label | premise"),
+    ("t.jsonl", ["{}"], "line 1 has the fields ; expected those of a task: sentence1,sentence2,gold_label | premise"),
     ("t.jsonl", [""], "no lines; expected those of a task"),
     ("t.jsonl", [{"premise": "p", "hypothesis": "h", "label": "neutral"}, "{"], "line 2: not JSON"),
     ("t.jsonl", [{"premise": "p", "hypothesis": "h", "label": "neutral"}, "[]"], "line 2: expected an object with fields"),

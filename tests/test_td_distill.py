@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import td_distill
 from data.cache import ABSENT, Cache
 from data.reads import SLACK, top_p_sets
-from td_distill import inspect, sft_loss, student_terms, topp_forward_kl
+from td_distill import sft_loss, student_terms, topp_forward_kl
 from test_cache import write_cache
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -289,7 +289,7 @@ def test_the_optimum_is_the_one_that_the_docstring_names(tail):
 
 def test_other_tails_are_refused():
     student, _, ids, log_probs, mask, weights, _ = example()
-    with pytest.raises(ValueError, match="tail='drop'; expected"):
+    with pytest.raises(ValueError, match="tail='drop'; expected 'inside' or 'bucket'"):
         kl_of(student, ids, log_probs, mask, weights, tail="drop")
 
 
@@ -310,25 +310,6 @@ def test_cached_sets_give_the_loss_of_the_sets(tmp_path):
 # the command line
 
 
-def test_inspect_figures(tmp_path, capsys):
-    write_cache(tmp_path, [([5, 6, 7, 8], [0] * 4, [None, ([6, 9], np.log([0.5, 0.25])), ([7], [-0.0]), None])])
-    figures = inspect(tmp_path)
-    assert figures["coverage"] == pytest.approx((0.75 + 1) / 2, abs=1e-3) and figures["coverage"] <= 0.875
-    assert (figures["documents"], figures["tokens"], figures["drawn"]) == (1, 4, 2)
-    assert (figures["mean_kept"], figures["size_one"]) == (1.5, 0.5)
-    size = sum(path.stat().st_size for path in tmp_path.glob("*.bin"))
-    assert figures["bytes_per_token"] == size / 4 == (4 * (2 + 1 + 1) + 2 * 4 + 3 * 4) / 4
-    assert figures["dense_bytes_per_token"] == (size - 3 * 4 + 2 * 300 * 2) / 4
-    assert "50.0%" in capsys.readouterr().out
-
-
-def test_inspect_a_cache_where_nothing_was_drawn(tmp_path):
-    write_cache(tmp_path, [([1, 2], [0, 3], [None, None])])
-    assert inspect(tmp_path)["mean_kept"] == 0
-    write_cache(tmp_path, [])
-    assert inspect(tmp_path)["tokens"] == 0
-
-
 def test_command_line(tmp_path):
     write_cache(tmp_path, [([1, 2], [0, 3], [None, ([2], [-0.5])])])
 
@@ -338,3 +319,14 @@ def test_command_line(tmp_path):
     assert found.returncode == 0 and "bytes a token" in found.stdout
     found = run("inspect", str(tmp_path / "none"))
     assert found.returncode == 2 and found.stderr.startswith("error: ") and "Traceback" not in found.stderr
+
+
+def test_the_other_commands_and_what_cannot_be_read(tmp_path, monkeypatch, capsys):
+    """In this process, with the course's own work replaced."""
+    given = []
+    monkeypatch.setattr("course.theory.lines", lambda: iter(["1. a claim", "2. another"]))
+    monkeypatch.setattr("course.compare.main", given.append)
+    assert td_distill.main(["theory"]) == 0 and capsys.readouterr().out == "1. a claim\n2. another\n"
+    assert td_distill.main(["compare", "--seeds", "5"]) == 0 and given == [["--seeds", "5"]]
+    assert td_distill.main(["inspect", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}: no teacher cache here")

@@ -185,6 +185,20 @@ def test_jsd_of_whole_sets_is_dense(beta, tail):
     assert_same_with_gradient(loss, (weights * each).sum() / weights.sum(), student, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("tail", ["inside", "bucket"])
+def test_leak_is_added_to_a_divergence(tail):
+    """-log of the student's mass in the set, in its own part of the loss and in the figures before its factor."""
+    c = chain()
+    z_K, _, log_Z, log_probs, mask, _, _, weights = arguments(c)
+    loss, figures = topp_jsd(z_K, log_Z, log_probs, mask, weights, beta=0.5, tail=tail, leak=0.3)
+    inside = torch.zeros_like(c["student"]).scatter_add(-1, c["ids"], mask.double())         # (B, T, V), 1 in the set
+    counts = weights * mask.any(-1)
+    leak = -torch.where(counts > 0, (c["student"].softmax(-1) * inside).sum(-1), 1).log()
+    leak = (counts * leak).sum() / counts.sum()
+    assert_same_with_gradient(loss, divergence(c, 0.5, tail)[0] + 0.3 * leak, c["student"])
+    torch.testing.assert_close(figures["leak"], leak.detach())
+
+
 def test_jsd_refuses():
     for options in (dict(beta=0.5, tail="outside"), dict(beta=-0.1, tail="inside"), dict(beta=math.nan, tail="inside")):
         with pytest.raises(ValueError, match="expected 'inside' or 'bucket', and 0 <= beta <= 1"):

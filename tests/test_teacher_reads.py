@@ -7,10 +7,10 @@ import torch
 
 import brd
 from data import world
-from data.cache import Cache, CacheWriter
+from data.cache import ABSENT, Cache, CacheWriter
 from data.tokenizer import train_bpe
 from model import GPT, GPTConfig
-from data.reads import reading_roles, teacher_reads, top_p_sets
+from data.reads import narrow, narrow_cache, reading_roles, teacher_reads, top_p_sets
 
 
 class Chatty(GPT):
@@ -111,7 +111,8 @@ def test_roles_of_well_formed_readings_are_those_of_rendering(teacher):
 
 @pytest.mark.parametrize("text, answers", [
     (" Who left Anna\n", ""), (" Who left?\n", ""), ("\n\n", ""), ("", ""), (" Who? Zoë", " Zoë"),
-    (" Who? Anna\n Oslo\n Q: Who? A: to Oslo - who?\n", " Anna\n to Oslo - who?\n"), ("? Anna\n", "")])
+    (" Who? Anna\n Oslo\n Q: Who? A: to Oslo - who?\n", " Anna\n to Oslo - who?\n"), ("? Anna\n", ""),
+    ("Who? Anna\nW? Oslo\n", " Anna\n Oslo\n")])
 def test_a_line_that_cannot_be_parsed_is_a_question(teacher, text, answers):
     tokenizer = teacher[1]
     ids = tokenizer.encode(text)
@@ -144,3 +145,43 @@ def test_settings_that_contradict_the_cache_are_refused(tmp_path, teacher):
     writer.header["tokenizer"] = "other"
     with pytest.raises(ValueError, match="tokenizer=.* other"):
         teacher_reads(model, tokenizer, paragraphs, writer, copy="ner", p=0.9, k_cap=40, seed=1)
+    writer.header |= {"tokenizer": tokenizer.hash, "n_vocab": 301}
+    with pytest.raises(ValueError, match="n_vocab=300, but the cache is opened with 301"):
+        teacher_reads(model, tokenizer, paragraphs, writer, copy="ner", p=0.9, k_cap=40, seed=1)
+
+
+@pytest.mark.parametrize("k_cap", [3, 30])
+def test_a_smaller_p_keeps_the_sets_that_it_would_have_made(k_cap):
+    """Also where the cap has cut a set short of p: what stands behind its end stays out."""
+    logits = 2 * torch.randn(50, 30, generator=torch.Generator().manual_seed(0))
+    _, log_probs, mask = top_p_sets(logits, 0.95, k_cap)
+    assert (log_probs.exp().sum(-1) < 0.8).any() == (k_cap == 3)
+    padded, absent = torch.cat([mask, torch.zeros(50, 2, dtype=torch.bool)], -1), torch.full((50, 2), ABSENT)
+    for p in (0.8, 0.3):
+        wanted = top_p_sets(logits, p, k_cap)[2]
+        found = narrow(torch.cat([log_probs, absent], -1), padded, p)
+        assert not found[:, wanted.shape[1]:].any() and torch.equal(found[:, :wanted.shape[1]], wanted)
+
+
+def test_a_cache_of_a_smaller_p(tmp_path, teacher):
+    """The same documents; each set is the part that p = .5 would have kept, and nothing else of the header has changed."""
+    _, wide = let_read(tmp_path / "wide", teacher, "qra", p=0.9, k_cap=300, temperature=1.5)
+    header = narrow_cache(wide, tmp_path / "narrow", 0.5)
+    slim = Cache(tmp_path / "narrow")
+    changing = ("p", "kept", "arrays")
+    assert header == slim.header and (header["p"], header["temperature"], header["k_cap"]) == (0.5, 1.5, 300)
+    assert {k: v for k, v in header.items() if k not in changing} == {k: v for k, v in wide.header.items() if k not in changing}
+    assert len(slim) == len(wide) and 0 < header["kept"] < 0.7 * wide.header["kept"]
+    for d in range(len(wide)):
+        (tokens, roles, counts, ids, log_probs), thin = wide.document(d), slim.document(d)
+        assert tokens.tolist() == thin[0].tolist() and roles.tolist() == thin[1].tolist()
+        ends, at = np.cumsum(counts, dtype=int), 0
+        for end, count, n in zip(ends, counts.tolist(), thin[2].tolist()):
+            mass = np.exp(log_probs[end - count:end].astype(float))
+            assert n == (np.cumsum(mass) - mass < 0.5 - 1e-6).sum()
+            assert thin[3][at:at + n].tolist() == ids[end - count:end - count + n].tolist()
+            assert thin[4][at:at + n].tolist() == log_probs[end - count:end - count + n].tolist()
+            at += n
+    for p in (0.5, 0.9):
+        with pytest.raises(ValueError, match=f"made with p=0.5, which does not hold the sets of p={p}"):
+            narrow_cache(slim, tmp_path / "again", p)

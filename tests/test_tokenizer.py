@@ -8,6 +8,7 @@ import tiktoken
 from hypothesis import example, given, settings, strategies as st
 
 from data import tokenizer as module
+from data.sealed import sealed
 from data.tokenizer import END, MIN_COUNT, PATTERN, SEP, Tokenizer, get_tokenizer, learn_merges, merge, train_bpe
 
 CORPUS = ["Anna took a train to Oslo.\nShe took a bus back, and another train.", "The train to Oslo: 1905, 1906!",
@@ -261,12 +262,20 @@ def test_a_damaged_file_is_detected(tok, tmp_path):
     assert Tokenizer.load(tmp_path).hash == tok.hash
 
 
+def resealed(text, **changes):
+    """A card that was changed by someone who knows how to seal."""
+    return json.dumps(sealed({name: value for name, value in json.loads(text).items() if name != "sha256"} | changes))
+
+
 @pytest.mark.parametrize("file, change, message", [
     ("tokenizer.tiktoken", lambda s: s.replace("QQ== 65\n", ""), "hash"),
     ("tokenizer.tiktoken", lambda s: s.replace("QQ== 65\n", "QQ== 66\n").replace("Qg== 66\n", "Qg== 65\n"), "hash"),
     ("tokenizer.tiktoken", lambda s: s + "\x00 binary", "base64"),
-    ("tokenizer.json", lambda s: json.dumps({**json.loads(s), "pattern": "."}), "hash"),
-    ("tokenizer.json", lambda s: json.dumps({**json.loads(s), "hash": "0" * 16}), "hash"),
+    ("tokenizer.json", lambda s: json.dumps({**json.loads(s), "pattern": "."}), "not as it was written"),
+    ("tokenizer.json", lambda s: json.dumps({**json.loads(s), "end": "<|sep|>"}), "not as it was written"),
+    ("tokenizer.json", lambda s: resealed(s, hash="0" * 16), "hash"),
+    ("tokenizer.json", lambda s: resealed(s, specials=[]), "not the file"),
+    ("tokenizer.json", lambda s: resealed(s, end="<|start|>"), "not the file"),
     ("tokenizer.json", lambda s: "[]", "not the file"),
     ("tokenizer.json", lambda s: "{}", "not the file"),
     ("tokenizer.json", lambda s: s[:50], "not the file"),

@@ -348,7 +348,7 @@ def small_tasks(monkeypatch, small_data):
 
 def check_results(out, tasks):
     results = results_of(out)
-    assert results["seed"] == results["config"]["seed"] == 1 and set(results["config"]) == {f.name for f in dataclasses.fields(Config)}
+    assert results["seed"] == results["config"]["seed"] == 1 and set(results["config"]) == {f.name for f in dataclasses.fields(Config)} - {"out_dir"}
     assert set(results["versions"]) >= {"python", "torch", "numpy"}
     seconds = json.loads((out / "seconds.json").read_text(encoding="utf-8"))
     *stages, total = (seconds[stage] for stage in ("text", "teacher", "students", "total"))
@@ -411,7 +411,8 @@ def test_a_stopped_run_goes_on_without_training_again(trained, small_tasks):
     train.main(options)
     again = results_of(out)
     changed = {path.relative_to(out).as_posix() for path, stamp in stamps(out).items() if before.get(path) != stamp}
-    assert changed == {".lock", "seconds.json", "plain/seconds.json", "results.json", "plain/test.json", "report.html"}
+    assert changed == {".lock", "seconds.json", "plain/seconds.json", "results.json", "plain/test.json", "report.html",
+                       "results.made_of.json", "plain/test.made_of.json"}
     assert again == results
 
 
@@ -467,6 +468,35 @@ def test_minutes_plan_the_tokens_and_a_resumed_run_keeps_the_plan(tmp_path, toke
         assert config.start_tokens == Config.start_tokens
         assert 0 < config.start_tokens + 3 * config.student_tokens < 1000 * 60 * minutes    # one thread: three in turn
     assert planned[30.0] > 4 * planned[5.0]
+
+
+def test_speed_is_measured_behind_a_few_steps_on_another_model(monkeypatch):
+    """The first steps are slow and do not count. The clock goes on by 5 s, then by one for every 200 tokens."""
+    model, now, trained = small_model(), [0.0], []
+
+    def fit(name, probe, sources, shares, tokens, config, decay):
+        trained.append(probe)
+        now[0] += tokens / 200 if len(trained) > 1 else 5
+        return [], tokens
+    monkeypatch.setattr(train, "fit", fit)
+    monkeypatch.setattr(train.time, "perf_counter", lambda: now[0])
+    assert train.speed(model, None, config_of()) == 200 and len(trained) == 2
+    assert all(probe is not model and probe.config == model.config for probe in trained)
+
+
+def test_minutes_plan_an_own_text_too(tmp_path, monkeypatch, capsys):
+    (tmp_path / "my.txt").write_text("\n\n".join(" ".join(sentences) for sentences in world.plain(200, 1)), encoding="utf-8")
+    monkeypatch.setattr(train, "speed", lambda *_: 500.0)
+    train.main([*TINY, "--block_size=64", "--n_vocab=300", "--minutes=0.1", f"--corpus={tmp_path / 'my.txt'}",
+                f"--out_dir={tmp_path / 'out'}"])
+    assert "; 2,500 tokens will be read" in capsys.readouterr().out                  # at the least, 5 seconds' worth
+
+
+@pytest.mark.parametrize("supported, dtype", [((False, False), None), ((True, False), torch.bfloat16), ((False, True), torch.bfloat16)])
+def test_bf16_is_taken_where_the_processor_computes_in_it(monkeypatch, supported, dtype):
+    for name, value in zip(("_is_avx512_bf16_supported", "_is_amx_tile_supported"), supported):
+        monkeypatch.setattr(torch.cpu, name, lambda value=value: value, raising=False)
+    assert train.pick_device(Config(device="cpu")) == (torch.device("cpu"), dtype)
 
 
 def test_an_own_text_is_read_plainly_end_to_end(tmp_path, capsys):

@@ -253,3 +253,18 @@ def test_false_claims_are_swapped_or_absent_and_always_false():
                 assert not any((f.kind, f.person, f.value) == (fact.kind, person, value) for f in paragraph.facts)
                 swapped[any(f.value == value for f in paragraph.facts)] += 1
     assert min(swapped.values()) > 200
+
+
+def test_the_module_shows_paragraphs_with_all_that_is_known_of_them(monkeypatch, capsys):
+    shown = []
+    for seed in ("4", "4", "5"):
+        monkeypatch.setattr("sys.argv", ["data.world", seed])
+        world.main()
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1] != shown[2] and shown[0].count("\n\n") == 3
+    rng = random.Random("4")
+    first = world.annotate(rng, world.draw_paragraph(rng, world.LEVELS[0]), at=world.LEVELS[0])
+    for line, record in zip(shown[0].splitlines(), first[:1]):
+        assert line == record["text"]
+    for question in (question for record in first for question in record["questions"]):
+        assert f"{question['question']} {question['answer']}\n" in shown[0]
