@@ -76,6 +76,8 @@ from data import runs
 def work(n):
     runs.stops.training = True
     if sys.argv[2] == "error" and n == 1:
+        while not os.path.exists("begun0"):
+            time.sleep(0.01)
         raise OSError("an error, as that of a full disk")
     open(f"begun{n}", "w").write(str(os.getpid()))
     while not runs.stops.wanted:
