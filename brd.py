@@ -186,6 +186,18 @@ def credit(scores, right):
     return sum(i in right for i in best) / len(best)
 
 
+def centre(candidates, scores):
+    """Scores less the mean of their candidate over the items that have it, as lists of lists of float; None where the items
+    share no candidates."""
+    seen = defaultdict(list)
+    for word, score in zip(chain(*candidates), chain(*scores)):
+        seen[word].append(score)
+    if sum(map(len, seen.values())) < CENTRE_FROM * len(seen):
+        return None
+    means = {word: sum(values) / len(values) for word, values in seen.items()}
+    return [[score - means[word] for word, score in zip(words, row)] for words, row in zip(candidates, scores)]
+
+
 def test_task(model, tokenizer, task):
     """Blind accuracy on a task of load_task -> {"name", "accuracy", "se", "n", "chance", "centred", "cut", "skipped"}.
 
@@ -193,17 +205,13 @@ def test_task(model, tokenizer, task):
     a word as such. It uses the unlabelled test items, so it is a second figure beside the blind one, never in its
     place. None where the items share no candidates. A task without candidates is scored by exact_matches, chance 0."""
     prompts, candidates, rights = zip(*task["items"])
-    counts, seen, centred = {}, defaultdict(list), None
+    counts, rows, centred = {}, None, None
     if not candidates[0]:
         credits = exact_matches(model, tokenizer, prompts, rights, counts)
     else:
         scores = blind_scores(model, tokenizer, list(zip(prompts, candidates)), counts=counts)
-        credits = list(map(credit, scores, rights))
-        for word, score in zip(chain(*candidates), chain(*scores)):
-            seen[word].append(score)
-    if seen and sum(map(len, seen.values())) >= CENTRE_FROM * len(seen):
-        means = {word: sum(values) / len(values) for word, values in seen.items()}
-        rows = [[score - means[word] for word, score in zip(words, row)] for words, row in zip(candidates, scores)]
+        credits, rows = list(map(credit, scores, rights)), centre(candidates, scores)
+    if rows:
         centred = mean_se(list(map(credit, rows, rights)))["value"]
     raw = mean_se(credits)
     chance = mean_se([len(right) / len(words) if words else 0.0 for words, right in zip(candidates, rights)])["value"]

@@ -406,10 +406,11 @@ def cache_folder(out, config):
 
 # --- stage 5b: the students --------------------------------------------------------------------------------------------
 
-def student(name, out, start, treatment, config, tokenizer):
-    """A copy of `start` (None: a new model) after its treatment. Kept in out/<name>, and taken from there if finished."""
+def student(name, out, start, treatment, config, tokenizer, looks=True, of=None):
+    """A copy of `start` (None: a new model) after its treatment. Kept in out/<name>, and taken from there if finished.
+    looks: whether the reading curve is noted on the way. of: what it is made of, where that is not a run's (runs.made_of)."""
     folder = out / name
-    of = student_of(name, out, config, tokenizer)
+    of = of or student_of(name, out, config, tokenizer)
     if model := kept(folder, config, of):
         return model
     model = new_model(config.n_layer, config.n_embd, tokenizer, config)
@@ -419,7 +420,7 @@ def student(name, out, start, treatment, config, tokenizer):
     sources, shares, begins = treatment(name, config, out, tokenizer)
     tokens = config.student_tokens if start else config.start_tokens
     before, curve = start.extra["tokens_seen"] if start else 0, []
-    note = None if name in ("start", "plain") else lambda seen: curve.append({"tokens": before + seen} | glance(model, tokenizer))
+    note = None if name in ("start", "plain") or not looks else lambda seen: curve.append({"tokens": before + seen} | glance(model, tokenizer))
     losses, seen = fit(name, model, sources, shares, tokens, config, config.decay if start else 0.0, begins, folder=folder, glance=note,
                        notes=curve)
     write_json(folder / "seconds.json", {"training": round(time.perf_counter() - begin, 1)})

@@ -71,13 +71,14 @@ def encode_pairs(pairs, tokenizer, block_size):
     return prompts, Rows.pack(documents, tokenizer.n_vocab)
 
 
-def answer_cache(folder, teacher, tokenizer, prompts, config, of):
-    """The teacher's answers to the training prompts and their sets; made once. Answers without an end are kept as far as
-    they go: their last position has no s' and is dropped by the Bellman residual."""
+def answer_cache(folder, teacher, tokenizer, prompts, config, of, made_by=""):
+    """The teacher's answers to the training prompts and their sets; made once, by a command that its header names. Answers
+    without an end are kept as far as they go: their last position has no s' and is dropped by the Bellman residual."""
+    made_by = made_by or f"python train.py --teacher={config.teacher} --student={config.student} --corpus={config.corpus}"
     if not runs.made(folder / "header.json", of):
         writer = CacheWriter(folder, n_vocab=tokenizer.n_vocab, tokenizer_hash=tokenizer.hash, p=config.p, k_cap=train.K_CAP,
                              temperature=1.0, teacher={"name": config.teacher, "params": teacher.num_params()}, roles=brd.ROLES,
-                             made_by=f"python train.py --teacher={config.teacher} --student={config.student} --corpus={config.corpus}")
+                             made_by=made_by)
         parts = [(k, at) for k in range(config.answers) for at in range(0, len(prompts), brd.ROWS)]
         for number, (k, at) in list(enumerate(parts, 1))[writer.done:]:
             some = prompts[at:at + brd.ROWS]

@@ -23,6 +23,7 @@ import argparse
 import contextlib
 import dataclasses
 import hashlib
+import importlib.util
 import io
 import json
 import os
@@ -268,6 +269,8 @@ KINDS = {   # name: make, load, files without a checksum by their nature, whethe
     "corpus": (make_corpus, load_corpus, True, False),
     "download": (make_download, load_download, (), False),
 }
+if not importlib.util.find_spec("safetensors"):                        # pip install -e ".[hf]"
+    KINDS = {name: kind for name, kind in KINDS.items() if not name.startswith("GPT-2")}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

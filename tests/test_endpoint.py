@@ -307,7 +307,8 @@ for line in annotate.annotate(parser.parse_args()):
 
 def start(arguments):
     return subprocess.Popen([sys.executable, "-c", PROGRAM, *map(str, arguments)], cwd=ROOT, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True, encoding="utf-8")
+                            stderr=subprocess.PIPE, text=True, encoding="utf-8",
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))       # a shell's background ignores it
 
 
 def wait_for(condition, process):
