@@ -115,7 +115,11 @@ def test_processes_end_with_the_one_that_they_work_for(tmp_path, whom, number, s
         os.killpg(process.pid, number)              # as Ctrl-C in a terminal does
     else:
         os.kill(process.pid if whom == "run" else int((tmp_path / "begun1").read_text()), number)
-    out, error = process.communicate(timeout=60)
+    try:
+        out, error = process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:               # nothing is left running
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
     assert out.startswith(said) and out.count("\n") == bool(said) and "Traceback" not in error, out + error
     assert len(list(tmp_path.glob("saved*"))) == saved
 
