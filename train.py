@@ -287,7 +287,7 @@ def fit(name, model, sources, shares, tokens, config, decay, begins=None, loss_o
             runs.save_training(folder / "training.pt", model, optims, losses, mark, notes)
             saved = time.monotonic()
             if stops.wanted:
-                raise runs.Stopped(f"{name}: stopped after {step} of {len(steps)} steps")
+                stops.end(f"{name}: stopped after {step} of {len(steps)} steps")
         batches = steps[step]
         if step in looks:
             glance(sum(batch.tokens for batch in plan[:step * config.accumulate]))
@@ -557,9 +557,10 @@ def train_students(config):
         train_start(config, cores)
         return {name: train_and_test(name, config, cores) for name in students_of(config)}
     with runs.processes(workers) as pool:
-        pool.submit(train_start, config, cores).result()
+        pool.submit(runs.job, train_start, config, cores).result()
         # The distilled student takes longest, so it goes first: the two others then share a core.
-        jobs = {name: pool.submit(train_and_test, name, config, cores // workers) for name in students_of(config)[::-1]}
+        jobs = {name: pool.submit(runs.job, train_and_test, name, config, cores // workers) for name in students_of(config)[::-1]}
+        pool.submit(int)   # given something, a pool looks at all its processes; it would not see the newest one die otherwise
         return {name: jobs[name].result() for name in students_of(config)}
 
 

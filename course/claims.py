@@ -293,7 +293,8 @@ def main(arguments=None):
     """A run, its plan, or its tables; raises ValueError or OSError, in one line, for what the user can mend."""
     options = parse(arguments)
     if options.show:
-        return print("\n".join(claim_tables.show(*claim_tables.read(options.show))))
+        head, rows = claim_tables.read(options.show)
+        return print("\n".join(map(brd.shown, claim_tables.show(head, rows))))
     items.read_wrappers(options.wrappers)
     size, out = Size(**{name: getattr(options, name) for name in Size._fields}), Path(options.out_dir)
     note = out / "size.json"
@@ -310,7 +311,7 @@ def main(arguments=None):
         path = run(options, size)
     head, rows = claim_tables.read(path)
     print("\n".join(claim_tables.show(head, rows)))
-    print(claim_tables.pictures(out, head, rows))
+    print(brd.shown(claim_tables.pictures(out, head, rows)))
 
 
 if __name__ == "__main__":

@@ -208,6 +208,7 @@ def run_all(jobs, path, workers, what):
     jobs = [job for job in jobs if job[:len(KEY)] not in results]
     with processes(workers) as pool:
         futures = {pool.submit(run, job): job for job in jobs}
+        pool.submit(int) if jobs else None      # see train.train_students
         for future in tqdm(as_completed(futures), what, len(futures), disable=None, leave=False):
             with open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(sealed(future.result())) + "\n")

@@ -16,7 +16,6 @@ import argparse
 import contextlib
 import dataclasses
 import io
-import json
 import os
 import random
 import shlex

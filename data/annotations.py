@@ -13,13 +13,14 @@ import json
 import os
 import re
 
+from data import world
 from data.sealed import brief
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Records: one JSON object a line, one line a sentence, paragraphs and their sentences in order
 
-TYPES = ("person", "place", "organisation", "thing", "day", "job", "feeling")     # a closed list keeps parsing exact
-KINDS = ("content", "structure", "attitude")
+TYPES = tuple(world.WORDS)     # person, place, organisation, thing, day, job, feeling: a closed list keeps parsing exact
+KINDS = ("content", "structure", *world.RAISED)
 BREAKS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")    # line breaks, control codes, half characters
 
 

@@ -19,12 +19,13 @@ Two things are kept out of the training text, so that tests are honest:
   wrong answers come from the same half as right ones, or "never seen together" would give them away;
 - reserved words: a few names of every type occur in plain text, and are never annotated.
 
-To add a kind of fact, add one entry to KINDS; to add a type of entity, one to WORDS and RESERVED.
+To add a kind of fact, or with its words a type of entity, add one entry to KINDS; to add a kind of question, one to RAISED.
 """
 
 import random
 import sys
 from dataclasses import dataclass, field
+from typing import Callable, NamedTuple
 
 # --- the words ---------------------------------------------------------------------------------------------------------
 
@@ -50,7 +51,6 @@ RESERVED = {
     "job": ["tailor", "judge", "miner"],
 }
 FEMALE = frozenset(SHE + RESERVED_SHE)
-INDEX = {word: i for words in WORDS.values() for i, word in enumerate(words)}
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class Kind:
     who: tuple       # questions for the person
     whether: tuple   # questions for yes or no
     dated: tuple = ()  # questions for the day, where a day may be told
+    words: str = ""  # of an entity type that is not in WORDS yet
 
 
 KINDS = {
@@ -107,6 +108,8 @@ KINDS = {
                  ("Who felt {a}?", "Who was {a}?"),
                  ("Did {n} feel {a}?", "Was {n} {a}?")),
 }
+WORDS |= {kind.type: kind.words.split() for kind in KINDS.values() if kind.words}
+INDEX = {word: i for words in WORDS.values() for i, word in enumerate(words)}
 CLAIMS = ("Is it true that {c}?", "Can we say that {c}?", "Would you say that {c}?", "{c}, right?")  # {c}: a clause of `says`
 PRONOUN = ("Who is {p}?", "Who is meant by {p}?", "Which person is {p}?")
 FIRST = ("Who is named first?", "Which person comes first in the text?")
@@ -322,6 +325,19 @@ def wh_question(rng, fact):
     return pick(rng, forms), answer
 
 
+class Raised(NamedTuple):
+    """One kind of question that asks for no fact in particular."""
+    forms: tuple
+    answer: Callable   # (paragraph, k) -> its answer at sentence k
+    asked: Callable    # (rng, paragraph, k) -> whether the reader asks it there
+
+
+RAISED = {
+    "attitude": Raised(ATTITUDE, lambda paragraph, k: paragraph.facts[k].mood,
+                       lambda rng, paragraph, k: paragraph.facts[k].mood != "neutral" or rng.random() < 0.1),
+}
+
+
 def questions(rng, paragraph, k, at=FULL):
     """The questions a careful reader raises at sentence k: what it says, how it hangs together, what it feels like."""
     fact, asked = paragraph.facts[k], []
@@ -336,8 +352,7 @@ def questions(rng, paragraph, k, at=FULL):
         asked.append(("structure", question and (back + question[0], question[1])))
     if earlier and rng.random() < 0.1:
         asked.append(("structure", (pick(rng, FIRST), earlier[0].person)))
-    if fact.mood != "neutral" or rng.random() < 0.1:
-        asked.append(("attitude", (pick(rng, ATTITUDE), fact.mood)))
+    asked += [(kind, (pick(rng, r.forms), r.answer(paragraph, k))) for kind, r in RAISED.items() if r.asked(rng, paragraph, k)]
     seen, order = set(), []
     for kind, question in sorted(asked, key=lambda _: rng.random()):
         if question and question[0] not in seen:
@@ -366,7 +381,8 @@ def all_answers(paragraph, k):
     named = [f.person for f in paragraph.facts[:k + 1] if f.person]
     if named:
         answers.update(dict.fromkeys(FIRST, named[0]))
-    answers.update(dict.fromkeys(ATTITUDE, fact.mood))
+    for raised in RAISED.values():
+        answers.update(dict.fromkeys(raised.forms, raised.answer(paragraph, k)))
     return {**looking_back, **answers}
 
 

@@ -209,8 +209,9 @@ def test_long_prompts_are_cut_on_the_left_and_counted(model, tokenizer):
 
 
 def write_task(path, **task):
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(task), encoding="utf-8")
-    return path
+    return str(path)
 
 
 def test_a_tie_is_no_win_for_the_first():
@@ -452,12 +453,6 @@ def test_nothing_to_read_is_told(folder, capsys):
     with pytest.raises(SystemExit):
         brd.main(["read", folder, "  "])
     assert capsys.readouterr().err.startswith("error: no text to read")
-
-
-def write_task(path, **task):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(task), encoding="utf-8")
-    return str(path)
 
 
 def yes_or_no(n):

@@ -241,21 +241,24 @@ def recipes():
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_the_recipes_for_another_world(which, tmp_path):
+def test_the_recipes_for_another_world(which, tmp_path, monkeypatch):
     """What course/README.md shows is done, and the annotations that come out are valid, and judged right by the scripted
     reader."""
-    text, files = recipes()[which], {}
+    text, source = recipes()[which], (ROOT / "data" / "world.py").read_text(encoding="utf-8")
     assert len([line for line in text.split("\n") if line[:1] in ("-", "+") and line]) < 30
     for change in read_changes(text):
-        files[change.file] = changed(files.get(change.file) or (ROOT / change.file).read_text(encoding="utf-8"), change)
-    modules = {"data/annotations.py": annotations}
-    for file, source in files.items():
-        path = tmp_path / f"changed_{which}_{Path(file).name}"
-        path.write_text(source, encoding="utf-8")
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        modules[file] = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(modules[file])
-    world, changed_annotations, seen = modules["data/world.py"], modules["data/annotations.py"], set()
+        assert change.file == "data/world.py"
+        source = changed(source, change)
+
+    def module(name, source):
+        (tmp_path / f"{name}.py").write_text(source, encoding="utf-8")
+        spec = importlib.util.spec_from_file_location(name, tmp_path / f"{name}.py")
+        sys.modules[name] = made = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(made)
+        return made
+    world, seen = module(f"changed_world_{which}", source), set()
+    monkeypatch.setattr("data.world", world)
+    changed_annotations = module(f"changed_annotations_{which}", Path(annotations.__file__).read_text(encoding="utf-8"))
     for paragraph in world.annotated(800, 1):
         for record in paragraph:
             changed_annotations.check_record(record)                                       # parses what it renders

@@ -155,8 +155,8 @@ def test_empty_sets_are_hard_targets(tmp_path, objective):
     weights = torch.from_numpy(train.role_weights(config))[batch["roles"][:, 1:]]
     literal = (F.cross_entropy(logits.flatten(0, 1), batch["tokens"][:, 1:].flatten(), reduction="none") * weights.flatten()).sum() / 7
     terms = train.terms_of(model, cache, Batch(0, np.array([0, 1]), 1), config, torch.device("cpu"), 7.0)
-    assert float(sum(terms.values())) == pytest.approx(float(literal), rel=1e-5)
-    assert all(float(value) == 0 for name, value in terms.items() if name != "hard")
+    assert sum(terms.values()).item() == pytest.approx(literal.item(), rel=1e-5)
+    assert all(value.item() == 0 for name, value in terms.items() if name != "hard")
     losses, _ = train.fit("x", model, [cache], [1.0], 400, config, 0.0)
     assert all(map(math.isfinite, losses))
 
@@ -171,7 +171,7 @@ def test_sets_of_one_token(tmp_path, objective):
     weights = torch.from_numpy(train.role_weights(config))[batch["roles"][:, 1:]]
     literal = (F.cross_entropy(logits.flatten(0, 1), batch["tokens"][:, 1:].flatten(), reduction="none") * weights.flatten()).sum() / 7
     terms = train.terms_of(model, cache, Batch(0, np.arange(3), 1), config, torch.device("cpu"), 7.0)
-    assert float(terms["hard"]) == 0 and float(sum(terms.values())) == pytest.approx(float(literal), rel=1e-5)
+    assert terms["hard"].item() == 0 and sum(terms.values()).item() == pytest.approx(literal.item(), rel=1e-5)
 
 
 def test_a_token_that_the_teacher_could_not_have_drawn(tmp_path):

@@ -36,6 +36,7 @@ def test_other_commands_know_their_options(command, tmp_path):
     name = [arguments[0]] if file in ("brd.py", "td_distill.py", "model.py") else []
     told = subprocess.run([sys.executable, ROOT / file, *name, "--help"], capture_output=True, text=True, encoding="utf-8", cwd=tmp_path)
     assert told.returncode == 0, told.stderr
+    assert len(told.stdout.splitlines()) <= 60      # a screen
     for option in [a.split("=")[0] for a in arguments if a.startswith("--")]:
         assert option in told.stdout, option
 

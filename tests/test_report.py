@@ -239,7 +239,8 @@ def test_an_answer_is_unrolled_as_the_definitions_say(tmp_path):
         given = [(rng.permutation(900)[:1 + extra], np.full(1 + extra, -3.0))]
         writer.add([7, tokenizer.sep, *taken, tokenizer.end], roles, [None, None, *(given + sets[1:] if extra else sets), None])
     writer.close()
-    cache, torch_state = Cache(tmp_path), torch.manual_seed(0)
+    cache = Cache(tmp_path)
+    torch.manual_seed(0)
     model = GPT(GPTConfig(tokenizer.n_vocab, 64, 1, 2, 16))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -247,7 +248,7 @@ def test_an_answer_is_unrolled_as_the_definitions_say(tmp_path):
     text, steps = report.unrolled(cache, 1, model, tokenizer, 0.95, 0.9)
     assert text == tokenizer.decode([7, tokenizer.sep]) and len(steps) == 3
     log_s = model.logits(model.hidden(torch.tensor([[7, tokenizer.sep, *taken]])))[0].detach().double().log_softmax(-1)[1:]   # (4, V)
-    mass, values = [], []
+    values = []
     for t, ((ids, log_t), step) in enumerate(zip(sets, steps)):
         probs = np.exp(np.float16(log_t).astype(float))
         kept = [k for k in range(len(ids)) if probs[:k].sum() < 0.95 - 1e-6]

@@ -75,17 +75,23 @@ from data import runs
 
 def work(n):
     runs.stops.training = True
+    if sys.argv[2] == "error" and n == 1:
+        while not os.path.exists("begun0"):
+            time.sleep(0.01)
+        raise OSError("an error, as that of a full disk")
     open(f"begun{n}", "w").write(str(os.getpid()))
     while not runs.stops.wanted:
         time.sleep(0.01)
     open(f"saved{n}", "w").close()
-    raise runs.Stopped(f"{n}: saved")
+    runs.stops.end(f"{n}: saved")
 
 if __name__ == "__main__":
     runs.stops.listen()
     try:
         with runs.processes(3) as pool:
-            for future in [pool.submit(work, n) for n in range(2)]:
+            futures = [pool.submit(runs.job, work, n) for n in range(1, -1, -1)]
+            pool.submit(int)
+            for future in futures:
                 future.result()
     except (runs.Stopped, OSError) as error:
         print(type(error).__name__, error)
@@ -94,19 +100,26 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("whom, number, said, saved", [
     ("run", signal.SIGTERM, "Stopped", 2), ("all", signal.SIGINT, "Stopped", 2), ("run", getattr(signal, "SIGKILL", 9), "", 0),
-    ("worker", getattr(signal, "SIGKILL", 9), "OSError a process that worked for this one was killed; is there enough memory?", 1)])
+    ("worker", getattr(signal, "SIGKILL", 9), "OSError a process that worked for this one was killed; is there enough memory?", 1),
+    ("error", 0, "OSError an error, as that of a full disk", 1)])
 def test_processes_end_with_the_one_that_they_work_for(tmp_path, whom, number, said, saved):
     """Two that work and one that waits; the pipe closes only when the last of them is gone."""
     (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
-    process = subprocess.Popen([sys.executable, "program.py", str(ROOT)], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    process = subprocess.Popen([sys.executable, "program.py", str(ROOT), whom], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                text=True, start_new_session=True)
-    while len(list(tmp_path.glob("begun*"))) < 2 or not (tmp_path / "begun1").read_text():
+    while whom != "error" and (len(list(tmp_path.glob("begun*"))) < 2 or not (tmp_path / "begun1").read_text()):
         time.sleep(0.05)
-    if whom == "all":
+    if whom == "error":
+        pass
+    elif whom == "all":
         os.killpg(process.pid, number)              # as Ctrl-C in a terminal does
     else:
         os.kill(process.pid if whom == "run" else int((tmp_path / "begun1").read_text()), number)
-    out, error = process.communicate(timeout=60)
+    try:
+        out, error = process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:               # nothing is left running
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
     assert out.startswith(said) and out.count("\n") == bool(said) and "Traceback" not in error, out + error
     assert len(list(tmp_path.glob("saved*"))) == saved
 
