@@ -29,20 +29,15 @@ import ctypes
 import dataclasses
 import difflib
 import functools
-import hashlib
 import inspect
 import math
 import platform
 import random
 import re
-import shutil
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -51,12 +46,12 @@ from tqdm import tqdm
 
 import brd
 import td_distill
-from course.muon import Muon
 from course.report import glance, page_line, read_results, report, thinned
 from data import ranks, reads, runs, world
-from data.cache import Cache, CacheWriter
+from data.cache import Cache
 from data.corpus import (PLAIN_TOKENS, PRIMER, annotated_paragraphs, annotated_text, course_tokenizer, is_annotated, own_text, plain_rows,
                          reading_sources, text_sources)
+from data.reads import write_cache
 from data.rows import LENGTH_STEP, Rows, plan_batches
 from data.runs import open_out, stops, write_json
 from data.sealed import read_sealed
@@ -65,9 +60,7 @@ from model import GPT, GPTConfig
 
 DATA = Path(__file__).resolve().parent / "data"
 STUDENTS = ("plain", "brd", "distilled")
-K_CAP = 64    # most tokens that the cache keeps of one distribution
 GLANCES = 7   # short looks at how a student reads on the way, for the reading curve
-CHUNK = 256   # documents of the cache that are made, and kept, at a time
 ALONE = 0.1   # part of a reading student's run that is questions alone
 
 
@@ -259,7 +252,7 @@ def optimizers(model, config):
     """Muon for the matrices inside the blocks, AdamW for embeddings and vectors, at one learning rate."""
     matrices, others = model.parameter_groups()
     rate = config.learning_rate
-    return [Muon(matrices, lr=rate, weight_decay=config.weight_decay),
+    return [torch.optim.Muon(matrices, lr=rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True)]
 
 
@@ -392,49 +385,6 @@ def train_teacher(folder, tokenizer, config):
     losses, seen = fit("teacher", model, sources, shares, config.teacher_tokens, config, config.decay, [ALONE, ALONE, 0.0], folder=folder)
     keep(model, folder, tokenizer, {"tokens_seen": seen, "reading": test_reading(model, tokenizer, config)}, of)
     return model
-
-
-def write_cache(folder, teacher, tokenizer, config):
-    """The teacher reads fresh, unannotated text, sampling inside its nucleus; what it says and weighs is kept."""
-    shown = ("entity_f1", "answer.wh", "answer.yes_no", "answer.attitude")
-    figures = {place: {name: round(r[name]["value"], 4) for name in shown if r[name]["value"] is not None}
-               for place, r in teacher.extra["reading"].items()}
-    weights = b"".join(p.detach().cpu().numpy().tobytes() for p in teacher.parameters())
-    place = tempfile.mkdtemp() if ranks.rank() else folder         # of several processes, the first one writes
-    writer = CacheWriter(
-        place, n_vocab=tokenizer.n_vocab, tokenizer_hash=tokenizer.hash, roles=brd.ROLES,
-        p=config.p, k_cap=K_CAP, temperature=1.0,
-        teacher={"hash": hashlib.sha256(weights).hexdigest()[:16], "params": teacher.num_params(), "figures": figures,
-                 "tokens_seen": teacher.extra["tokens_seen"]},
-        made_by=f"python train.py --teacher=train --seed={config.seed} --teacher_tokens={config.teacher_tokens} "
-                f"--cache_tokens={config.cache_tokens}")
-    rng, jobs = random.Random(f"cache {config.seed}"), []
-    n = config.cache_tokens // 49  # documents: one has about so many tokens
-    for number, start in enumerate(range(0, n, CHUNK), 1):
-        # Three in four documents are questions and answers. Every place of the run gets texts of its own level.
-        for copy, part in (("ner", 0.25), ("qra", 0.75)):
-            some = round(min(CHUNK, n - start) * part)
-            texts = [world.draw_paragraph(rng, world.level((start + i / part) / n)).sentences for i in range(some)]
-            jobs.append((number, texts, copy, config.seed + start))
-
-    def documents_of(number, texts, copy, seed):
-        documents = []
-        kept = SimpleNamespace(header=writer.header, add=lambda *document: documents.append(document))
-        reads.teacher_reads(teacher, tokenizer, texts, kept, copy=copy, p=config.p, k_cap=K_CAP, seed=seed, max_new=96)
-        return documents
-
-    jobs, at_once = jobs[2 * ranks.agreed(writer.done):], 2 * ranks.size()    # one that was cut off goes on behind its last chunk
-    for i in tqdm(range(0, len(jobs), at_once), desc="cache", disable=None, leave=False):
-        found = ranks.merged([documents_of(*job) for job in ranks.share(jobs[i:i + at_once])])
-        for document in chain.from_iterable(found if not ranks.rank() else ()):
-            writer.add(*document)
-        writer.checkpoint(jobs[i:i + at_once][-1][0])
-    if ranks.rank():
-        shutil.rmtree(place)
-    if not ranks.agreed(0 if ranks.rank() else writer.close()["documents"]):
-        shutil.rmtree(folder, ignore_errors=True)
-        raise ValueError("the teacher finished none of its readings, so there is nothing to learn from; "
-                         f"try more than --teacher_tokens={config.teacher_tokens} and --cache_tokens={config.cache_tokens}")
 
 
 def teacher_cache(out, tokenizer, config):

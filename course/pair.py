@@ -76,13 +76,13 @@ def answer_cache(folder, teacher, tokenizer, prompts, config, of, made_by=""):
     without an end are kept as far as they go: their last position has no s' and is dropped by the Bellman residual."""
     made_by = made_by or f"python train.py --teacher={config.teacher} --student={config.student} --corpus={config.corpus}"
     if not runs.made(folder / "header.json", of):
-        writer = CacheWriter(folder, n_vocab=tokenizer.n_vocab, tokenizer_hash=tokenizer.hash, p=config.p, k_cap=train.K_CAP,
+        writer = CacheWriter(folder, n_vocab=tokenizer.n_vocab, tokenizer_hash=tokenizer.hash, p=config.p, k_cap=reads.K_CAP,
                              temperature=1.0, teacher={"name": config.teacher, "params": teacher.num_params()}, roles=brd.ROLES,
                              made_by=made_by)
         parts = [(k, at) for k in range(config.answers) for at in range(0, len(prompts), brd.ROWS)]
         for number, (k, at) in list(enumerate(parts, 1))[writer.done:]:
             some = prompts[at:at + brd.ROWS]
-            new, sets = reads.draw_with_sets(teacher, some, MAX_NEW, p=config.p, k_cap=train.K_CAP, temperature=1.0,
+            new, sets = reads.draw_with_sets(teacher, some, MAX_NEW, p=config.p, k_cap=reads.K_CAP, temperature=1.0,
                                              stop=tokenizer.end, seed=config.seed + 1_000_003 * k + at)
             for prompt, tokens, kept in zip(some, new, sets):
                 roles = [TEXT] * len(prompt) + [END if t == tokenizer.end else ANSWER for t in tokens]

@@ -7,16 +7,24 @@
 Shapes: N rows of any kind, K teacher tokens kept, V vocabulary.
 """
 
+import hashlib
 import random
+import shutil
+import tempfile
+from itertools import chain
+from types import SimpleNamespace
 
 import torch
 from tqdm import tqdm
 
+from data import ranks, world
 from data.annotations import parse_question
 from data.cache import ABSENT, CacheWriter
 from model import most_probable
 
 SLACK = 1e-6        # float32 rounding of a mass: .5 + .3 reaches p = .8
+K_CAP = 64          # most tokens that the cache of a run keeps of one distribution
+CHUNK = 256         # documents of it that are made, and kept, at a time
 
 
 def top_p_sets(logits, p, k_cap, temperature=1.0):
@@ -192,3 +200,49 @@ def teacher_reads(model, tokenizer, paragraphs, writer, *, copy, p, k_cap, tempe
             tokens, roles, sets = document
             writer.add(tokens, [writer.header["roles"].index(role) for role in roles], sets)
     return left_out
+
+
+def write_cache(folder, teacher, tokenizer, config):
+    """The teacher reads fresh, unannotated text of the built-in world, sampling inside its nucleus; what it says and weighs is
+    kept in `folder`. config: train.Config. A cache that was cut off goes on behind its last chunk; several processes share the
+    reading (data/ranks.py). ValueError where no reading was finished."""
+    from brd import ROLES
+    shown = ("entity_f1", "answer.wh", "answer.yes_no", "answer.attitude")
+    figures = {place: {name: round(r[name]["value"], 4) for name in shown if r[name]["value"] is not None}
+               for place, r in teacher.extra["reading"].items()}
+    weights = b"".join(p.detach().cpu().numpy().tobytes() for p in teacher.parameters())
+    place = tempfile.mkdtemp() if ranks.rank() else folder         # of several processes, the first one writes
+    writer = CacheWriter(
+        place, n_vocab=tokenizer.n_vocab, tokenizer_hash=tokenizer.hash, roles=ROLES,
+        p=config.p, k_cap=K_CAP, temperature=1.0,
+        teacher={"hash": hashlib.sha256(weights).hexdigest()[:16], "params": teacher.num_params(), "figures": figures,
+                 "tokens_seen": teacher.extra["tokens_seen"]},
+        made_by=f"python train.py --teacher=train --seed={config.seed} --teacher_tokens={config.teacher_tokens} "
+                f"--cache_tokens={config.cache_tokens}")
+    rng, jobs = random.Random(f"cache {config.seed}"), []
+    n = config.cache_tokens // 49  # documents: one has about so many tokens
+    for number, start in enumerate(range(0, n, CHUNK), 1):
+        # Three in four documents are questions and answers. Every place of the run gets texts of its own level.
+        for copy, part in (("ner", 0.25), ("qra", 0.75)):
+            some = round(min(CHUNK, n - start) * part)
+            texts = [world.draw_paragraph(rng, world.level((start + i / part) / n)).sentences for i in range(some)]
+            jobs.append((number, texts, copy, config.seed + start))
+
+    def documents_of(number, texts, copy, seed):
+        documents = []
+        kept = SimpleNamespace(header=writer.header, add=lambda *document: documents.append(document))
+        teacher_reads(teacher, tokenizer, texts, kept, copy=copy, p=config.p, k_cap=K_CAP, seed=seed, max_new=96)
+        return documents
+
+    jobs, at_once = jobs[2 * ranks.agreed(writer.done):], 2 * ranks.size()
+    for i in tqdm(range(0, len(jobs), at_once), desc="cache", disable=None, leave=False):
+        found = ranks.merged([documents_of(*job) for job in ranks.share(jobs[i:i + at_once])])
+        for document in chain.from_iterable(found if not ranks.rank() else ()):
+            writer.add(*document)
+        writer.checkpoint(jobs[i:i + at_once][-1][0])
+    if ranks.rank():
+        shutil.rmtree(place)
+    if not ranks.agreed(0 if ranks.rank() else writer.close()["documents"]):
+        shutil.rmtree(folder, ignore_errors=True)
+        raise ValueError("the teacher finished none of its readings, so there is nothing to learn from; "
+                         f"try more than --teacher_tokens={config.teacher_tokens} and --cache_tokens={config.cache_tokens}")

@@ -66,7 +66,7 @@ def test_help_tells_every_option_with_its_comment_and_default(capsys):
 
 def test_every_option_is_used_somewhere():
     """A flag that is read nowhere promises something that does not happen."""
-    code = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("train.py", "data/corpus.py", "data/runs.py", "course/pair.py"))
+    code = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("train.py", "data/corpus.py", "data/reads.py", "data/runs.py", "course/pair.py"))
     for field in dataclasses.fields(Config):
         assert re.search(rf"config\.{field.name}\b", code), field.name
 

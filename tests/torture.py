@@ -35,7 +35,7 @@ import torch
 import brd
 import train
 from course import report
-from data import corpus, runs
+from data import corpus, reads, runs
 from test_endpoint import Teacher, perfect, text_of
 
 SMALL = ("--n_layer=1 --n_embd=16 --n_head=2 --teacher_layer=1 --teacher_embd=16 --test_paragraphs=1 --device=cpu --threads=1 "
@@ -205,7 +205,7 @@ def small_world(folder, patch=setattr):
         (folder / "data" / "tasks" / f"{name}.json").write_text(json.dumps({"name": name, "examples": examples}), encoding="utf-8")
     (folder / "text.txt").write_text(TEXT, encoding="utf-8")
     (folder / "sentences.txt").write_text(text_of(SENTENCES)[0], encoding="utf-8")
-    for module, name, value in ((train, "DATA", folder / "data"), (train, "GLANCES", 1), (train, "CHUNK", 16), (brd, "MAX_READING", 8),
+    for module, name, value in ((train, "DATA", folder / "data"), (train, "GLANCES", 1), (reads, "CHUNK", 16), (brd, "MAX_READING", 8),
                                 (brd, "MAX_ANSWER", 4), (report, "PRINTED", 1), (report.plots, "svg", no_pictures)):
         patch(module, name, value)
     glance, plain = train.glance, train.world.plain
