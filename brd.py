@@ -75,9 +75,12 @@ def render(paragraph, copy, rng, forms=ALL_FORMS, reads_on=0.0):
         if copy == "ori" or (record is not paragraph[-1] and rng.random() < reads_on):
             continue
         pieces.append(SEP)
-        for read in waiting:            # "Is this good or bad?" is asked of what was read last
-            apt = [question for question in read["questions"] if read is record or question["kind"] != "attitude"]
-            pieces += reading({**read, "questions": apt}, copy, rng, forms)
+        # "Is this good or bad?" is asked of what was read last. All else is asked in any order: if questions stood in the order
+        # of their sentences, their turn would tell where the answer is, and nobody would learn whose it is.
+        asked = [question for read in waiting for question in read["questions"] if read is record or question["kind"] != "attitude"]
+        if len(waiting) > 1:
+            rng.shuffle(asked)
+        pieces += reading({"entities": [e for read in waiting for e in read["entities"]], "questions": asked}, copy, rng, forms)
         pieces.append(SEP)
         waiting = []
     return pieces + [END]

@@ -18,7 +18,7 @@ from data import world
 from data.corpus import PLAIN_TOKENS, QRA_TOKENS, course_tokenizer, plain_rows, reading_rows
 from data.tasks import items
 
-NER_TOKENS, SENTENCE_QRA = 35, 46            # predicted tokens of a paragraph in D_NER; of one in D_QRA, sentence by sentence
+NER_TOKENS, SHORTER = 35, 0.8                # predicted tokens of a paragraph in D_NER; in D_QRA, a paragraph read sentence by sentence
 RATE = train.Config.learning_rate            # of starts
 FEELINGS = ("Is this {0} or {1}?", "Does this sound {0} or {1}?", "Would you say {0} or {1}?", "What is it, {0} or {1}?")
 
@@ -26,7 +26,7 @@ FEELINGS = ("Is this {0} or {1}?", "Does this sound {0} or {1}?", "Would you say
 @dataclasses.dataclass(frozen=True)
 class Arm:
     what: str                # how it differs from the default student
-    read: str = "brd"        # plain, or a variant of the annotated text: brd, sentences, attitudes, binding, passages
+    read: str = "brd"        # plain, or a variant of the annotated text: brd, sentences, attitudes, short
     changes: tuple = ()      # fields of train.Config that differ: ((name, value), ...)
     tokens: float = 1.0      # what it reads after its start, in tokens of a default student
     start: str = "start"     # what it sets out from: start, pretrained
@@ -37,7 +37,7 @@ ARMS = {
     "plain": Arm("plain text alone", "plain"),
     "brd": Arm("D_ORI .1, D_NER .1, D_QRA .8"),
     "uniform": Arm("every token weighs 1 in the loss", changes=(("answer_weight", 1.0),)),
-    "pretrained": Arm("the longer start itself", "plain", tokens=0.75, start=""),
+    "pretrained": Arm("the longer start itself", "plain", tokens=0.25, start=""),
     "further": Arm("plain text after the longer start", "plain", start="pretrained"),
     "further_brd": Arm("BRD after the longer start", start="pretrained"),
     "no_ner": Arm("no D_NER, D_QRA in its place", changes=(("ner_share", 0.0),)),
@@ -48,13 +48,12 @@ ARMS = {
     "plain_10": Arm("plain text, as many tokens as brd has of it", "plain", tokens=0.1, tests="bits"),
     "plain_25": Arm("plain text, as many tokens as ori_25 has of it", "plain", tokens=0.25, tests="bits"),
     "plain_50": Arm("plain text, as many tokens as ori_50 has of it", "plain", tokens=0.5, tests="bits"),
+    "brd_eighth": Arm("an eighth of the tokens", tokens=0.125),
     "brd_quarter": Arm("a quarter of the tokens", tokens=0.25),
     "brd_half": Arm("half of the tokens", tokens=0.5),
     "brd_double": Arm("twice the tokens", tokens=2.0),
-    "brd_four": Arm("four times the tokens", tokens=4.0),
     "attitudes": Arm("attitudes also asked as a choice of two feelings", "attitudes"),
-    "binding": Arm("two people do alike, and false claims mix them up, four times of five", "binding"),
-    "passages": Arm("the same, and nine of ten sentences are read on to the end of the passage before anything is asked", "passages"),
+    "short": Arm("the levels of the five-minute course: yes or no first, and whose it was last", "short"),
 }
 AFTER = tuple(f"{first}+{method}" for first in ("plain", "brd") for method in retelling.METHODS)      # claim 5
 LEARNT = tuple(f"{first}:{setting}" for first in ("plain", "brd") for setting in ("relaxed", "supervised"))    # claims 5, 8
@@ -62,14 +61,14 @@ CONTROL = ("plain", "brd")          # arms that are also tested without paragrap
 CLAIM_ARMS = {
     "1": ("plain", "brd", "uniform"), "2": ("pretrained", "further", "further_brd"), "3": ("brd", "no_ner", "no_qra"),
     "4": ("brd", "sentence"), "5": ("plain", "brd", *AFTER, "plain:relaxed", "brd:relaxed"), "6": ("plain", "brd"),
-    "7": ("brd_quarter", "brd_half", "brd", "brd_double", "brd_four"), "8": ("plain", "brd", *LEARNT),
-    "mix": ("plain", "brd", "ori_25", "ori_50", "plain_10", "plain_25", "plain_50"), "mends": ("brd", "attitudes", "binding", "passages", "brd_four")}
+    "7": ("brd_eighth", "brd_quarter", "brd_half", "brd", "brd_double"), "8": ("plain", "brd", *LEARNT),
+    "mix": ("plain", "brd", "ori_25", "ori_50", "plain_10", "plain_25", "plain_50"), "mends": ("brd", "attitudes", "short", "brd_double")}
 TAUGHT = ("5", "6", "8")            # claims that need a teacher
 
 
 class Size(NamedTuple):
     """How much: what all students of a folder share."""
-    tokens: int = 1_200_000         # of a default student, after its start
+    tokens: int = 2_000_000         # of a default student, after its start
     start: int = 100_000            # of the common start
     teacher: int = 3_000_000        # of the teacher
     retelling: int = 150_000        # of one method of claim 5
@@ -147,14 +146,9 @@ def as_feelings(record, rng):
     return {**record, "questions": [reworded(item) for item in record["questions"]]}
 
 
-def annotated(read, n, seed):
-    """n annotated paragraphs in one of the variants; "sentences" gives one paragraph for each sentence."""
-    rng = random.Random(f"{read} {seed}")
-    if read in ("binding", "passages"):
-        def harder(at):
-            return dataclasses.replace(at, swapped=0.8, alike=0.8) if at.people == 2 else at
-        return [world.annotate(rng, world.draw_paragraph(rng, at), i, at) for i in range(n) for at in [harder(world.level(i / n))]]
-    paragraphs = list(world.annotated(n, seed))
+def annotated(read, n, seed, levels):
+    """n annotated paragraphs of these levels in one of the variants; "sentences" gives one paragraph for each sentence."""
+    rng, paragraphs = random.Random(f"{read} {seed}"), list(world.annotated(n, seed, levels))
     if read == "attitudes":
         return [[as_feelings(record, rng) for record in paragraph] for paragraph in paragraphs]
     return [[alone(record)] for paragraph in paragraphs for record in paragraph] if read == "sentences" else paragraphs
@@ -169,9 +163,14 @@ def sources_of(job):
         name = "plain" if arm.start else "pretrained"
         return [plain_rows(list(items.plain(tokens // PLAIN_TOKENS + 1, f"{job.seed} {name}")), tokenizer)], [1.0], [0.0]
     shares = [config.plain_share, config.ner_share, round(1 - config.plain_share - config.ner_share, 6)]
-    n = int(tokens * max(shares[1] / NER_TOKENS, shares[2] / (SENTENCE_QRA if arm.read == "sentences" else QRA_TOKENS))) + 1
-    paragraphs = annotated(arm.read, n, job.seed)
+    usual = tokens * (1 - train.Config.plain_share - train.Config.ner_share)            # tokens of questions that brd reads
+    n, levels = world.whose_first(usual) if arm.read != "short" else (usual / QRA_TOKENS, world.LEVELS)
+    n *= shares[2] * tokens / usual / (SHORTER if arm.read == "sentences" else 1)
+    n = int(max(n, shares[1] * tokens / NER_TOKENS)) + 1
+    paragraphs = annotated(arm.read, n, job.seed, levels)
     plain = plain_rows(list(items.plain(int(tokens * shares[0] / PLAIN_TOKENS) + 1, f"{job.seed} D_ORI")), tokenizer)
-    on = 0.9 if arm.read == "passages" else None        # or "who?" is mostly asked of the sentence read last, and never of two
-    rows = [reading_rows(paragraphs, copy, tokenizer, job.seed, config.block_size, on) for copy in ("ner", "qra")]
-    return [plain, *rows], shares, [train.ALONE if shares[2] else 0.0] * 2 + [0.0]
+    rows = [reading_rows(paragraphs, copy, tokenizer, job.seed, config.block_size, levels) for copy in ("ner", "qra")]
+    # Questions come first and alone, here until it is known whose a fact is.
+    whose = train.ALONE if arm.read == "short" else min(world.WHOSE_TOKENS, usual / 2) / tokens
+    alone = whose if shares[2] else 0.0
+    return [plain, *rows], shares, [alone] * 2 + [0.0]

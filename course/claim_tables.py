@@ -46,7 +46,7 @@ TITLES = {  # claim: (title, what the paper has)
 PAIRS = {  # claim: differences shown
     "1": (("brd", "plain"), ("uniform", "plain")), "2": (("further", "pretrained"), ("further_brd", "further")),
     "3": (("brd", "no_ner"), ("brd", "no_qra")), "4": (("brd", "sentence"),),
-    "mends": (("attitudes", "brd"), ("binding", "brd"), ("passages", "brd"))}
+    "mends": (("attitudes", "brd"), ("brd", "short"), ("brd_double", "brd"))}
 
 
 class Value(NamedTuple):

@@ -222,7 +222,7 @@ def collect(out, options, size, rates, jobs, compared):
 
 # On one core, for the default size: tokens a second of students and teacher; seconds of a test with the text that it needs, of the
 # control without paragraphs, of a task learnt from a few items.
-SPEED, TEACHER_SPEED, TEST, CONTROLLED, LEARN = 10_000, 4_500, 30.0, 8.0, 6.0
+SPEED, TEACHER_SPEED, TEST, CONTROLLED, LEARN = 11_000, 5_000, 18.0, 8.0, 5.0
 
 
 def plan(claims, seeds, size, speed=SPEED):

@@ -107,21 +107,19 @@ def vary_layout(document, rng):
     return varied
 
 
-def reading_documents(paragraphs, copy, seed, reads_on=None):
-    """Annotated paragraphs rendered as D_NER or D_QRA. How they look is told by world.LEVELS: early ones have few of the
-    surface forms; of the last level, four in ten are laid out in another way. reads_on, if given, takes the place of that of
-    the levels that have one (brd.render)."""
+def reading_documents(paragraphs, copy, seed, levels=world.LEVELS):
+    """Annotated paragraphs rendered as D_NER or D_QRA. How they look is told by the levels: early ones have few of the surface
+    forms; of late ones, some are laid out in another way."""
     rng = random.Random(f"{copy} {seed}")
     for i, paragraph in enumerate(paragraphs):
-        level = world.level(i / len(paragraphs))
-        on = reads_on if reads_on and level.reads_on else level.reads_on
-        for document in brd.documents(paragraph, copy, rng, forms=level.forms, reads_on=on):
-            yield vary_layout(document, rng) if level is world.LEVELS[-1] and rng.random() < 0.4 else document
+        level = world.level(i / len(paragraphs), levels)
+        for document in brd.documents(paragraph, copy, rng, forms=level.forms, reads_on=level.reads_on):
+            yield vary_layout(document, rng) if level.varied and rng.random() < level.varied else document
 
 
-def reading_rows(paragraphs, copy, tokenizer, seed, block_size, reads_on=None):
+def reading_rows(paragraphs, copy, tokenizer, seed, block_size, levels=world.LEVELS):
     """Rows of annotated paragraphs as D_NER or D_QRA, without the few that are too long for block_size."""
-    encoded = brd.encode_documents(list(reading_documents(paragraphs, copy, seed, reads_on)), tokenizer)
+    encoded = brd.encode_documents(list(reading_documents(paragraphs, copy, seed, levels)), tokenizer)
     return Rows.pack([(ids, roles) for ids, roles in encoded if len(ids) <= block_size + 1], tokenizer.n_vocab)
 
 

@@ -58,16 +58,22 @@ def test_parsing_inverts_rendering_over_all_draws():
 
 
 def test_a_reader_who_reads_on_says_all_of_it_after_the_last_sentence():
-    """Nothing is lost but the mood of earlier sentences, which could not be asked about any more."""
-    rng = random.Random(0)
-    for copy in ("ner", "qra"):
+    """Nothing is lost but the mood of earlier sentences, which could not be asked about any more; the questions come in any order."""
+    rng, orders = random.Random(0), set()
+    apt = [q for record in PARAGRAPH for q in record["questions"] if record is PARAGRAPH[-1] or q["kind"] != "attitude"]
+    for copy in ["ner"] + ["qra"] * 20:
         *texts, end = brd.render(PARAGRAPH, copy, rng, forms=1, reads_on=1.0)
         n = len(PARAGRAPH)
         assert [text.strip() for text, _ in texts[:n]] == [record["text"] for record in PARAGRAPH] and end == brd.END
-        said = [piece for i, record in enumerate(PARAGRAPH) for piece in brd.reading({**record, "questions": [
-            q for q in record["questions"] if i == n - 1 or q["kind"] != "attitude"]}, copy, rng, forms=1)]
-        assert texts[n:] == [brd.SEP, *said, brd.SEP]
-    assert any(q["kind"] == "attitude" for record in PARAGRAPH[:-1] for q in record["questions"])
+        assert texts[n] == texts[-1] == brd.SEP
+        if copy == "ner":
+            said = [e["text"] for record in PARAGRAPH for e in record["entities"]]
+            assert [text.split(":")[0].strip() for text, _ in texts[n + 1:-1]] == said
+            continue
+        pairs = [(q.strip(), a.strip()) for (q, _), (a, _) in zip(texts[n + 1:-1:2], texts[n + 2:-1:2], strict=True)]
+        assert sorted(pairs) == sorted((q["question"], q["answer"]) for q in apt)
+        orders.add(tuple(pairs))
+    assert len(orders) > 5 and any(q["kind"] == "attitude" for record in PARAGRAPH[:-1] for q in record["questions"])
     lengths = {sum(piece == brd.SEP for piece in brd.render(PARAGRAPH, "ner", rng, reads_on=0.5)) for _ in range(50)}
     assert lengths == {2 * readings for readings in range(1, n + 1)}
 
