@@ -375,14 +375,15 @@ def keep(model, folder, tokenizer, extra, of):
             (folder / "training.pt").unlink(missing_ok=True)
 
 
-def train_teacher(folder, tokenizer, config):
-    """A larger student of the scripted reader, who then reads for others. Kept in `folder`."""
+def train_teacher(folder, tokenizer, config, texts=None):
+    """A larger student of the scripted reader, who then reads for others. Kept in `folder`. texts: (sources, shares, begins) for
+    fit, in place of those of the course."""
     of = runs.made_of("teacher", config, tokenizer, text_of(config))
     if model := kept(folder, config, of):
         return model
     model = new_model(config.teacher_layer, config.teacher_embd, tokenizer, config)
-    sources, shares = reading_sources(config.teacher_tokens, config, tokenizer, f"teacher {config.seed}")
-    losses, seen = fit("teacher", model, sources, shares, config.teacher_tokens, config, config.decay, [ALONE, ALONE, 0.0], folder=folder)
+    texts = texts or (*reading_sources(config.teacher_tokens, config, tokenizer, f"teacher {config.seed}"), [ALONE, ALONE, 0.0])
+    losses, seen = fit("teacher", model, *texts[:2], config.teacher_tokens, config, config.decay, texts[2], folder=folder)
     keep(model, folder, tokenizer, {"tokens_seen": seen, "reading": test_reading(model, tokenizer, config)}, of)
     return model
 

@@ -49,6 +49,7 @@ from data.tasks import items
 from model import GPT
 
 RATES, TUNING = (0.005, 0.01, 0.02), 0      # learning rates tried, and the seed that they are chosen on
+TEACHER = 1000                              # the seed of the teacher's texts
 DEV = items.HERE / "wrappers" / "dev.json"
 REMEDY = "remove it, and it is made again"
 
@@ -93,7 +94,8 @@ def reader_folder(job):
 def train_teacher(job, tokenizer, config):
     """A reader, then the same after the task of claim 5, and that one's answers."""
     folder = Path(job.out) / "teacher"
-    reader = train.train_teacher(reader_folder(job), tokenizer, config)
+    texts = sources_of(job._replace(arm="brd", seed=TEACHER, size=job.size._replace(tokens=job.size.teacher)))
+    reader = train.train_teacher(reader_folder(job), tokenizer, config, texts)
     config = dataclasses.replace(config, student_tokens=job.size.retelling)
     instructed = retelling.instructed_teacher(folder / "instructed", reader, tokenizer, config)
     retelling.sources(folder / "cache", instructed, tokenizer, config)

