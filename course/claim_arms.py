@@ -18,7 +18,7 @@ from data import world
 from data.corpus import PLAIN_TOKENS, QRA_TOKENS, course_tokenizer, plain_rows, reading_rows
 from data.tasks import items
 
-NER_TOKENS, LONGER = 40, 1.05                # predicted tokens of a paragraph in D_NER; in D_QRA, of one read sentence by sentence
+NER_TOKENS, APART = 40, 0.98                 # tokens of a paragraph in D_NER; in D_QRA, of one read sentence by sentence, in tokens of a whole one
 RATE = train.Config.learning_rate            # of starts
 FEELINGS = ("Is this {0} or {1}?", "Does this sound {0} or {1}?", "Would you say {0} or {1}?", "What is it, {0} or {1}?")
 
@@ -165,7 +165,7 @@ def sources_of(job):
     shares = [config.plain_share, config.ner_share, round(1 - config.plain_share - config.ner_share, 6)]
     usual = tokens * (1 - train.Config.plain_share - train.Config.ner_share)            # tokens of questions that brd reads
     n, levels = world.whose_first(usual) if arm.read != "short" else (usual / QRA_TOKENS, world.LEVELS)
-    n *= shares[2] * tokens / usual / (LONGER if arm.read == "sentences" else 1)
+    n *= shares[2] * tokens / usual / (APART if arm.read == "sentences" else 1)
     n = int(max(n, shares[1] * tokens / NER_TOKENS)) + 1
     paragraphs = annotated(arm.read, n, job.seed, levels)
     plain = plain_rows(list(items.plain(int(tokens * shares[0] / PLAIN_TOKENS) + 1, f"{job.seed} D_ORI")), tokenizer)
