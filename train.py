@@ -631,7 +631,10 @@ def main(arguments=None):
     # What can be wrong with a text or a cache is found before anything is written.
     course_text = config.corpus == "world" or is_annotated(config.corpus)
     large = not course_text and is_large(config.corpus)
-    tokenizer, parts = (course_tokenizer(config.corpus, config.n_vocab), None) if course_text else (None, None) if large else own_text(config)
+    if course_text:
+        tokenizer, parts = course_tokenizer(config.corpus, config.n_vocab), None
+    elif not large:
+        tokenizer, parts = own_text(config)
     if "distilled" in students_of(config) and course_text and config.teacher == "cached":
         teacher_cache(None, tokenizer, config)
     with ranks.first_alone():

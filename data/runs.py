@@ -37,7 +37,7 @@ FILES = ("annotations.jsonl", "annotations.made_of.json", "results.json", "resul
          "report.html")
 SAVE_SECONDS = 20.0     # of training that are lost at most when the power fails
 OTHER = "use another --out_dir, or --redo to start over"
-FORMAT = 1              # of all files of a run: one more whenever a stage would make something else of the same inputs
+FORMAT = 2              # of all files of a run: one more whenever a stage would make something else of the same inputs
 
 
 # ---------------------------------------------------------------------------------------------------------------
