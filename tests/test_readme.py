@@ -14,7 +14,8 @@ from model import GPT, GPTConfig
 ROOT = Path(train.__file__).resolve().parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.M | re.S)
-COMMANDS = [line.split("  #")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
+COMMANDS = [re.sub(r"^torchrun --nproc_per_node=\d", "python", line.split("  #")[0].strip())
+            for block in BLOCKS for line in block.splitlines() if line.strip()]
 QUICK = ("read out", "test out", "inspect")       # of these the whole command is run
 
 
