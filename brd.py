@@ -74,9 +74,9 @@ def render(paragraph, copy, rng, forms=ALL_FORMS, reads_on=0.0):
         waiting.append(record)
         if copy == "ori" or (record is not paragraph[-1] and rng.random() < reads_on):
             continue
-        pieces.append(SEP)
         # "Is this good or bad?" is asked of what was read last. All else is asked in any order: if questions stood in the order
         # of their sentences, their turn would tell where the answer is, and nobody would learn whose it is.
+        pieces.append(SEP)
         asked = [question for read in waiting for question in read["questions"] if read is record or question["kind"] != "attitude"]
         if len(waiting) > 1:
             rng.shuffle(asked)

@@ -80,18 +80,38 @@ def check_nothing_to_say(points=1):
     same(plain("qra", [{**DAY, "questions": []}]), [("What a lovely day!", "text"), SEP, SEP, END])
 
 
+def pairs(document):
+    """Questions with their answers, in the order asked."""
+    said = [piece for piece in document if piece[1] in ("question", "answer")]
+    assert [role for _, role in said] == ["question", "answer"] * (len(said) // 2), f"{said}: a question is followed by its answer"
+    return list(zip(said[::2], said[1::2]))
+
+
 def check_reading_on(points=2):
-    """reads_on: the sentence waits, and is read together with the next. What waits is read in order, once, between ONE pair
-    of SEP."""
-    same(plain("ner", reads_on=1.0), [*TEXTS, SEP, *ANNA_NER, *NONE, *SHE_NER, SEP, END])
+    """reads_on: the sentence waits, and is read together with the next. What waits is read as one, between ONE pair of SEP:
+    its entities in order, and "none" only where there is none in all of it."""
+    same(plain("ner", reads_on=1.0), [*TEXTS, SEP, *ANNA_NER, *SHE_NER, SEP, END])
     same(plain("ner", [ANNA], reads_on=1.0), [TEXTS[0], SEP, *ANNA_NER, SEP, END])     # the last sentence waits for nothing
+    same(plain("ner", [{**DAY}, DAY], reads_on=1.0)[2:], [SEP, *NONE, SEP, END])
+
+
+def check_the_order_of_questions(points=2):
+    """Questions about several sentences are shuffled, rng.shuffle, or their turn would tell which sentence answers them; those
+    about one sentence stand as they are."""
+    orders = {tuple(pairs(render(PARAGRAPH, "qra", random.Random(seed), forms=1, reads_on=1.0))) for seed in range(60)}
+    assert len(orders) == 6, f"{len(orders)} of 6 orders of three questions"
+    assert len({tuple(pairs(render([SHE], "qra", random.Random(seed), forms=1))) for seed in range(20)}) == 1
+    assert len({tuple(pairs(plain("qra", reads_on=1.0))) for _ in range(20)}) == 1, "the order is another one with the same rng"
 
 
 def check_attitude_is_asked_of_the_last_sentence(points=2):
     """ "Is this good or bad?" after three sentences means the third: of those that waited, questions of attitude are left
     out."""
-    same(plain("qra", reads_on=1.0), [*TEXTS, SEP, *ANNA_QRA, *SHE_QRA, SEP, END])
-    same(plain("qra", [ANNA, DAY], reads_on=1.0), [*TEXTS[:2], SEP, *ANNA_QRA, *DAY_QRA, SEP, END])
+    for paragraph, texts, asked in ((PARAGRAPH, TEXTS, ANNA_QRA + SHE_QRA), ([ANNA, DAY], TEXTS[:2], ANNA_QRA + DAY_QRA)):
+        document = plain("qra", paragraph, reads_on=1.0)
+        same(document[:len(texts) + 1], [*texts, SEP])
+        same(sorted(pairs(document)), sorted(pairs(asked)))
+        same(document[len(texts) + 1 + len(asked):], [SEP, END])
 
 
 def check_how_often_a_sentence_waits(points=1):
