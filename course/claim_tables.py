@@ -32,6 +32,7 @@ from data.tasks import items
 
 EQUAL, SPILL = 0.01, 300    # arms of one table may differ in tokens read by this part, and by a few documents, which are never cut
 SURE = 3.0                   # standard errors from which on a difference is called one
+NEAR = 3.0                   # percent of bits a byte that a mix may be worse than plain text
 TITLES = {  # claim: (title, what the paper has)
     "1": ("blind: BRD against plain text at equal tokens", "48.0 -> 54.2 (six tasks)"),
     "2": ("further training on plain text", "48.0 as it is, 47.1 further trained, 54.2 BRD"),
@@ -315,7 +316,7 @@ def show(head, rows):
     dropped = sum(map(len, Results(rows).near.values()))
     yield f"{head['command']}; {head['seeds']} seeds, wrappers {head['wrappers']} ({head['sha256'][:12]}), torch {head['torch']}"
     yield f"learning rates: plain {head['rates'].get('plain')}, reading {head['rates'].get('brd')}, of {json.dumps(head['rates']['tried'])}"
-    timed = [row for row in rows if row.get("seconds")]
+    timed = [row for row in rows if row.get("seconds") and "read" in row]
     yield (f"{sum(row['seconds'] for row in timed):,.0f} seconds of training in {len(timed)} students of {len(rows)}, in the middle "
            f"{np.median([sum(row['read']) / row['seconds'] for row in timed] or [0]):,.0f} tokens a second")
     yield f"{near} near-duplicates found by {len(rows)} students in what they had read; {dropped} items left out"
@@ -324,24 +325,40 @@ def show(head, rows):
     found = tables(head, rows)
     for table in (table for some in found.values() for table in some):
         yield from text(table)
-    yield from summary(head, found)
+    yield from summary(head, rows, found)
 
 
 KEYS = {"5": ("blind", "task distillation"), "7": ("tokens",), "8": ("mean of these",), "mix": ("brd", "ori_25", "ori_50"),
         "mends": ("sentiment_words", "who", "swapped")}       # rows that say most of a claim; otherwise "mean of tasks"
 
 
-def summary(head, found):
-    """Lines of Markdown: claim, the paper's figure, ours with its error."""
-    yield "| claim | in the paper | here | difference ± SE | in SE |"
-    yield "|---|---|---|---|---|"
+def in_words(claim, column, value):
+    """What a difference says. The paper has more in each, but for further training and for a cross-entropy, where it has less."""
+    if claim == "mix":
+        return f"within {NEAR:g} %" if value.mean < NEAR else f"not within {NEAR:g} %"
+    more = value.times * (-1 if claim == "6" or column == "further - pretrained" else 1)
+    yes, no = ("more", "less") if claim == "mends" else ("as in the paper", "the other way")
+    return yes if more > SURE else no if more < -SURE else "not told apart"
+
+
+def summary(head, rows, found):
+    """Lines of Markdown, a difference a line: claim, the paper's figure, ours with its error, tokens, training, verdict."""
+    results = Results(rows)
+    yield "| claim | in the paper | here | difference ± SE | in SE | tokens read | core minutes | verdict |"
+    yield "|---|---|---|---|---|---|---|---|"
     for claim, (table, *_) in found.items():
+        runs = [run for arm in CLAIM_ARMS[claim] for run in results.runs.get(arm, {}).values()]
+        seen = sorted(run["seen"] / 1e6 for run in runs if "read" in run)
+        about = f"{seen[0]:.1f}M" if seen[-1] - seen[0] < 0.05 else f"{seen[0]:.1f} to {seen[-1]:.1f}M"
+        minutes = sum(run.get("seconds", 0) for run in runs) / 60
         columns = [2] if claim == "mix" else range(len(table.columns) - table.differences, len(table.columns))
         for label, _, values in table.rows:
             if not label.endswith(KEYS.get(claim, ("mean of tasks",))):
                 continue
             for value, column in ((values[c], table.columns[c]) for c in columns if values[c]):
-                yield f"| {claim} | {TITLES[claim][1]} | {label}: {column} | {value.mean:+.3f} ± {value.error:.3f} | {value.times:+.1f} |"
+                unit = " %" if claim == "mix" else ""
+                yield (f"| {claim} | {TITLES[claim][1]} | {label}: {column} | {value.mean:+.3f}{unit} ± {value.error:.3f} | {value.times:+.1f} "
+                       f"| {about} | {minutes:.0f} | {in_words(claim, column, value)} |")
     yield f"{head['seeds']} seeds, {head['size']['tokens']:,} tokens a student after its start of {head['size']['start']:,}"
     yield ""
 

@@ -117,8 +117,7 @@ def train_and_test(job, config, tokenizer, tasks):
     tokens = config.student_tokens if arm.start else config.start_tokens
     plan = plan_batches(sources, shares, tokens, config.step_tokens, config.seed, begins)
     seen = [sum(batch.tokens for batch in plan if batch.source == s) for s in range(len(sources))]
-    figures = {"seen": model.extra["tokens_seen"], "read": seen, "bits": round(claim_tests.bits(model, tokenizer), 5),
-               "seconds": read_sealed(job.folder / "student" / "seconds.json", REMEDY)["training"]}
+    figures = {"seen": model.extra["tokens_seen"], "read": seen, "bits": round(claim_tests.bits(model, tokenizer), 5)}
     if arm.tests == "bits":
         return figures
     figures |= claim_tests.blind(model, tokenizer, tasks, control=job.arm in CONTROL and job.seed != TUNING)
@@ -202,6 +201,9 @@ def tuned(pool, out, families, job):
 def collect(out, options, size, rates, jobs, compared):
     """Writes results-WRAPPERS.jsonl: a head, then a line a student."""
     rows = [read_sealed(job.result, REMEDY) for job in jobs]
+    for job, row in zip(jobs, rows):
+        seconds = job.folder / "student" / "seconds.json"
+        row |= {"seconds": read_sealed(seconds, REMEDY)["training"]} if seconds.exists() else {}
     for job in compared:
         (row,) = (row for row in rows if (row["arm"], row["seed"]) == (job.arm, job.seed))
         row["agreement"] = read_sealed(job.folder / f"agreement-{Path(job.wrappers).stem}.json", REMEDY)
