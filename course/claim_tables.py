@@ -16,6 +16,7 @@ larger of both is quoted. For a mean over K tasks d[s] is the mean of the tasks'
 sqrt(sum of squares) / K: the tasks are these, not a sample of tasks.
 """
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -200,6 +201,15 @@ def blank_table(results, tasks):
     return Table("control: the same tasks without their paragraph", columns, rows, len(arms), [])
 
 
+def wordings_table(results, tasks, wrappers):
+    """The student that has learnt basic reading, wording by wording: of each task's items, every so-many-th is in the same one."""
+    rows = []
+    for task in tasks:
+        n = len(wrappers[items.TASKS[task][0]])
+        rows.append((task, chance(task), [estimate([[row[w::n] for row in results.credits("brd", task)]]) for w in range(n)] + [None] * (3 - n)))
+    return Table("brd by wording of the task", ["wording 1", "wording 2", "wording 3"], rows, 0, [])
+
+
 def after_table(results, tasks):
     """Claim 5: every method after plain text and after BRD, on the blind tasks and on its own."""
     rows = []
@@ -275,8 +285,9 @@ def heading(claim):
 
 def tables(head, rows):
     """{claim: [Table]} of all claims for which the results hold every arm."""
-    results, tasks = Results(rows), list(items.TASKS)
-    found = {}
+    results, tasks, found = Results(rows), list(items.TASKS), {}
+    wrappers = items.HERE / "wrappers" / f"{head['wrappers']}.json"
+    known = wrappers.exists() and hashlib.sha256(wrappers.read_bytes()).hexdigest() == head["sha256"]
     for claim in head["claims"]:
         if any(arm not in results for arm in CLAIM_ARMS[claim]) or set(CLAIM_ARMS[claim]) & set(AFTER + LEARNT) and "brd" not in results:
             continue
@@ -284,6 +295,7 @@ def tables(head, rows):
         found[claim] = [special[claim](results, tasks) if claim in special else arms_table(claim, results, tasks)]
         if claim == "1":
             found[claim].append(blank_table(results, tasks))
+            found[claim] += [wordings_table(results, tasks, items.read_wrappers(wrappers))] if known else []
     return found
 
 

@@ -18,10 +18,11 @@ from data.tokenizer import get_tokenizer, train_bpe
 
 # Predicted tokens in an average document, rounded down: they tell how many paragraphs to write for a number of tokens.
 PLAIN_TOKENS, QRA_TOKENS = 10, 56
-# Words for vary_layout: no answers, and none that speak of the task itself, lest the wrapper of a test be met by chance.
-PHRASE_WORDS = sorted({word.strip(".,:?") for line in annotations.OPENERS + annotations.BRIDGES + world.SAYINGS
-                       for word in line.split()} - {"", "Yes", "No", "yes", "not", "none", "good", "bad", "true", "text",
-                                                   "question", "Question", "answer", "Answer", *annotations.TYPES})
+# Words for vary_layout: no answers, and none that speak of the task itself, lest the wrapper of a test be met by chance; for the
+# same reason no short ones, of which two in a row are in every other sentence.
+PHRASE_WORDS = sorted({word for word in (word.strip(".,:?") for line in annotations.OPENERS + annotations.BRIDGES + world.SAYINGS
+                                         for word in line.split()) if len(word) > 3}
+                      - {"none", "good", "true", "text", "question", "Question", "answer", "Answer", *annotations.TYPES})
 
 
 PRIMER = Path(__file__).resolve().parent / "primer" / "primer.jsonl"

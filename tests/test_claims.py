@@ -91,6 +91,15 @@ def test_verdicts_count_tasks_beyond_three_errors():
     assert line.endswith("on 1 of 3 tasks: who; below on 1: nli")
 
 
+def test_each_wording_has_its_own_items():
+    results = claim_tables.Results(rows_of(brd={1: ("110100", 5), 2: ("101110", 5)}))
+    wrappers = {"question": [{}, {}, {}]}
+    ((task, by_chance, values),) = claim_tables.wordings_table(results, ["who"], wrappers).rows
+    assert (task, by_chance, [v.mean for v in values]) == ("who", 0.5, [1.0, 0.5, 0.25])
+    values = claim_tables.wordings_table(results, ["who"], {"question": [{}, {}]}).rows[0][2]
+    assert [v and v.mean for v in values] == [pytest.approx(2 / 3), pytest.approx(0.5), None]
+
+
 def test_signs_of_credits():
     assert claim_tests.packed([1.0, 0.0, 0.5, 1 / 3]) == "10=="
     assert np.array_equal(claim_tests.unpacked("10=-"), [1, 0, 0.5, np.nan], equal_nan=True)

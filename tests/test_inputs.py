@@ -15,6 +15,7 @@ import torch
 import brd
 import train
 from data import world
+from data.cache import CacheWriter
 
 ROOT = Path(train.__file__).resolve().parent
 TINY = ("--n_layer=1 --n_embd=32 --n_head=4 --threads=1 --device=cpu --block_size=64 --n_vocab=300 "
@@ -118,7 +119,7 @@ def test_a_teacher_that_is_not_there_or_speaks_otherwise(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="no teacher cache here") as refused:
         train.main([f"--out_dir={tmp_path / 'out'}"])
     assert "\n" not in str(refused.value) and not os.listdir(tmp_path)
-    writer = train.CacheWriter(tmp_path / "data" / "teacher", n_vocab=300, tokenizer_hash="other", p=0.9, k_cap=4,
+    writer = CacheWriter(tmp_path / "data" / "teacher", n_vocab=300, tokenizer_hash="other", p=0.9, k_cap=4,
                                           temperature=1.0, teacher={}, made_by="", roles=brd.ROLES)
     writer.close()
     with pytest.raises(ValueError, match="must share one tokenizer"):
