@@ -348,7 +348,7 @@ def in_words(claim, column, value):
     """What a difference says. The paper has more in each, but for further training and for a cross-entropy, where it has less."""
     if claim == "mix":
         return f"within {NEAR:g} %" if value.mean < NEAR else f"not within {NEAR:g} %"
-    more = value.times * (-1 if claim == "6" or column == "further - pretrained" else 1)
+    more = value.times * (-1 if claim == "6" or column.endswith("further - pretrained") else 1)
     yes, no = ("more", "less") if claim == "mends" else ("as in the paper", "the other way")
     return yes if more > SURE else no if more < -SURE else "not told apart"
 
@@ -364,13 +364,12 @@ def summary(head, rows, found):
         about = f"{seen[0]:.1f}M" if seen[-1] - seen[0] < 0.05 else f"{seen[0]:.1f} to {seen[-1]:.1f}M"
         minutes = sum(run.get("seconds", 0) for run in runs) / 60
         columns = [2] if claim == "mix" else range(len(table.columns) - table.differences, len(table.columns))
-        for label, _, values in table.rows:
-            if not label.endswith(KEYS.get(claim, ("mean of tasks",))):
-                continue
-            for value, column in ((values[c], table.columns[c]) for c in columns if values[c]):
-                unit = " %" if claim == "mix" else ""
-                yield (f"| {claim} | {TITLES[claim][1]} | {label}: {column} | {value.mean:+.3f}{unit} ± {value.error:.3f} | {value.times:+.1f} "
-                       f"| {about} | {minutes:.0f} | {in_words(claim, column, value)} |")
+        shown = [(values[c], f"{label}: {table.columns[c]}") for label, _, values in table.rows
+                 if label.endswith(KEYS.get(claim, ("mean of tasks",))) for c in columns if values[c]]
+        for i, (value, what) in enumerate(shown):
+            unit, first = " %" if claim == "mix" else "", i == 0
+            yield (f"| {claim if first else ''} | {TITLES[claim][1] if first else ''} | {what} | {value.mean:+.3f}{unit} ± {value.error:.3f} "
+                   f"| {value.times:+.1f} | {about if first else ''} | {f'{minutes:.0f}' if first else ''} | {in_words(claim, what, value)} |")
     yield f"{head['seeds']} seeds, {head['size']['tokens']:,} tokens a student after its start of {head['size']['start']:,}"
     yield ""
 

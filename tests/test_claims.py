@@ -1,10 +1,12 @@
 """The claims' driver: errors against sums by hand, arms that differ in what they say alone, a run that was killed goes on."""
 import dataclasses
+import hashlib
 import json
 import math
 import re
 from collections import Counter
 from concurrent.futures import Future
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -374,3 +376,12 @@ def test_learning_rates_are_those_of_the_family():
     rates = {"plain": 0.02, "brd": 0.005}
     assert [claim_arms.rate_of(arm, rates) for arm in ("plain", "further", "brd", "no_qra", "pretrained", "brd+SFT")] == [
         0.02, 0.02, 0.005, 0.005, 0.01, 0.01]
+
+
+def test_the_readme_has_the_table_of_the_results_that_are_kept():
+    root = Path(claims.__file__).resolve().parents[1]
+    head, rows = claim_tables.read(root / "course" / "results" / "claims.jsonl")
+    lines = [line for line in claim_tables.show(head, rows) if line.startswith("|")]
+    assert len(lines) > 10 and "\n".join(lines) in (root / "README.md").read_text(encoding="utf-8")
+    final = items.HERE / "wrappers" / "final.json"
+    assert head["sha256"] == hashlib.sha256(final.read_bytes()).hexdigest() and head["seeds"] >= 3
