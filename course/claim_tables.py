@@ -402,7 +402,10 @@ def draw(fig, table):
     axes.set_title(table.title.split(". In the paper")[0])
     fig.legend(fontsize=8, ncols=3, loc="outside lower center")
     if table.xs:
-        axes.set(xlabel=table.along, xscale="log" if "tokens" in table.along else "linear")
+        tokens = "tokens" in table.along
+        axes.set(xlabel=table.along, xscale="log" if tokens else "linear")
+        axes.set_xticks(table.xs, [f"{x / 1e6:.1f}M" if tokens else f"{x:g}" for x in table.xs])
+        axes.minorticks_off()
         return
     for i, (_, by_chance, _) in enumerate(rows):
         if by_chance is not None:
