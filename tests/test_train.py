@@ -333,7 +333,7 @@ def small_data(tmp_path_factory):
 def trained(tmp_path_factory, small_data):
     """(folder, options) of a finished run with --teacher=train, which everything below looks at."""
     out = tmp_path_factory.mktemp("run") / "deep" / "out"
-    options = [*TINY, "--teacher=train", "--teacher_tokens=30000", "--cache_tokens=6000", f"--out_dir={out}"]
+    options = [*TINY, "--teacher=train", "--teacher_tokens=30000", "--cache_tokens=12000", f"--out_dir={out}"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "DATA", small_data)
         train.main(options)
