@@ -531,7 +531,7 @@ def most_probable(logits, k):
     values, ids = logits.topk(k + 1, dim=-1)                                           # (N, k + 1)
     if not (values[:, 1:] == values[:, :-1]).any():
         return values[:, :k], ids[:, :k]
-    ids = logits.topk(k, dim=-1).indices.sort(dim=-1).values
+    ids = ids[:, :k].sort(dim=-1).values
     values, order = logits.gather(-1, ids).sort(dim=-1, descending=True, stable=True)
     ids = ids.gather(-1, order)                                                        # (N, k)
     for row in ((logits >= values[:, -1:]).sum(-1) > k).nonzero()[:, 0].tolist():

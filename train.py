@@ -376,14 +376,15 @@ def keep(model, folder, tokenizer, extra, of):
 
 
 def train_teacher(folder, tokenizer, config, texts=None):
-    """A larger student of the scripted reader, who then reads for others. Kept in `folder`. texts: (sources, shares, begins) for
-    fit, in place of those of the course."""
+    """A larger student of the scripted reader, who then reads for others. Kept in `folder`. texts: a function that
+    gives (sources, shares, begins) for fit, in place of those of the course."""
     of = runs.made_of("teacher", config, tokenizer, text_of(config))
     if model := kept(folder, config, of):
         return model
     model = new_model(config.teacher_layer, config.teacher_embd, tokenizer, config)
-    texts = texts or (*reading_sources(config.teacher_tokens, config, tokenizer, f"teacher {config.seed}"), [ALONE, ALONE, 0.0])
-    losses, seen = fit("teacher", model, *texts[:2], config.teacher_tokens, config, config.decay, texts[2], folder=folder)
+    sources, shares, begins = texts() if texts else (
+        *reading_sources(config.teacher_tokens, config, tokenizer, f"teacher {config.seed}"), [ALONE, ALONE, 0.0])
+    losses, seen = fit("teacher", model, sources, shares, config.teacher_tokens, config, config.decay, begins, folder=folder)
     keep(model, folder, tokenizer, {"tokens_seen": seen, "reading": test_reading(model, tokenizer, config)}, of)
     return model
 
@@ -542,19 +543,24 @@ def bits_per_byte(model, rows, text_bytes):
     return nats / math.log(2) / text_bytes
 
 
+def plain_bits_per_byte(model, tokenizer):
+    """bits_per_byte on 500 fresh paragraphs of plain text of the built-in world, the same for every seed and student."""
+    texts = list(world.plain(500, "test plain"))
+    return bits_per_byte(model, plain_rows(texts, tokenizer), sum(len(" ".join(sentences).encode("utf-8")) for sentences in texts))
+
+
 def test_student(name, model, out, tokenizer, config):
     """Every test of one student, kept in out/<name>/test.json."""
     path = out / name / "test.json"
     of = runs.made_of(f"test of {name}", config, tokenizer, text_of(config), student=out / name / "model.pt", tasks=tasks_hash())
     if runs.made(path, of):
         return read_sealed(path, "remove it, and the student is tested again")
-    begin, texts = time.perf_counter(), list(world.plain(500, "test plain"))
+    begin = time.perf_counter()
     tasks = [brd.test_task(model, tokenizer, brd.load_task(file)) for file in sorted((DATA / "tasks").glob("*.json"))]
-    text_bytes = sum(len(" ".join(sentences).encode("utf-8")) for sentences in texts)
     result = {**{name: model.extra[name] for name in ("tokens_seen", "losses", "loss_curve", "reading_curve") if name in model.extra},
               "reading": test_reading(model, tokenizer, config),
               "blind": {task["name"]: task for task in tasks},
-              "plain_bits_per_byte": bits_per_byte(model, plain_rows(texts, tokenizer), text_bytes)}
+              "plain_bits_per_byte": plain_bits_per_byte(model, tokenizer)}
     seconds = out / name / "seconds.json"
     write_json(seconds, {**read_sealed(seconds, f"remove the folder {out / name}, and it is trained again"),
                          "test": round(time.perf_counter() - begin, 1)})
@@ -695,12 +701,4 @@ def course(config, out, plan, tokenizer, parts, begin):
 
 
 if __name__ == "__main__":
-    try:
-        stops.listen()
-        main()
-    except runs.Stopped as stopped:
-        print(f"{stopped}; the same command goes on from there", file=sys.stderr)
-        sys.exit(130)
-    except (ValueError, OSError) as error:
-        print(f"error: {brd.shown(str(error))}", file=sys.stderr)
-        sys.exit(2)
+    runs.command(main)

@@ -15,10 +15,8 @@ import numpy as np
 import torch
 
 import brd
-import train
 from course import settings
 from data import world
-from data.corpus import plain_rows
 from data.tasks import items
 
 LABELS = 32                  # items of a task that are learnt from in the relaxed and in the supervised setting
@@ -82,12 +80,6 @@ def agreement(model, teacher, tokenizer, tasks):
         log_s, log_t = (answer_log_probs(m, tokenizer, task["items"][:AGREED]) for m in (model, teacher))     # (n, V)
         found[name] = [round(float(x), 3) for x in -(log_t.exp() * log_s).sum(-1)]
     return found
-
-
-def bits(model, tokenizer):
-    """Bits a byte of 500 fresh paragraphs of plain text, the same for every seed and student."""
-    texts = list(world.plain(500, "test plain"))
-    return train.bits_per_byte(model, plain_rows(texts, tokenizer), sum(len(" ".join(t).encode("utf-8")) for t in texts))
 
 
 def reading(model, tokenizer, n=60):

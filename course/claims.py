@@ -43,7 +43,7 @@ from course.claim_arms import ARMS, CLAIM_ARMS, CONTROL, RATE, TAUGHT, Job, Size
 from data import runs
 from data.corpus import PLAIN_TOKENS, course_tokenizer, plain_rows
 from data.rows import plan_batches
-from data.runs import stops, write_json
+from data.runs import write_json
 from data.sealed import read_sealed
 from data.tasks import items
 from model import GPT
@@ -94,8 +94,8 @@ def reader_folder(job):
 def train_teacher(job, tokenizer, config):
     """A reader, then the same after the task of claim 5, and that one's answers."""
     folder = Path(job.out) / "teacher"
-    texts = sources_of(job._replace(arm="brd", seed=TEACHER, size=job.size._replace(tokens=job.size.teacher)))
-    reader = train.train_teacher(reader_folder(job), tokenizer, config, texts)
+    reads = job._replace(arm="brd", seed=TEACHER, size=job.size._replace(tokens=job.size.teacher))
+    reader = train.train_teacher(reader_folder(job), tokenizer, config, lambda: sources_of(reads))
     config = dataclasses.replace(config, student_tokens=job.size.retelling)
     instructed = retelling.instructed_teacher(folder / "instructed", reader, tokenizer, config)
     retelling.sources(folder / "cache", instructed, tokenizer, config)
@@ -117,7 +117,7 @@ def train_and_test(job, config, tokenizer, tasks):
     tokens = config.student_tokens if arm.start else config.start_tokens
     plan = plan_batches(sources, shares, tokens, config.step_tokens, config.seed, begins)
     seen = [sum(batch.tokens for batch in plan if batch.source == s) for s in range(len(sources))]
-    figures = {"seen": model.extra["tokens_seen"], "read": seen, "bits": round(claim_tests.bits(model, tokenizer), 5)}
+    figures = {"seen": model.extra["tokens_seen"], "read": seen, "bits": round(train.plain_bits_per_byte(model, tokenizer), 5)}
     if arm.tests == "bits":
         return figures
     figures |= claim_tests.blind(model, tokenizer, tasks, control=job.arm in CONTROL and job.seed != TUNING)
@@ -155,7 +155,7 @@ def agree(job):
 
 def work(pool, function, jobs, what):
     """function(job) for every job, side by side."""
-    futures = [pool.submit(function, job) for job in jobs]
+    futures = [pool.submit(runs.job, function, job) for job in jobs]
     for future in tqdm(as_completed(futures), what, len(futures), disable=None, leave=False):
         future.result()
 
@@ -169,7 +169,7 @@ def run(options, size):
     students, later = arms_of(claims)
     taught = any(claim in TAUGHT for claim in claims)
     with runs.processes(options.workers) as pool:
-        teacher = pool.submit(run_job, job("teacher", 1)) if taught else None
+        teacher = pool.submit(runs.job, run_job, job("teacher", 1)) if taught else None
         work(pool, run_job, [job("start", seed) for seed in (TUNING, *seeds)], "starts")
         work(pool, run_job, [job("pretrained", seed) for seed in seeds if "pretrained" in students], "longer starts")
         rates = tuned(pool, out, {family(arm) for arm in students}, job)
@@ -270,6 +270,7 @@ def planned_tokens(options, size):
 
 
 def parse(arguments):
+    """The options, claims in the order of CLAIM_ARMS. ValueError names what is wrong."""
     parser = argparse.ArgumentParser(prog="claims.py", description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("claims", nargs="*", metavar="CLAIM", help=f"of {', '.join(CLAIM_ARMS)} [all]")
@@ -319,12 +320,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    try:
-        stops.listen()
-        main()
-    except runs.Stopped as stopped:
-        print(f"{stopped}; the same command goes on from there", file=sys.stderr)
-        sys.exit(130)
-    except (ValueError, OSError) as error:
-        print(f"error: {brd.shown(str(error))}", file=sys.stderr)
-        sys.exit(2)
+    runs.command(main)

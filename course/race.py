@@ -178,6 +178,7 @@ def training(shapes, path, device, threads):
 
 
 def generation(rows, new, nanogpt, device):
+    """`new` tokens for so many rows, drawn as nanoGPT's sample.py draws; a work for each number in rows."""
     L, C, H, _, V, *_ = CPU_SHAPES["4x128"]
     models = {layout: GPT(GPTConfig(V, PROMPT + new, L, H, C, layout=layout)).to(device).eval() for layout in ("modern", "gpt2")}
     for B in rows:
@@ -204,6 +205,7 @@ def one_at_a_time(model, tokenizer, items, device):
 
 
 def scoring(count, device):
+    """The blind score of `count` items of four candidates, in batches and by one_at_a_time."""
     tokenizer, rng = course_tokenizer("world", 1024), random.Random(0)
     texts = [" ".join(sentences) for sentences in world.plain(3 * count, "bench")]
     words = sorted({word for text in texts[:200] for word in text.split()})

@@ -22,6 +22,7 @@ import multiprocessing.connection
 import os
 import shutil
 import signal
+import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -30,6 +31,7 @@ from pathlib import Path
 import torch
 
 from data import ranks
+from data.annotations import shown
 from data.sealed import brief, check_stamp, read_sealed, read_tensors, sealed, stamp
 
 FOLDERS = ("text", "teacher", "cache", "start", "plain", "brd", "distilled", "sft", "more_sft", "seqkd", "topp_kd", "bellman")  # of a run
@@ -341,6 +343,19 @@ def worker():
         multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
         os._exit(1)
     threading.Thread(target=watch, daemon=True).start()
+
+
+def command(main):
+    """Runs main() as a program: signals are heeded, exit code 130 after one; 2 and one line for what the user can mend."""
+    try:
+        stops.listen()
+        main()
+    except Stopped as stopped:
+        print(f"{stopped}; the same command goes on from there", file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, OSError) as error:
+        print(f"error: {shown(str(error))}", file=sys.stderr)
+        sys.exit(2)
 
 
 def job(function, *arguments):

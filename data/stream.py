@@ -10,7 +10,6 @@
 Memory does not grow with the text: a few blocks of it are held at a time, and the file of tokens is mapped, not read.
 """
 
-import hashlib
 import os
 import shutil
 from collections import deque
@@ -21,7 +20,7 @@ from tqdm import tqdm
 
 from data import prepare
 from data.rows import Rows
-from data.runs import rename, write_json
+from data.runs import digest, rename, write_json
 from data.sealed import read_sealed
 from data.tokenizer import Tokenizer, get_tokenizer, train_bpe
 
@@ -35,16 +34,6 @@ AHEAD = 4               # blocks that are encoded before the first of them is wr
 def is_large(path):
     """Whether a file, or the files of a folder, are at least LARGE; False where there is nothing, for read_text to tell."""
     return os.path.exists(path) and sum(os.path.getsize(file) for file in prepare.text_files(path)) >= LARGE
-
-
-def fingerprint(path):
-    """16 hex digits of the sha256 over the text's files."""
-    found = hashlib.sha256()
-    for file in prepare.text_files(path):
-        with open(file, "rb") as source:
-            while data := source.read(1 << 20):
-                found.update(data)
-    return found.hexdigest()[:16]
 
 
 def pieces_of(path, by_paragraph):
@@ -142,7 +131,7 @@ def streamed_text(config, out):
     """(tokenizer, {"training", "validation": (rows, text)}) of a large text, made in out/text or taken from there; of the
     training text only the hash is given. ValueError as prepare.read_text and get_tokenizer raise, and for less text than a block holds."""
     folder = out / "text"
-    made_of = {"corpus": fingerprint(config.corpus), "block_size": config.block_size, "n_vocab": config.n_vocab,
+    made_of = {"corpus": digest(*prepare.text_files(config.corpus)), "block_size": config.block_size, "n_vocab": config.n_vocab,
                "name": config.tokenizer}
     path = folder / "header.json"
     remedy = f"remove {folder}, and it is made again"

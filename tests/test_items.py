@@ -6,9 +6,9 @@ import re
 from collections import Counter, defaultdict
 
 import pytest
-from test_tasks import ASKED, MOOD_OF, TYPE_OF, read, read_clause, words
+from test_tasks import ASKED, MOOD_OF, TYPE_OF, read, read_clause, text_in_training, words
 
-from data import corpus, world
+from data import world
 from data.tasks import items
 
 FILES = sorted((items.HERE / "wrappers").glob("*.json"))
@@ -169,11 +169,7 @@ def test_seeds_and_files_have_items_of_their_own():
 
 @pytest.fixture(scope="module")
 def training():
-    """Text as in training, documents in lines: 3000 annotated paragraphs in both copies, 4000 plain ones."""
-    documents = [pieces for copy in ("ner", "qra")
-                 for pieces in corpus.reading_documents(list(world.annotated(3000, seed=11)), copy, seed=0)]
-    return (["".join(text or " | " for text, _ in pieces) for pieces in documents]
-            + [" ".join(sentences) for sentences in items.plain(4000, seed=11)])
+    return text_in_training(3000, items.plain(4000, seed=11))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

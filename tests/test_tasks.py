@@ -202,13 +202,16 @@ def words(text):
     return " ".join(re.findall(r"\w+|[|]", text.lower()))
 
 
+def text_in_training(annotated, plain):
+    """Documents as they are met in training, as text: n `annotated` paragraphs in both copies, then `plain` ones (lists of sentences)."""
+    documents = [pieces for copy in ("ner", "qra")
+                 for pieces in corpus.reading_documents(list(world.annotated(annotated, seed=11)), copy, seed=0)]
+    return ["".join(text or " | " for text, _ in pieces) for pieces in documents] + [" ".join(sentences) for sentences in plain]
+
+
 @pytest.fixture(scope="module")
 def training():
-    """Text as in training, documents in lines: 6000 annotated paragraphs in both copies, 3000 plain ones."""
-    documents = [pieces for copy in ("ner", "qra")
-                 for pieces in corpus.reading_documents(list(world.annotated(6000, seed=11)), copy, seed=0)]
-    return (["".join(text or " | " for text, _ in pieces) for pieces in documents]
-            + [" ".join(sentences) for sentences in world.plain(3000, seed=11)])
+    return text_in_training(6000, world.plain(3000, seed=11))
 
 
 @pytest.mark.parametrize("name", NAMES)
