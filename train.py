@@ -510,8 +510,10 @@ def train_students(config):
         return {name: train_and_test(name, config, cores) for name in students_of(config)}
     with runs.processes(workers) as pool:
         pool.submit(runs.job, train_start, config, cores).result()
-        # The distilled student takes longest, so it goes first: the two others then share a core.
-        jobs = {name: pool.submit(runs.job, train_and_test, name, config, cores // workers) for name in students_of(config)[::-1]}
+        # Plain text is learnt fastest and comes last; of three students on two cores it has both.
+        order = students_of(config)[::-1]
+        beside = [len(order[i - i % workers:][:workers]) for i in range(len(order))]  # itself and those that run with it
+        jobs = {name: pool.submit(runs.job, train_and_test, name, config, cores // n) for name, n in zip(order, beside)}
         pool.submit(int)   # given something, a pool looks at all its processes; it would not see the newest one die otherwise
         return {name: jobs[name].result() for name in students_of(config)}
 
