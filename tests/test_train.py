@@ -1,4 +1,5 @@
 """The course: options, the one training loop, the losses of a batch, and whole runs at a tiny budget."""
+import contextlib
 import dataclasses
 import json
 import math
@@ -6,6 +7,7 @@ import random
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -490,6 +492,22 @@ def test_minutes_plan_an_own_text_too(tmp_path, monkeypatch, capsys):
     train.main([*TINY, "--block_size=64", "--n_vocab=300", "--minutes=0.1", f"--corpus={tmp_path / 'my.txt'}",
                 f"--out_dir={tmp_path / 'out'}"])
     assert "; 2,500 tokens will be read" in capsys.readouterr().out                  # at the least, 5 seconds' worth
+
+
+@pytest.mark.parametrize("cores, threads", [(2, (1, 1, 2)), (3, (1, 1, 1)), (5, (1, 1, 1)), (6, (2, 2, 2)), (1, (1, 1, 1))])
+def test_a_student_that_trains_alone_has_all_cores(tmp_path, monkeypatch, cores, threads):
+    given = {}
+
+    def submit(_, function, *arguments):
+        if arguments and arguments[0] is train.train_and_test:
+            given[arguments[1]] = arguments[3]
+        return SimpleNamespace(result=lambda: None)
+    monkeypatch.setattr(train.runs, "processes", lambda n: contextlib.nullcontext(type("Pool", (), {"submit": submit})()))
+    monkeypatch.setattr(train.torch, "get_num_threads", lambda: cores)
+    monkeypatch.setattr(train, "train_start", lambda *_: None)
+    monkeypatch.setattr(train, "train_and_test", lambda name, config, n: given.update({name: n}))
+    train.train_students(Config(out_dir=str(tmp_path), device="cpu"))
+    assert [given[name] for name in ("distilled", "brd", "plain")] == list(threads)
 
 
 @pytest.mark.parametrize("supported, dtype", [((False, False), None), ((True, False), torch.bfloat16), ((False, True), torch.bfloat16)])
