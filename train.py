@@ -510,12 +510,14 @@ def train_students(config):
         return {name: train_and_test(name, config, cores) for name in students_of(config)}
     with runs.processes(workers) as pool:
         pool.submit(runs.job, train_start, config, cores).result()
-        # Plain text is learnt fastest and comes last; of three students on two cores it has both.
-        order = students_of(config)[::-1]
-        beside = [len(order[i - i % workers:][:workers]) for i in range(len(order))]  # itself and those that run with it
-        jobs = {name: pool.submit(runs.job, train_and_test, name, config, cores // n) for name, n in zip(order, beside)}
-        pool.submit(int)   # given something, a pool looks at all its processes; it would not see the newest one die otherwise
-        return {name: jobs[name].result() for name in students_of(config)}
+        # The distilled student takes longest, so it is in the first group; of three students on two cores the last has both,
+        # but not before they are free: where a thread waits for its core, all its neighbours wait at every operation.
+        order, results = students_of(config)[::-1], {}
+        for group in (order[i:i + workers] for i in range(0, len(order), workers)):
+            jobs = {name: pool.submit(runs.job, train_and_test, name, config, cores // len(group)) for name in group}
+            pool.submit(int)   # given something, a pool looks at all its processes; it would not see the newest one die otherwise
+            results |= {name: job.result() for name, job in jobs.items()}
+        return {name: results[name] for name in students_of(config)}
 
 
 # --- stage 6: the tests ------------------------------------------------------------------------------------------------
