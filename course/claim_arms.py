@@ -42,6 +42,8 @@ ARMS = {
     "further_brd": Arm("BRD after the longer start", start="pretrained"),
     "no_ner": Arm("no D_NER, D_QRA in its place", changes=(("ner_share", 0.0),)),
     "no_qra": Arm("no D_QRA, D_NER in its place", changes=(("ner_share", 0.9),)),
+    "ner_more": Arm("as brd, with four times the D_NER", changes=(("ner_share", 0.4 / 1.3), ("plain_share", 0.1 / 1.3)), tokens=1.3),
+    "uniform_no_ner": Arm("every token weighs 1, no D_NER", changes=(("answer_weight", 1.0), ("ner_share", 0.0))),
     "sentence": Arm("sentence by sentence, no questions that need another one", "sentences"),
     "ori_25": Arm("D_ORI .25", changes=(("plain_share", 0.25),)),
     "ori_50": Arm("D_ORI .5", changes=(("plain_share", 0.5),)),
@@ -59,10 +61,11 @@ AFTER = tuple(f"{first}+{method}" for first in ("plain", "brd") for method in re
 LEARNT = tuple(f"{first}:{setting}" for first in ("plain", "brd") for setting in ("relaxed", "supervised"))    # claims 5, 8
 CONTROL = ("plain", "brd")          # arms that are also tested without paragraphs, and compared with the teacher
 CLAIM_ARMS = {
-    "1": ("plain", "brd", "uniform"), "2": ("pretrained", "further", "further_brd"), "3": ("brd", "no_ner", "no_qra"),
-    "4": ("brd", "sentence"), "5": ("plain", "brd", *AFTER, "plain:relaxed", "brd:relaxed"), "6": ("plain", "brd"),
+    "1": ("plain", "brd", "uniform"), "2": ("pretrained", "further", "further_brd"),
+    "3": ("brd", "no_ner", "no_qra", "ner_more", "uniform", "uniform_no_ner"), "4": ("brd", "sentence"),
+    "5": ("plain", "brd", *AFTER, "plain:relaxed", "brd:relaxed"), "6": ("plain", "brd"),
     "7": ("brd_eighth", "brd_quarter", "brd_half", "brd", "brd_double"), "8": ("plain", "brd", *LEARNT),
-    "mix": ("plain", "brd", "ori_25", "ori_50", "plain_10", "plain_25", "plain_50"), "mends": ("brd", "attitudes", "short", "brd_double")}
+    "mix": ("plain", "brd", "ori_25", "ori_50", "plain_10", "plain_25", "plain_50"), "mends": ("brd", "attitudes", "short")}
 TAUGHT = ("5", "6", "8")            # claims that need a teacher
 
 

@@ -47,8 +47,8 @@ TITLES = {  # claim: (title, what the paper has)
     "mends": ("sentiment in other words, who, swapped facts", "not published")}
 PAIRS = {  # claim: differences shown
     "1": (("brd", "plain"), ("uniform", "plain")), "2": (("further", "pretrained"), ("further_brd", "further")),
-    "3": (("brd", "no_ner"), ("brd", "no_qra")), "4": (("brd", "sentence"),),
-    "mends": (("attitudes", "brd"), ("brd", "short"), ("brd_double", "brd"))}
+    "3": (("brd", "no_ner"), ("brd", "no_qra"), ("ner_more", "brd"), ("uniform", "uniform_no_ner")), "4": (("brd", "sentence"),),
+    "mends": (("attitudes", "brd"), ("brd", "short"))}
 
 
 class Value(NamedTuple):
@@ -340,8 +340,9 @@ def show(head, rows):
     yield from summary(head, rows, found)
 
 
-KEYS = {"5": ("blind", "task distillation"), "7": ("tokens",), "8": ("mean of these",), "mix": ("brd", "ori_25", "ori_50"),
-        "mends": ("sentiment_words", "who", "swapped")}       # rows that say most of a claim; otherwise "mean of tasks"
+KEYS = {  # claim: the rows that say most of it; otherwise "mean of tasks"
+    "3": ("mean of tasks", "entity_type"), "5": ("blind", "task distillation"), "7": ("tokens",), "8": ("mean of these",),
+    "mix": ("brd", "ori_25", "ori_50"), "mends": ("sentiment_words", "who", "swapped")}
 
 
 def in_words(claim, column, value):

@@ -116,7 +116,7 @@ def test_an_arm_differs_in_what_its_line_says(arm):
     size = {"seed": 1, "n_layer": 1, "n_embd": 32, "teacher_layer": 1, "teacher_embd": 32, "teacher_tokens": 1000, "start_tokens": 1500,
             "student_tokens": round(6000 * entry.tokens), **({} if entry.start else {"start_tokens": 1500})}
     assert dataclasses.asdict(claim_arms.config_of(job(arm))) == default | size | dict(entry.changes)
-    assert entry.start in ("start", "pretrained", "") and (entry.tokens == 1 or not entry.changes)
+    assert entry.start in ("start", "pretrained", "") and (entry.tokens == 1 or not entry.changes or arm == "ner_more")
     assert arm in {name for arms in CLAIM_ARMS.values() for name in arms}
 
 
@@ -130,6 +130,10 @@ def read():
         plan = plan_batches(sources, shares, config.student_tokens if ARMS[arm].start else config.start_tokens, 1024, 1, begins)
         found[arm] = sources, shares, [sum(b.tokens for b in plan if b.source == s) for s in range(len(sources))]
     return found
+
+
+def test_four_times_the_entities_beside_all_that_brd_reads(read):
+    assert read["ner_more"][2] == pytest.approx([read["brd"][2][i] * times for i, times in enumerate((1, 4, 1))], rel=0.05)
 
 
 def test_arms_read_equal_tokens(read):
