@@ -397,6 +397,7 @@ SHARED = {"threads": (1, "of PyTorch"), "device": ("cpu", "cpu, cuda, mps or aut
 
 
 def parse(argv):
+    """The options of a bench, whose name is in `bench`. ValueError names what is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     benches = parser.add_subparsers(dest="bench", required=True)
     for bench, (_, text, own) in BENCHES.items():

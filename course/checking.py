@@ -83,6 +83,7 @@ def run_job(number, job, say):
 
 
 def main():
+    """The jobs on standard input, [[number, job], ...] as JSON, one after the other; what is found, line by line, to standard output."""
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)                               # what is printed from here on goes to standard error
     import torch

@@ -16,7 +16,6 @@ larger of both is quoted. For a mean over K tasks d[s] is the mean of the tasks'
 sqrt(sum of squares) / K: the tasks are these, not a sample of tasks.
 """
 
-import hashlib
 import json
 import math
 from pathlib import Path
@@ -29,6 +28,7 @@ from course.claim_arms import AFTER, ARMS, CLAIM_ARMS, LEARNT
 from course.claim_tests import LEARNT as LEARNT_TASKS
 from course.claim_tests import unpacked
 from course.compare import mean_se
+from data.sealed import sha256_of
 from data.tasks import items
 
 EQUAL, SPILL = 0.01, 300    # arms of one table may differ in tokens read by this part, and by a few documents, which are never cut
@@ -287,7 +287,7 @@ def tables(head, rows):
     """{claim: [Table]} of all claims for which the results hold every arm."""
     results, tasks, found = Results(rows), list(items.TASKS), {}
     wrappers = items.HERE / "wrappers" / f"{head['wrappers']}.json"
-    known = wrappers.exists() and hashlib.sha256(wrappers.read_bytes()).hexdigest() == head["sha256"]
+    known = wrappers.exists() and sha256_of(wrappers) == head["sha256"]
     for claim in head["claims"]:
         if any(arm not in results for arm in CLAIM_ARMS[claim]) or set(CLAIM_ARMS[claim]) & set(AFTER + LEARNT) and "brd" not in results:
             continue
@@ -367,10 +367,12 @@ def summary(head, rows, found):
         columns = [2] if claim == "mix" else range(len(table.columns) - table.differences, len(table.columns))
         shown = [(values[c], f"{label}: {table.columns[c]}") for label, _, values in table.rows
                  if label.endswith(KEYS.get(claim, ("mean of tasks",))) for c in columns if values[c]]
-        for i, (value, what) in enumerate(shown):
-            unit, first = " %" if claim == "mix" else "", i == 0
-            yield (f"| {claim if first else ''} | {TITLES[claim][1] if first else ''} | {what} | {value.mean:+.3f}{unit} ± {value.error:.3f} "
-                   f"| {value.times:+.1f} | {about if first else ''} | {f'{minutes:.0f}' if first else ''} | {in_words(claim, what, value)} |")
+        unit, once = " %" if claim == "mix" else "", (claim, TITLES[claim][1], about, f"{minutes:.0f}")
+        for value, what in shown:
+            name, paper, tokens, took = once
+            yield (f"| {name} | {paper} | {what} | {value.mean:+.3f}{unit} ± {value.error:.3f} | {value.times:+.1f} "
+                   f"| {tokens} | {took} | {in_words(claim, what, value)} |")
+            once = "", "", "", ""       # said in a claim's first line alone
     yield f"{head['seeds']} seeds, {head['size']['tokens']:,} tokens a student after its start of {head['size']['start']:,}"
     yield ""
 

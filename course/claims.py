@@ -24,7 +24,6 @@ Students are those of train.py: its start, its teacher, its one training loop.
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import sys
 from concurrent.futures import as_completed
@@ -44,7 +43,7 @@ from data import runs
 from data.corpus import PLAIN_TOKENS, course_tokenizer, plain_rows
 from data.rows import plan_batches
 from data.runs import write_json
-from data.sealed import read_sealed
+from data.sealed import read_sealed, sha256_of
 from data.tasks import items
 from model import GPT
 
@@ -213,7 +212,7 @@ def collect(out, options, size, rates, jobs, compared):
     sizes = [f"--{name}={value}" for name, value in size._asdict().items() if value != Size._field_defaults[name]]
     asked = [] if options.claims == list(CLAIM_ARMS) else options.claims
     head = {"command": " ".join(["python course/claims.py", *asked, f"--seeds={options.seeds}", *sizes]), "wrappers": stem,
-            "sha256": hashlib.sha256(Path(options.wrappers).read_bytes()).hexdigest(), "size": size._asdict(), "rates": rates,
+            "sha256": sha256_of(options.wrappers), "size": size._asdict(), "rates": rates,
             "seeds": options.seeds, "claims": options.claims, "torch": torch.__version__}
     path = out / f"results-{stem}.jsonl"
     beside = path.with_name(path.name + ".tmp")

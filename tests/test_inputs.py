@@ -120,7 +120,7 @@ def test_a_teacher_that_is_not_there_or_speaks_otherwise(tmp_path, monkeypatch):
         train.main([f"--out_dir={tmp_path / 'out'}"])
     assert "\n" not in str(refused.value) and not os.listdir(tmp_path)
     writer = CacheWriter(tmp_path / "data" / "teacher", n_vocab=300, tokenizer_hash="other", p=0.9, k_cap=4,
-                                          temperature=1.0, teacher={}, made_by="", roles=brd.ROLES)
+                         temperature=1.0, teacher={}, made_by="", roles=brd.ROLES)
     writer.close()
     with pytest.raises(ValueError, match="must share one tokenizer"):
         train.main([f"--out_dir={tmp_path / 'out'}"])
