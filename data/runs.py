@@ -19,6 +19,8 @@ import hashlib
 import io
 import json
 import multiprocessing.connection
+import multiprocessing.context
+import multiprocessing.resource_tracker
 import os
 import shutil
 import signal
@@ -334,10 +336,32 @@ class Stops:
 stops = Stops()
 
 
+class Process(multiprocessing.context.SpawnProcess):
+    """Born with SIGINT blocked, where the system can: a Ctrl-C that finds it at its imports, before it listens, would have it
+    print a traceback. `worker` unblocks it."""
+
+    def start(self):
+        if not hasattr(signal, "pthread_sigmask"):
+            return super().start()
+        multiprocessing.resource_tracker.ensure_running()       # where it is not yet, start() would begin it and unblock SIGINT
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class Spawn(multiprocessing.context.SpawnContext):
+    """The context of such processes."""
+    Process = Process
+
+
 def worker():
     """What a process that works for another one does first: it listens to signals, and ends when the other one does."""
     stops.helper = True
     stops.listen()
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
     def watch():
         multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
@@ -371,7 +395,7 @@ def processes(n):
     """A ProcessPoolExecutor of n processes. On an error or a signal they save what they are at, and end before this one goes on.
 
     Stopped after a signal; OSError where one of them was killed."""
-    with ProcessPoolExecutor(n, multiprocessing.get_context("spawn"), initializer=worker) as pool:
+    with ProcessPoolExecutor(n, Spawn(), initializer=worker) as pool:
         try:
             yield pool
         except BaseException as error:

@@ -91,6 +91,7 @@ if __name__ == "__main__":
         with runs.processes(3) as pool:
             futures = [pool.submit(runs.job, work, n) for n in range(1, -1, -1)]
             pool.submit(int)
+            open("asked", "w").close()
             for future in futures:
                 future.result()
     except (runs.Stopped, OSError) as error:
@@ -99,7 +100,8 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("whom, number, said, saved", [
-    ("run", signal.SIGTERM, "Stopped", 2), ("all", signal.SIGINT, "Stopped", 2), ("run", getattr(signal, "SIGKILL", 9), "", 0),
+    ("run", signal.SIGTERM, "Stopped", 2), ("all", signal.SIGINT, "Stopped", 2), ("young", signal.SIGINT, "Stopped", 0),
+    ("run", getattr(signal, "SIGKILL", 9), "", 0),
     ("worker", getattr(signal, "SIGKILL", 9), "OSError a process that worked for this one was killed; is there enough memory?", 1),
     ("error", 0, "OSError an error, as that of a full disk", 1)])
 def test_processes_end_with_the_one_that_they_work_for(tmp_path, whom, number, said, saved):
@@ -107,12 +109,14 @@ def test_processes_end_with_the_one_that_they_work_for(tmp_path, whom, number, s
     (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
     process = subprocess.Popen([sys.executable, "program.py", str(ROOT), whom], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                text=True, start_new_session=True)
-    while whom != "error" and (len(list(tmp_path.glob("begun*"))) < 2 or not (tmp_path / "begun1").read_text()):
+    while whom == "young" and not (tmp_path / "asked").exists():
+        time.sleep(0.3)
+    while whom not in ("error", "young") and (len(list(tmp_path.glob("begun*"))) < 2 or not (tmp_path / "begun1").read_text()):
         time.sleep(0.05)
     if whom == "error":
         pass
-    elif whom == "all":
-        os.killpg(process.pid, number)              # as Ctrl-C in a terminal does
+    elif whom in ("all", "young"):
+        os.killpg(process.pid, number)              # as Ctrl-C in a terminal does; the young ones have not begun to listen
     else:
         os.kill(process.pid if whom == "run" else int((tmp_path / "begun1").read_text()), number)
     try:
