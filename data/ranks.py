@@ -8,6 +8,7 @@ weights of the whole step, so nothing is averaged twice); the teacher's readings
 merged in order. What is written is written by the first process alone, rank 0.
 """
 
+import atexit
 import contextlib
 import os
 import sys
@@ -22,6 +23,7 @@ def start(kind):
         if kind == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+        atexit.register(dist.destroy_process_group)     # ends its threads; one that still runs when the process ends aborts it
         if rank():
             sys.stdout = open(os.devnull, "w", encoding="utf-8")
 
