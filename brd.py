@@ -35,7 +35,7 @@ from course import reader, settings
 from data import annotate, ranks
 from data.annotations import (ALL_FORMS, ENTITY_FORMS, NO_ENTITY, TYPES, entity_line, lines_of, parse_entities, parse_entity,
                               parse_question, question_texts, shown)
-from data.task_files import join, load_task, load_tasks  # noqa: F401 (load_task: for whoever tests on one file)
+from adapters.task_files import join, load_task, load_tasks  # noqa: F401 (load_task: for whoever tests on one file)
 from data.tokenizer import Tokenizer
 from model import GPT, sample
 
@@ -59,11 +59,11 @@ def reading(record, copy, rng, forms=ALL_FORMS):
     return pieces
 
 
-def render(paragraph, copy, rng, forms=ALL_FORMS, reads_on=0.0):
+def render(paragraph, copy, rng, forms=ALL_FORMS, join_prob=0.0):
     """One paragraph (list of records) -> one document; copy: "ori", "ner" or "qra", ValueError for another.
 
     rng: a random.Random that draws the surface of every line. forms: how many of the forms may be drawn, 1 = only the
-    plain one (a curriculum starts there). reads_on: how often a sentence is read only together with the next one, so that
+    plain one (a curriculum starts there). join_prob: how often a sentence is read only together with the next one, so that
     some documents are a whole passage and then what there is to say about it. Every piece but the first begins with a
     space, so that pieces encoded one by one are the tokens of the running text."""
     if copy not in ("ori", "ner", "qra") or forms < 1:
@@ -72,7 +72,7 @@ def render(paragraph, copy, rng, forms=ALL_FORMS, reads_on=0.0):
     for record in paragraph:
         pieces.append((" " * bool(pieces) + record["text"], "text"))
         waiting.append(record)
-        if copy == "ori" or (record is not paragraph[-1] and rng.random() < reads_on):
+        if copy == "ori" or (record is not paragraph[-1] and rng.random() < join_prob):
             continue
         # "Is this good or bad?" is asked of what was read last. All else is asked in any order: if questions stood in the order
         # of their sentences, their turn would tell where the answer is, and nobody would learn whose it is.
@@ -86,12 +86,12 @@ def render(paragraph, copy, rng, forms=ALL_FORMS, reads_on=0.0):
     return pieces + [END]
 
 
-def documents(paragraph, copy, rng, level="paragraph", forms=ALL_FORMS, reads_on=0.0):
+def documents(paragraph, copy, rng, level="paragraph", forms=ALL_FORMS, join_prob=0.0):
     """The documents of one paragraph: one at level "paragraph", one a sentence at "sentence" (the paper's ablation)."""
     if level not in ("paragraph", "sentence"):
         raise ValueError(f"level '{level}', expected paragraph or sentence")
     parts = [paragraph] if level == "paragraph" else [[record] for record in paragraph]
-    return [render(part, copy, rng, forms, reads_on) for part in parts]
+    return [render(part, copy, rng, forms, join_prob) for part in parts]
 
 
 def encode_documents(documents, tokenizer, known=None):
@@ -202,7 +202,7 @@ def centre(candidates, scores):
     return [[score - means[word] for word, score in zip(words, row)] for words, row in zip(candidates, scores)]
 
 
-def test_task(model, tokenizer, task):
+def eval_task(model, tokenizer, task):
     """Blind accuracy on a task of load_task -> {"name", "accuracy", "se", "n", "chance", "centred", "cut", "skipped"}.
 
     "centred" subtracts each candidate's mean score over the items that have it, which removes the model's liking for
@@ -356,7 +356,7 @@ def mean_se(values):
     return ratio_se([(value, 1, 1) for value in values])
 
 
-def test_reading(model, tokenizer, paragraphs, seed=0, forms=ALL_FORMS, oracle=None):
+def eval_reading(model, tokenizer, paragraphs, seed=0, forms=ALL_FORMS, oracle=None):
     """How well the student reads paragraphs of annotated records, free running -> dict of {"value", "se", "n"}.
 
     entity_f1, entity_f1.person ...   micro F1 over the multiset of (text, type), n = reference entities
@@ -434,7 +434,7 @@ def table(model, tokenizer, options):
             results = []
             for task in tasks:
                 student, rest = learnt(task) if learnt else (model, task)
-                results.append({"file": str(path), **test_task(student, tokenizer, rest)})
+                results.append({"file": str(path), **eval_task(student, tokenizer, rest)})
                 yield line(task["name"], results[-1])
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None

@@ -45,7 +45,7 @@ import torch.nn.functional as F
 
 from data import runs
 from data.annotations import shown
-from data.cache import ABSENT, inspect
+from data.cache import MASKED, inspect
 
 # ---------------------------------------------------------------------------------------------------------------
 # What the losses need of the student
@@ -165,7 +165,7 @@ def set_terms(z_K, log_Z, log_probs, mask, weights):
     z_K, log_Z, log_probs = at_least_float32(z_K), at_least_float32(log_Z), at_least_float32(log_probs)
     live = mask.any(-1) & (weights > 0)                                     # (B, T)
     mask = mask & live[..., None]                                           # (B, T, K)
-    return (torch.where(mask, z_K, ABSENT), torch.where(live, log_Z, 0), torch.where(mask, log_probs, ABSENT),
+    return (torch.where(mask, z_K, MASKED), torch.where(live, log_Z, 0), torch.where(mask, log_probs, MASKED),
             torch.where(live, weights, 0).to(log_Z.dtype))
 
 
@@ -290,7 +290,7 @@ def bellman_terms(z_K, z_a, log_Z, mask, hit, terminal, weights, gamma, *, gauge
     # Masked before logsumexp. Elsewhere z_a and log_Z are only added up: a NaN there meets a weight of 0 and is gone.
     joins = live & ~(hit & mask).any(-1) & (outside == "join")
     mask = torch.cat([mask, joins[..., None]], dim=-1)                      # (B, T, K + 1)
-    z_K = torch.where(mask, torch.cat([z_K, z_a[..., None]], dim=-1), ABSENT)
+    z_K = torch.where(mask, torch.cat([z_K, z_a[..., None]], dim=-1), MASKED)
     V_p = torch.where(live, torch.logsumexp(z_K, dim=-1), log_Z)            # without a set: of the whole vocabulary
     centre = {"raw": torch.zeros_like(V_p), "log_softmax": log_Z,
               "centred": torch.where(mask, z_K, 0).sum(-1) / mask.sum(-1).clamp(min=1)}[gauge]
@@ -358,9 +358,9 @@ def bellman_distill(z_K, z_a, log_Z, log_probs, mask, hit, terminal, weights, de
                          "and no 'join' with the teacher's probabilities: of a token out of the set they are not known")
     step = mask, hit, terminal, weights, gamma
     reward, cloning, _, leaks, counted = bellman_terms(z_K, z_a, log_Z, *step, **options)
-    log_t = torch.where(mask, at_least_float32(log_probs), ABSENT)          # (B, T, K)
+    log_t = torch.where(mask, at_least_float32(log_probs), MASKED)          # (B, T, K)
     if expected:
-        log_s = torch.where(mask, at_least_float32(z_K), ABSENT).log_softmax(-1)
+        log_s = torch.where(mask, at_least_float32(z_K), MASKED).log_softmax(-1)
         cloning = -(log_t.softmax(-1) * log_s).sum(-1)
         counted = torch.where(mask.any(-1) & (weights > 0), weights, 0).to(counted.dtype)
     target = 0.0

@@ -46,16 +46,16 @@ from tqdm import tqdm
 
 import brd
 import td_distill
-from course.report import glance, page_line, read_results, report, thinned
-from data import ranks, reads, runs, world
-from data.cache import Cache
-from data.corpus import (PLAIN_TOKENS, PRIMER, annotated_paragraphs, annotated_text, course_tokenizer, is_annotated, own_text, plain_rows,
-                         reading_sources, text_sources)
-from data.reads import write_cache
-from data.rows import LENGTH_STEP, Rows, plan_batches
-from data.runs import open_out, stops, write_json
-from data.sealed import read_sealed
-from data.stream import is_large, streamed_text
+from experiments.report import glance, page_line, read_results, report, thinned
+from data import machine as ranks, reads, runs, world
+from data.cache import TeacherCache
+from data.documents import (PLAIN_TOKENS, PRIMER, annotated_paragraphs, annotated_text, course_tokenizer, is_annotated, own_text, plain_rows,
+                         reading_mix, text_sources)
+from experiments.teacher import write_cache
+from data.batches import LENGTH_STEP, Rows, plan_batches
+from data.files import open_out, stops, write_json
+from data.files import read_json
+from data.own_text import is_large, streamed_text
 from model import GPT, GPTConfig
 
 DATA = Path(__file__).resolve().parent / "data"
@@ -206,10 +206,10 @@ def compiled(model, device, config):
 
 def loss_of(model, source, batch, config, device, denominator):
     """The loss of one batch, divided by `denominator`: the summed weights of all batches of the step."""
-    return sum(terms_of(model, source, batch, config, device, denominator).values())
+    return sum(loss_terms(model, source, batch, config, device, denominator).values())
 
 
-def terms_of(model, source, batch, config, device, denominator):
+def loss_terms(model, source, batch, config, device, denominator):
     """The terms of the loss of one batch, by name: "hard" on tokens, "sets" or "bellman" on the teacher's sets."""
     weights_of = role_weights(config)
     if isinstance(source, Rows):
@@ -256,13 +256,13 @@ def optimizers(model, config):
             torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True)]
 
 
-def fit(name, model, sources, shares, tokens, config, decay, begins=None, loss_of=terms_of, folder=None, glance=None,
+def fit(name, model, sources, shares, tokens, config, decay, begins=None, loss_of=loss_terms, folder=None, glance=None,
         notes=None):
     """Train `model` on `tokens` tokens drawn from `sources` by `shares`. Returns (losses of every step, tokens seen).
 
     folder: where training.pt is kept, from which a training that was cut off goes on; its owner removes it. glance(tokens seen
     so far), if given, is called GLANCES times on the way, and must leave the model as it is; notes, a list, is where it writes.
-    loss_of: as terms_of, or a scalar. ValueError where a loss or a gradient is not finite: see not_finite."""
+    loss_of: as loss_terms, or a scalar. ValueError where a loss or a gradient is not finite: see not_finite."""
     device, dtype = pick_device(config)
     plan = plan_batches(sources, shares, tokens, config.step_tokens, config.seed, begins)
     steps = [plan[i:i + config.accumulate] for i in range(0, len(plan), config.accumulate)]
@@ -383,9 +383,9 @@ def train_teacher(folder, tokenizer, config, texts=None):
         return model
     model = new_model(config.teacher_layer, config.teacher_embd, tokenizer, config)
     sources, shares, begins = texts() if texts else (
-        *reading_sources(config.teacher_tokens, config, tokenizer, f"teacher {config.seed}"), [ALONE, ALONE, 0.0])
+        *reading_mix(config.teacher_tokens, config, tokenizer, f"teacher {config.seed}"), [ALONE, ALONE, 0.0])
     losses, seen = fit("teacher", model, sources, shares, config.teacher_tokens, config, config.decay, begins, folder=folder)
-    keep(model, folder, tokenizer, {"tokens_seen": seen, "reading": test_reading(model, tokenizer, config)}, of)
+    keep(model, folder, tokenizer, {"tokens_seen": seen, "reading": eval_reading(model, tokenizer, config)}, of)
     return model
 
 
@@ -458,7 +458,7 @@ def treatment(name, config, out, tokenizer):
     if name == "plain":
         paragraphs = world.plain(config.student_tokens // PLAIN_TOKENS + 1, f"{config.seed} plain")
         return [plain_rows(paragraphs, tokenizer)] + own[:1], [1 - share] + [share] * bool(own), [0.0] * 2
-    sources, shares = reading_sources(config.student_tokens, config, tokenizer, config.seed, out / "annotations.jsonl")
+    sources, shares = reading_mix(config.student_tokens, config, tokenizer, config.seed, out / "annotations.jsonl")
     if name == "distilled":
         sources.append(teacher_cache(out, tokenizer, config))
         shares = [*shares[:2], shares[2] - config.cache_share, config.cache_share]
@@ -522,16 +522,16 @@ def train_students(config):
 
 # --- stage 6: the tests ------------------------------------------------------------------------------------------------
 
-def test_reading(model, tokenizer, config):
+def eval_reading(model, tokenizer, config):
     """Free-running reading of fresh text with held-out pairs: single sentences, and paragraphs with two people."""
     results = {}
     for place, level in (("single", world.SINGLE), ("paragraph", world.FULL)):
         rng = random.Random(f"test {place}")  # the same for every seed and student, so that results can be paired
         drawn = [world.draw_paragraph(rng, level, split="test") for _ in range(config.test_paragraphs)]
         records = [world.annotate(rng, paragraph, i, level) for i, paragraph in enumerate(drawn)]
-        results[place] = brd.test_reading(model, tokenizer, records, oracle=lambda p, k: world.all_answers(drawn[p], k))
+        results[place] = brd.eval_reading(model, tokenizer, records, oracle=lambda p, k: world.all_answers(drawn[p], k))
     if is_annotated(config.corpus):
-        results["corpus"] = brd.test_reading(model, tokenizer, annotated_text(config.corpus)[1])
+        results["corpus"] = brd.eval_reading(model, tokenizer, annotated_text(config.corpus)[1])
     return results
 
 
@@ -558,15 +558,15 @@ def test_student(name, model, out, tokenizer, config):
     path = out / name / "test.json"
     of = runs.made_of(f"test of {name}", config, tokenizer, text_of(config), student=out / name / "model.pt", tasks=tasks_hash())
     if runs.made(path, of):
-        return read_sealed(path, "remove it, and the student is tested again")
+        return read_json(path, "remove it, and the student is tested again")
     begin = time.perf_counter()
-    tasks = [brd.test_task(model, tokenizer, brd.load_task(file)) for file in sorted((DATA / "tasks").glob("*.json"))]
+    tasks = [brd.eval_task(model, tokenizer, brd.load_task(file)) for file in sorted((DATA / "tasks").glob("*.json"))]
     result = {**{name: model.extra[name] for name in ("tokens_seen", "losses", "loss_curve", "reading_curve") if name in model.extra},
-              "reading": test_reading(model, tokenizer, config),
+              "reading": eval_reading(model, tokenizer, config),
               "blind": {task["name"]: task for task in tasks},
               "plain_bits_per_byte": plain_bits_per_byte(model, tokenizer)}
     seconds = out / name / "seconds.json"
-    write_json(seconds, {**read_sealed(seconds, f"remove the folder {out / name}, and it is trained again"),
+    write_json(seconds, {**read_json(seconds, f"remove the folder {out / name}, and it is trained again"),
                          "test": round(time.perf_counter() - begin, 1)})
     write_json(path, result, of)
     return result
@@ -614,7 +614,7 @@ def speed(model, rows, config):
 
 def plan_minutes(config, tokenizer, begin):
     """Set student_tokens so that the run takes config.minutes, the common start as it is."""
-    sources, _ = reading_sources(100_000, config, tokenizer, "speed")
+    sources, _ = reading_mix(100_000, config, tokenizer, "speed")
     workers, cores = side_by_side(config), torch.get_num_threads()
     torch.set_num_threads(cores // workers)
     model = new_model(config.n_layer, config.n_embd, tokenizer, config)
@@ -636,7 +636,7 @@ def main(arguments=None):
     if config.student and ranks.size() > 1:
         raise ValueError("--student runs in one process; start it with python, not with torchrun")
     if config.student:
-        from course.pair import pair  # only here: the experiment of another paper
+        from experiments.pair import pair  # only here: the experiment of another paper
         return pair(config)
     # What can be wrong with a text or a cache is found before anything is written.
     course_text = config.corpus == "world" or is_annotated(config.corpus)

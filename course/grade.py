@@ -28,7 +28,7 @@ if __name__ == "__main__":
     sys.path[0] = str(COURSE.parent)                            # in place of course/, where this file lies
 
 from course.assignments import ASSIGNMENTS, changed, read_changes  # noqa: E402
-from data.annotations import shown  # noqa: E402
+from data.cli import printable  # noqa: E402
 
 LIMIT = 30.0            # seconds that a check may take
 
@@ -193,7 +193,7 @@ def print_mutants(numbers):
     for number in numbers:
         begin, tried = time.perf_counter(), run_mutants(number)
         for change, check, failed in tried:
-            print(f"  {'caught' if check else 'MISSED'}  {change.what}\n            {check}: {shown(failed):.100}", flush=True)
+            print(f"  {'caught' if check else 'MISSED'}  {change.what}\n            {check}: {printable(failed):.100}", flush=True)
         n = sum(check is not None for _, check, _ in tried)
         seconds = time.perf_counter() - begin
         totals.append(f"{ASSIGNMENTS[number].name:14}{n:4} of {len(tried)} wrong answers caught, {seconds:.0f} s")
@@ -220,11 +220,11 @@ def main(argv=None):
         pages = [n for n, one in sorted(ASSIGNMENTS.items()) if (Path(options.folder) / "course" / f"{one.name}.md").is_file()]
         graded = grade(options.folder, [options.number] if options.number else pages, options.limit)
         for line in report(graded):
-            print(shown(line))
+            print(printable(line))
         if options.json:
             write_json(options.json, options.folder, graded)
     except (ValueError, OSError) as error:
-        print(f"error: {shown(str(error))}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     return 0
 

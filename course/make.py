@@ -17,7 +17,7 @@ if __name__ == "__main__":
     sys.path[0] = str(REPOSITORY)                               # in place of course/, where this file lies
 
 from course.assignments import ASSIGNMENTS, take_out  # noqa: E402
-from data.annotations import shown  # noqa: E402
+from data.cli import printable  # noqa: E402
 
 ROOT = ("*.py", "pyproject.toml", "README.md", "LICENSE")       # of the repository's own folder
 NOT_FOR_STUDENTS = ("make.py", "README.md", "mutants", "checks")  # of course/
@@ -76,10 +76,10 @@ def main(argv=None):
     try:
         n = make(options.number, options.folder)
     except (ValueError, OSError) as error:
-        print(f"error: {shown(str(error))}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     page = os.path.join(options.folder, "course", ASSIGNMENTS[options.number].name + ".md")
-    print(shown(f"{n} files in {options.folder}; the assignment is {page}"))
+    print(printable(f"{n} files in {options.folder}; the assignment is {page}"))
     print(f"tested there with: python course/grade.py . {options.number}")
     return 0
 

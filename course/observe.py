@@ -22,8 +22,8 @@ import brd  # noqa: E402
 import model  # noqa: E402
 import td_distill as td  # noqa: E402
 from data import reads, world  # noqa: E402
-from data.cache import Cache  # noqa: E402
-from data.corpus import course_tokenizer  # noqa: E402
+from data.cache import TeacherCache  # noqa: E402
+from data.documents import course_tokenizer  # noqa: E402
 
 
 def observe_1():
@@ -159,9 +159,9 @@ def main(argv=None):
     number = parser.parse_args(argv).number
     try:
         for line in OBSERVE[number - 1]():
-            print(brd.shown(line))
+            print(printable(line))
     except (ValueError, OSError, NotImplementedError) as error:         # the last: not written yet
-        print(f"error: {brd.shown(str(error))}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     return 0
 

@@ -21,8 +21,8 @@ import sys
 import torch
 
 from data.annotations import TYPES, marked, parse_entities, parse_questions, shown
-from data.prepare import sentences
-from data.reads import top_p_sets
+from adapters.sentences import sentences
+from experiments.teacher import top_p_sets
 from data.tokenizer import Tokenizer
 from model import GPT
 
@@ -54,11 +54,11 @@ def read(model, tokenizer, text):
 def coloured(sentence, entities, colour):
     """A sentence for the eye: its entities in the colour of their type, or in brackets."""
     if not colour:
-        return shown(marked(sentence, entities))
-    types = {shown(entity["text"]): entity["type"] for entity in entities}
+        return printable(marked(sentence, entities))
+    types = {printable(entity["text"]): entity["type"] for entity in entities}
     words = "|".join(re.escape(text) for text in sorted(types, key=len, reverse=True))
     paint = lambda m: f"\x1b[1;38;5;{COLOURS[types[m[0]]]}m{m[0]}\x1b[0m"                                  # noqa: E731
-    return re.sub(rf"(?<!\w)(?:{words})(?!\w)", paint, shown(sentence)) if types else shown(sentence)
+    return re.sub(rf"(?<!\w)(?:{words})(?!\w)", paint, printable(sentence)) if types else printable(sentence)
 
 
 def lines_of_reading(records, teachers, colour, as_json):
@@ -68,8 +68,8 @@ def lines_of_reading(records, teachers, colour, as_json):
             yield json.dumps({name: record[name] for name in ("text", "entities", "questions")})      # ASCII: safe in a terminal
             continue
         yield coloured(record["text"], record["entities"], colour)
-        yield from (f"    {shown(own['question'])} {shown(own['answer'])}" for own in record["questions"])
-        yield from (f"    teacher: {shown(own['question'])} {shown(own['answer'])}" for own in (teachers[i]["questions"] if teachers else ()))
+        yield from (f"    {printable(own['question'])} {printable(own['answer'])}" for own in record["questions"])
+        yield from (f"    teacher: {printable(own['question'])} {printable(own['answer'])}" for own in (teachers[i]["questions"] if teachers else ()))
 
 
 @torch.no_grad()
@@ -83,12 +83,12 @@ def top_lines(model, tokenizer, records, p=0.95):
         own = parse_questions(line)
         tokens = tokenizer.encode(line + "\n")
         if own and len(ids) + len(tokens) <= model.config.block_size:
-            yield f"    {shown(own[0]['question'])}"
+            yield f"    {printable(own[0]['question'])}"
             logits = model.logits(model.hidden(torch.tensor([ids + tokens], device=model.mask.device)))[0, len(ids) - 1:-1]   # (T, V)
             begin = next(i for i in range(len(tokens) + 1) if len(tokenizer.decode(tokens[i:]).strip()) <= len(own[0]["answer"]))
             for token, sets, log_probs, mask in zip(tokens[begin:], *(x[begin:] for x in top_p_sets(logits, p, 8))):
-                kept = [f"{shown(tokenizer.decode([i]))!r} {q:.2f}" for i, q in zip(sets[mask].tolist(), log_probs[mask].exp().tolist())]
-                yield f"        {shown(tokenizer.decode([token]))!r:16} {'  '.join(kept)}"
+                kept = [f"{printable(tokenizer.decode([i]))!r} {q:.2f}" for i, q in zip(sets[mask].tolist(), log_probs[mask].exp().tolist())]
+                yield f"        {printable(tokenizer.decode([token]))!r:16} {'  '.join(kept)}"
         ids += tokens
 
 
@@ -116,7 +116,7 @@ def run(options):
         except ValueError as error:
             if not typed:                    # at a prompt, one may try again
                 raise
-            print(shown(str(error)))
+            print(printable(str(error)))
 
 
 def prompted():

@@ -1,1 +1,1 @@
-"""Text on its way to the model: the tokenizer, the preparation of a reader's own text, and the built-in world."""
+"""What the default run reads: the built-in world, its annotations, documents, tokenizer, batches and the teacher cache."""

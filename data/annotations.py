@@ -14,21 +14,20 @@ import os
 import re
 
 from data import world
-from data.sealed import brief
+from data.cli import CONTROL, brief
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Records: one JSON object a line, one line a sentence, paragraphs and their sentences in order
 
 TYPES = tuple(world.WORDS)     # person, place, organisation, thing, day, job, feeling: a closed list keeps parsing exact
 KINDS = ("content", "structure", *world.RAISED)
-BREAKS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")    # line breaks, control codes, half characters
 
 
 def check_text(value, name):
     """Raise ValueError unless `value` is a non-empty single-line string without white space at its ends."""
     if not isinstance(value, str):
         raise ValueError(f"field '{name}' is {type(value).__name__}, expected a string")
-    if not value or value != value.strip() or BREAKS.search(value):
+    if not value or value != value.strip() or CONTROL.search(value):
         raise ValueError(f"field '{name}' is {value!r:.60}, expected one line of text, not empty, no space at its ends")
 
 
@@ -221,8 +220,3 @@ def marked(sentence, entities):
     types = {entity["text"]: entity["type"] for entity in entities if entity["text"] in sentence}
     words = "|".join(re.escape(text) for text in sorted(types, key=len, reverse=True))
     return re.sub(rf"(?<!\w)(?:{words})(?!\w)", lambda m: f"[{m[0]}|{types[m[0]]}]", sentence) if types else sentence
-
-
-def shown(text):
-    """Text for a terminal: control characters as \\x1b, so that no file can move the cursor or colour the screen."""
-    return BREAKS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)

@@ -34,11 +34,11 @@ import numpy as np
 import torch
 
 from data.annotations import shown
-from data.sealed import read_sealed, sealed, sha256_of
+from data.files import read_json, sealed, sha256_of
 
 FORMAT = "nanoreader teacher cache 2"
-# Stands where a log-probability or a logit is absent: its exp() is exactly 0, and 0 * ABSENT is 0 (0 * -inf is NaN).
-ABSENT = -1e30
+# Stands where a log-probability or a logit is absent: its exp() is exactly 0, and 0 * MASKED is 0 (0 * -inf is NaN).
+MASKED = -1e30
 AGAIN = "make the cache again"
 ARRAYS = ("tokens", "documents", "roles", "counts", "ids", "logprobs")
 FIELDS = ("format", "n_vocab", "tokenizer", "p", "k_cap", "temperature", "roles", "teacher", "made_by",
@@ -91,7 +91,7 @@ class CacheWriter:
     def resume(self):
         """Goes back to the last checkpoint of a cache of these settings -> whether there is one; done: what it was told."""
         try:
-            part = read_sealed(os.path.join(self.folder, "part.json"), "")
+            part = read_json(os.path.join(self.folder, "part.json"), "")
             if not all(type(number) is int for number in (part["drawn"], part["kept"], part["done"], *part["sizes"].values())):
                 return False
             sizes, parts = part["sizes"], {name: self.path(name) + ".part" for name in ARRAYS}
@@ -210,7 +210,7 @@ def read_header(folder):
     path = os.path.join(folder, "header.json")
     if not os.path.exists(path):
         raise ValueError(f"{folder}: no teacher cache here, header.json is written last and missing; {AGAIN}")
-    header = read_sealed(path, f"expected the header of a teacher cache: {AGAIN}")
+    header = read_json(path, f"expected the header of a teacher cache: {AGAIN}")
     if header.get("format") != FORMAT:
         raise ValueError(f"{path}: format {header.get('format')!r:.60}, expected {FORMAT!r}; {AGAIN} with this version")
     missing = [field for field in FIELDS if field not in header]
@@ -296,7 +296,7 @@ class Cache:
 
         tokens (B, T) long, roles (B, T) long, real (B, T) bool: True for a token of the document, False for padding;
         ids (B, T, K) long, log_probs (B, T, K) float32, mask (B, T, K) bool, K the batch's largest set (at least 1).
-        Padding: token, role and id 0, log-probability ABSENT, mask False. mask.any(-1) tells where the teacher drew.
+        Padding: token, role and id 0, log-probability MASKED, mask False. mask.any(-1) tells where the teacher drew.
         Raises ValueError for a document longer than T: cutting it is the caller's decision, not this one's.
         """
         rows = [self.document(int(i)) for i in indices]
@@ -311,7 +311,7 @@ class Cache:
         B = len(rows)
         tokens, roles = np.zeros((B, T), np.int64), np.zeros((B, T), np.int64)
         counts, ids = np.zeros((B, T), np.int64), np.zeros((B, T, K), np.int64)
-        log_probs = np.full((B, T, K), ABSENT, np.float32)
+        log_probs = np.full((B, T, K), MASKED, np.float32)
         real = np.zeros((B, T), bool)
         for b, row in enumerate(rows):
             n = len(row[0])

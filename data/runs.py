@@ -32,9 +32,9 @@ from pathlib import Path
 
 import torch
 
-from data import ranks
+from data import machine as ranks
 from data.annotations import shown
-from data.sealed import brief, check_stamp, read_sealed, read_tensors, sealed, stamp
+from data.files import brief, check_stamp, read_json, read_tensors, sealed, stamp
 
 FOLDERS = ("text", "teacher", "cache", "start", "plain", "brd", "distilled", "sft", "more_sft", "seqkd", "topp_kd", "bellman")  # of a run
 FILES = ("annotations.jsonl", "annotations.made_of.json", "results.json", "results.made_of.json", "seconds.json", "options.json",
@@ -89,7 +89,7 @@ def open_out(config):
     out, path = Path(config.out_dir), Path(config.out_dir) / "options.json"
     options = options_of(config)
     if path.exists() and not config.redo:
-        before = read_sealed(path, OTHER)
+        before = read_json(path, OTHER)
         told = before.get("options")
         if not isinstance(told, dict):
             raise ValueError(f"{path}: not the options of a run; {OTHER}")
@@ -129,7 +129,7 @@ def options_of(config):
 def save_plan(out, tokens):
     """Notes how many tokens --minutes came to: a run that goes on must not measure again."""
     if not ranks.rank():
-        write_json(out / "options.json", {**read_sealed(out / "options.json", OTHER), "plan": tokens})
+        write_json(out / "options.json", {**read_json(out / "options.json", OTHER), "plan": tokens})
 
 
 def sweep(out):
@@ -197,7 +197,7 @@ def note_of(path):
 def read_note(path):
     """The note beside a file, {} where there is none; ValueError for one that is damaged."""
     note = note_of(path)
-    value = read_sealed(note, f"remove it together with {path.name}, which is then made again") if note.exists() else {}
+    value = read_json(note, f"remove it together with {path.name}, which is then made again") if note.exists() else {}
     holds = value.get("holds", {})
     if not isinstance(holds, dict) or any(name != os.path.basename(name) for name in holds):
         raise ValueError(f"{note}: not the note of a file; remove it together with {path.name}, which is then made again")

@@ -30,7 +30,7 @@ from itertools import pairwise
 import tiktoken
 from tqdm import tqdm
 
-from data.sealed import brief, read_sealed, sealed
+from data.files import brief, read_json, sealed
 
 END, SEP = "<|end|>", "<|sep|>"
 
@@ -128,7 +128,7 @@ class Tokenizer:
         for path in (ranks_file, card_file):
             if not os.path.isfile(path):
                 raise ValueError(f"{path}: no such file; expected a folder written by Tokenizer.save")
-        card = read_sealed(card_file, "not the file that Tokenizer.save writes; restore it or make the tokenizer again")
+        card = read_json(card_file, "not the file that Tokenizer.save writes; restore it or make the tokenizer again")
         try:
             name, pattern, specials, end, sep, saved = (
                 card[key] for key in ("name", "pattern", "specials", "end", "sep", "hash"))

@@ -57,8 +57,8 @@ FEMALE = frozenset(SHE + RESERVED_SHE)
 class Kind:
     """One kind of fact: {s} is the subject, {n} a name, {a} the argument."""
     type: str        # the argument's entity type
-    doer: str        # how the reader describes the person
-    part: str        # ... and the argument
+    role: str        # how the reader describes the person
+    arg_role: str    # ... and the argument
     says: tuple      # ways to tell it; also the clauses of "Is it true that ...?"
     denies: tuple    # ways to deny it
     what: tuple      # questions for the argument
@@ -136,7 +136,7 @@ class Level:
     swapped: float = 0.2     # part of the false claims that mix up two people; the others claim what nobody told
     claims: float = 0.4      # part of the yes/no questions that are claims ("Is it true that ...?")
     alike: float = 0.5       # part of the second person's facts that are of the same kind as the first one's
-    reads_on: float = 0.0    # part of the sentences that are annotated only together with the next one
+    join_prob: float = 0.0    # part of the sentences that are annotated only together with the next one
     forms: int = 24          # how many of the surface forms of annotations are in use
     varied: float = 0.0      # part of the documents that are laid out in another way (data/corpus.vary_layout)
     wh: int = 1              # wh questions raised at a told fact, but for those that come twice
@@ -146,15 +146,15 @@ class Level:
 LEVELS = (
     Level(0.25, (1, 1), 1, denied=0.0, swapped=0.0, claims=0.0, forms=1),
     Level(0.35, (1, 1), 1, swapped=0.0, claims=0.3, forms=4),
-    Level(0.55, (1, 2), 2, alike=0.7, reads_on=0.3, forms=8),
-    Level(0.75, (1, 3), 2, reads_on=0.3, forms=16),
-    Level(1.00, (1, 4), 2, swapped=0.4, reads_on=0.4, varied=0.4),
+    Level(0.55, (1, 2), 2, alike=0.7, join_prob=0.3, forms=8),
+    Level(0.75, (1, 3), 2, join_prob=0.3, forms=16),
+    Level(1.00, (1, 4), 2, swapped=0.4, join_prob=0.4, varied=0.4),
 )
 WHOSE_TOKENS = 500_000       # of questions, after which students tell two people apart
 WHOSE_LENGTH, LATER_LENGTH = 94, 68     # tokens of an average document with questions, then and later; rounded down
 
 
-def whose_first(tokens):
+def binding_curriculum(tokens):
     """(number of paragraphs, levels) for `tokens` tokens of D_QRA from which a student learns whose a fact is.
 
     They begin with two people who did alike and wh questions about both, in any order: "the one named first" or "what was said
@@ -165,8 +165,8 @@ def whose_first(tokens):
     part, two = whose / n, {"alike": 0.8, "swapped": 0.8}
 
     def after(until, sentences, people=2, **other):
-        return Level(part + (1 - part) * until, sentences, people, reads_on=0.6, varied=0.6, **other)
-    return int(n) + 1, (Level(part, (2, 2), denied=0.0, alike=1.0, reads_on=1.0, forms=1, wh=12, whether=False),
+        return Level(part + (1 - part) * until, sentences, people, join_prob=0.6, varied=0.6, **other)
+    return int(n) + 1, (Level(part, (2, 2), denied=0.0, alike=1.0, join_prob=1.0, forms=1, wh=12, whether=False),
                         after(0.1, (1, 1), 1, swapped=0.0, claims=0.3), after(0.4, (1, 2), **two), after(0.7, (1, 3), **two),
                         after(1.0, (1, 4), **two))
 
@@ -292,8 +292,8 @@ def entities(fact):
         return []
     kind, found = KINDS[fact.kind], []
     if not fact.pronoun:
-        found.append({"text": fact.person, "type": "person", "about": kind.doer})
-    found.append({"text": fact.value, "type": kind.type, "about": "denied" if fact.denied else kind.part})
+        found.append({"text": fact.person, "type": "person", "about": kind.role})
+    found.append({"text": fact.value, "type": kind.type, "about": "denied" if fact.denied else kind.arg_role})
     if fact.day:
         found.append({"text": fact.day, "type": "day", "about": "time"})
     return sorted(found, key=lambda entity: fact.text.index(entity["text"]))

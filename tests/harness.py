@@ -22,7 +22,7 @@ import torch
 
 from brd import blind_scores, credit
 from data import world
-from data.gpt2 import export
+from adapters.gpt2 import export
 from data.tokenizer import Tokenizer, train_bpe
 from model import GPT, GPTConfig
 

@@ -47,8 +47,8 @@ import train  # noqa: E402
 from course import compare, pair, report  # noqa: E402
 from data import annotations, download, endpoint, gpt2, instructions, runs, task_files, world  # noqa: E402
 from data.cache import ARRAYS, Cache, CacheWriter  # noqa: E402
-from data.corpus import own_text  # noqa: E402
-from data.sealed import read_sealed, sealed  # noqa: E402
+from data.documents import own_text  # noqa: E402
+from data.files import read_json, sealed  # noqa: E402
 from data.tokenizer import Tokenizer, train_bpe  # noqa: E402
 from model import GPT, GPTConfig  # noqa: E402
 
@@ -194,7 +194,7 @@ def load_run(folder):
     runs.verify(folder)
     notes = [runs.made(folder / f"{stage}.json", {"stage": stage}) for stage in ("test", "results")]
     results = report.read_results(folder / "results.json")
-    return plan, notes, results, report.report(results), read_sealed(folder / "test.json", "again")
+    return plan, notes, results, report.report(results), read_json(folder / "test.json", "again")
 
 
 def make_gpt2(folder, seed, packed=False):

@@ -62,7 +62,7 @@ def test_a_reader_who_reads_on_says_all_of_it_after_the_last_sentence():
     rng, orders = random.Random(0), set()
     apt = [q for record in PARAGRAPH for q in record["questions"] if record is PARAGRAPH[-1] or q["kind"] != "attitude"]
     for copy in ["ner"] + ["qra"] * 20:
-        *texts, end = brd.render(PARAGRAPH, copy, rng, forms=1, reads_on=1.0)
+        *texts, end = brd.render(PARAGRAPH, copy, rng, forms=1, join_prob=1.0)
         n = len(PARAGRAPH)
         assert [text.strip() for text, _ in texts[:n]] == [record["text"] for record in PARAGRAPH] and end == brd.END
         assert texts[n] == texts[-1] == brd.SEP
@@ -74,7 +74,7 @@ def test_a_reader_who_reads_on_says_all_of_it_after_the_last_sentence():
         assert sorted(pairs) == sorted((q["question"], q["answer"]) for q in apt)
         orders.add(tuple(pairs))
     assert len(orders) > 5 and any(q["kind"] == "attitude" for record in PARAGRAPH[:-1] for q in record["questions"])
-    lengths = {sum(piece == brd.SEP for piece in brd.render(PARAGRAPH, "ner", rng, reads_on=0.5)) for _ in range(50)}
+    lengths = {sum(piece == brd.SEP for piece in brd.render(PARAGRAPH, "ner", rng, join_prob=0.5)) for _ in range(50)}
     assert lengths == {2 * readings for readings in range(1, n + 1)}
 
 
@@ -221,10 +221,10 @@ def write_task(path, **task):
 
 
 def test_a_tie_is_no_win_for_the_first():
-    assert brd.credit([-1.0, -2.0], {0}) == 1 and brd.credit([-1.0, -2.0], {1}) == 0
-    assert brd.credit([-1.0, -1.0, -2.0, -1.0], {0}) == pytest.approx(1 / 3)
-    assert brd.credit([-1.0, -1.0, -2.0, -1.0], {0, 3}) == pytest.approx(2 / 3)
-    assert brd.credit([-1.0, -1.0, -2.0], {2}) == 0
+    assert brd.tie_accuracy([-1.0, -2.0], {0}) == 1 and brd.tie_accuracy([-1.0, -2.0], {1}) == 0
+    assert brd.tie_accuracy([-1.0, -1.0, -2.0, -1.0], {0}) == pytest.approx(1 / 3)
+    assert brd.tie_accuracy([-1.0, -1.0, -2.0, -1.0], {0, 3}) == pytest.approx(2 / 3)
+    assert brd.tie_accuracy([-1.0, -1.0, -2.0], {2}) == 0
 
 
 def test_accuracy_chance_and_centred_by_hand(monkeypatch):
@@ -232,14 +232,14 @@ def test_accuracy_chance_and_centred_by_hand(monkeypatch):
     items = [(f"{i}", ["Yes", "No"], {i % 2}) for i in range(10)]
     rows = [[-1.0 - (i % 2), -3.0] for i in range(10)]
     monkeypatch.setattr(brd, "blind_scores", lambda *a, counts, **k: counts.update(cut=2) or rows)
-    result = brd.test_task(None, None, {"name": "t", "items": items})
+    result = brd.eval_task(None, None, {"name": "t", "items": items})
     assert result == {"name": "t", "accuracy": 0.5, "se": pytest.approx((0.25 * 10 / 9 / 10) ** 0.5), "n": 10,
                       "chance": 0.5, "centred": 1.0, "cut": 2, "skipped": 0}
-    few = lambda n: brd.test_task(None, None, {"name": "t", "items": items[:n]})["centred"]             # noqa: E731
+    few = lambda n: brd.eval_task(None, None, {"name": "t", "items": items[:n]})["centred"]             # noqa: E731
     monkeypatch.setattr(brd, "blind_scores", lambda model, tokenizer, given, counts: counts.update(cut=0) or rows[:len(given)])
     assert few(4) is None and few(5) == 1.0                     # each candidate is seen five times, or its mean says nothing
     different = [(prompt, [f"a{i}", f"b{i}"], right) for i, (prompt, _, right) in enumerate(items)]
-    assert brd.test_task(None, None, {"name": "t", "items": different})["centred"] is None
+    assert brd.eval_task(None, None, {"name": "t", "items": different})["centred"] is None
 
 
 def test_free_answers_are_matched_word_for_word(model, tokenizer):
@@ -267,7 +267,7 @@ def test_free_answers_are_matched_word_for_word(model, tokenizer):
     assert brd.exact_matches(model, tokenizer, prompts, rights, counts) == [1, 0, 1, 0, 1]
     assert counts == {"cut": 2}
     task = {"name": "t", "items": [(prompt, [], right) for prompt, right in zip(prompts, rights)], "skipped": 3}
-    assert brd.test_task(model, tokenizer, task) == {
+    assert brd.eval_task(model, tokenizer, task) == {
         "name": "t", "accuracy": 0.6, "se": pytest.approx((0.24 / 4) ** 0.5), "n": 5, "chance": 0, "centred": None, "cut": 2,
         "skipped": 3}
 
@@ -406,7 +406,7 @@ def test_a_perfect_reader_has_a_perfect_score(tokenizer):
     paragraphs = [PARAGRAPH, OTHER]
     reader = Perfect(tokenizer, paragraphs)
     oracle = {q["question"]: q["answer"] for record in PARAGRAPH for q in record["questions"]}
-    result = brd.test_reading(reader, tokenizer, paragraphs, forms=1, oracle=lambda p, k: oracle)
+    result = brd.eval_reading(reader, tokenizer, paragraphs, forms=1, oracle=lambda p, k: oracle)
     assert {name: figure["value"] for name, figure in result.items() if figure["value"] != 1.0} == {
         f"entity_f1.{name}": None for name in ("thing", "day", "job", "feeling")}
     counts = {name: figure["n"] for name, figure in result.items() if figure["n"]}
@@ -423,7 +423,7 @@ def test_its_own_mistakes_stay_in_the_context(tokenizer):
     reader = Perfect(tokenizer, [PARAGRAPH], spoil=lambda text: text.replace("Oslo", "Rome"))
     answers, = brd.free_answers(reader, tokenizer, [PARAGRAPH], random.Random(0), forms=1)
     assert [answer for _, answer in answers] == ["Rome", "", "", ""]
-    result = brd.test_reading(reader, tokenizer, [PARAGRAPH, OTHER], forms=1, oracle=lambda p, k: {"Where did Anna go?": "Oslo"})
+    result = brd.eval_reading(reader, tokenizer, [PARAGRAPH, OTHER], forms=1, oracle=lambda p, k: {"Where did Anna go?": "Oslo"})
     assert result["answer.all"]["value"] == 0 and result["raised.known"]["value"] > 0 == result["raised.right"]["value"]
     assert 0 < result["entity_f1.person"]["value"] and result["entity_f1.place"]["value"] == 0
 
@@ -431,7 +431,7 @@ def test_its_own_mistakes_stay_in_the_context(tokenizer):
 def test_a_random_student_is_read_without_fail(model, tokenizer):
     """Whatever it says, rows longer than the block included, gives figures between 0 and 1, and the same twice."""
     paragraphs = [PARAGRAPH * 2, OTHER, PARAGRAPH[1:]]
-    once, twice = (brd.test_reading(model, tokenizer, paragraphs, seed=3, oracle=lambda p, k: {}) for _ in range(2))
+    once, twice = (brd.eval_reading(model, tokenizer, paragraphs, seed=3, oracle=lambda p, k: {}) for _ in range(2))
     assert once == twice and once["answer.all"]["n"] == 8 + 2 + 2 and once["entity_f1"]["n"] == 8 + 2 + 2
     assert all(figure["value"] is None or 0 <= figure["value"] <= 1 for figure in once.values())
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.cache import ARRAYS, FORMAT, Cache, CacheWriter, array_types, inspect, round_down_to_half
-from data.sealed import sealed
+from data.files import sealed
 
 ROLES = ["text", "sep", "answer", "end"]
 

@@ -15,10 +15,10 @@ import torch
 
 import train
 from course import claim_arms, claim_tables, claim_tests, claims, retelling
-from course.claim_arms import ARMS, CLAIM_ARMS, Job, Size
+from experiments.claim_arms import ARMS, CLAIM_ARMS, Job, Size
 from data import world
-from data.corpus import course_tokenizer
-from data.rows import plan_batches
+from data.documents import course_tokenizer
+from data.batches import plan_batches
 from data.tasks import items
 from model import GPT, GPTConfig
 
@@ -178,7 +178,7 @@ def test_attitudes_offer_two_feelings_and_never_a_word_of_the_test():
 
 def test_whose_it_is_comes_first(read):
     """The first level is two people who did alike, with wh questions alone; it takes the tokens that it was given."""
-    n, levels = world.whose_first(16_000)                                       # what the arm brd reads of questions
+    n, levels = world.binding_curriculum(16_000)                                       # what the arm brd reads of questions
     both = []
     for paragraph in claim_arms.annotated("brd", n, 3, levels)[:int(levels[0].until * n)]:
         asked = [[q["answer"] for q in record["questions"] if q["kind"] == "content"] for record in paragraph]
@@ -188,7 +188,7 @@ def test_whose_it_is_comes_first(read):
     rows = read["brd"][0][2]
     first, later = np.add.reduceat((rows.lengths - 1).astype(float), [0, int(len(rows) * levels[0].until)])
     assert 0.45 < first / 16_000 < 0.56 and first + later > 16_000              # half, in so short a run
-    assert world.whose_first(1_600_000)[1][0].until < 0.25
+    assert world.binding_curriculum(1_600_000)[1][0].until < 0.25
 
 
 def test_claims_name_arms_that_there_are():

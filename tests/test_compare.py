@@ -11,9 +11,9 @@ import torch
 import brd
 import td_distill
 from course import compare, objectives, tasks
-from course.objectives import OBJECTIVES
+from experiments.objectives import OBJECTIVES
 from data import grammar, reads, world
-from data.corpus import course_tokenizer
+from data.documents import course_tokenizer
 
 SMALL = tasks.Size(prompts=24, answers=2, tests=24, teacher_tokens=3000, start_tokens=2000, max_new=16)
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from data import world
-from data.gpt2 import export
-from data.gpt2_tokenizer import GPT2_PATTERN, SPELLING, merges_of, read_tokenizer, tokenizer_files
+from adapters.gpt2 import export
+from adapters.gpt2_tokenizer import GPT2_PATTERN, SPELLING, merges_of, read_tokenizer, tokenizer_files
 from data.tokenizer import Tokenizer, get_tokenizer, learn_merges, train_bpe
 from model import GPT, GPTConfig
 

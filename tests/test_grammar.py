@@ -6,7 +6,7 @@ import runpy
 import pytest
 
 from data import grammar
-from data.grammar import END, N_VOCAB, NAMES, SYMBOL, answer, decode, next_distribution, prompt, valid
+from experiments.grammar import END, N_VOCAB, NAMES, SYMBOL, answer, decode, next_distribution, prompt, valid
 
 
 def ids(names):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import model as model_module
-from data.sealed import sealed
+from data.files import sealed
 from model import GPT, Cache, GPTConfig, draw, most_probable, sample
 
 LAYOUTS = ["modern", "gpt2"]

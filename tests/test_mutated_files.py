@@ -5,7 +5,7 @@ import zipfile
 import pytest
 import torch
 
-from data.sealed import brief, check_stamp, digest, read_sealed, read_tensors, sealed, sha256_of, stamp
+from data.files import brief, check_stamp, digest, read_json, read_tensors, sealed, sha256_of, stamp
 from tests.mutate_files import KINDS, mutate
 
 
@@ -16,7 +16,7 @@ def test_three_hundred_damaged_files(tmp_path):
     assert found["checkpoint"]["refused"] > 15 and found["corpus"]["valid"] and found["cache, half made"]["same"] > 15
 
 
-@pytest.mark.parametrize("kind, check", [("checkpoint", "model.sha256_of"), ("training.pt", "data.runs.check_stamp")])
+@pytest.mark.parametrize("kind, check", [("checkpoint", "model.sha256_of"), ("training.pt", "data.files.check_stamp")])
 def test_without_a_checksum_the_damage_would_be_taken(kind, check, tmp_path, monkeypatch):
     """So the search does find what it searches for."""
     monkeypatch.setattr(check, lambda *_: "0")
@@ -28,17 +28,17 @@ def test_a_seal_holds_every_value_and_no_layout(tmp_path):
     value, path = {"b": [1, 2.5, None, "é\ud800"], "a": {"1": True}}, tmp_path / "x.json"
     for indent in (None, 1):
         path.write_text(json.dumps(sealed(value), indent=indent), encoding="utf-8")
-        assert read_sealed(path, "again") == value
+        assert read_json(path, "again") == value
     path.write_text(json.dumps(dict(reversed(sealed(value).items()))), encoding="utf-8")
-    assert read_sealed(path, "again") == value and digest({1: (2,)}) == digest({"1": [2]})
+    assert read_json(path, "again") == value and digest({1: (2,)}) == digest({"1": [2]})
     for other in (value | {"b": [1, 2.5, None, "e"]}, value | {"a": {"1": 1}}, value | {"c": 0}, {"b": value["b"]}):
         path.write_text(json.dumps(other | {"sha256": sealed(value)["sha256"]}), encoding="utf-8")
         with pytest.raises(ValueError, match="x.json: not as it was written.*; again$"):
-            read_sealed(path, "again")
+            read_json(path, "again")
     for text in ("", "[1]", "3", json.dumps(value), '{"a": ' * 100_000, '{"a": ' + "9" * 5000 + "}", "\ufeff{}"):
         path.write_text(text, encoding="utf-8")
         with pytest.raises(ValueError, match="x.json: not .*; again$") as refused:
-            read_sealed(path, "again")
+            read_json(path, "again")
         assert "\n" not in str(refused.value) and len(str(refused.value)) < 300
 
 

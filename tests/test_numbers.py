@@ -12,9 +12,9 @@ import brd
 import td_distill
 import train
 from data import reads
-from data.cache import Cache, CacheWriter
-from data.rows import Batch, Rows
-from data.sealed import check_stamp, read_tensors
+from data.cache import TeacherCache, CacheWriter
+from data.batches import Batch, Rows
+from data.files import check_stamp, read_tensors
 from model import GPT, GPTConfig
 
 TEXT, ENTITY, QUESTION, ANSWER, SEP, END = range(len(brd.ROLES))
@@ -62,7 +62,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_can_be_replayed(tmp_path, ob
         if len(calls) == 2 * 3 + 1:
             with torch.no_grad():
                 model.transformer.ln_f.weight[3] = math.inf
-        return train.terms_of(model, *rest)
+        return train.loss_terms(model, *rest)
 
     with pytest.raises(ValueError) as stopped:
         train.fit("brd", model, [some_rows(), cache], [0.5, 0.5], 2000, config, 0.0, loss_of=broken, folder=tmp_path / "brd")
@@ -84,7 +84,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_can_be_replayed(tmp_path, ob
         ids, targets = (rows["ids"], rows["targets"]) if batch["source"] == 0 else (rows["tokens"][:, :-1], rows["tokens"][:, 1:])
         loss = F.cross_entropy(again.logits(again.hidden(ids)).flatten(0, 1), targets.flatten())
         assert not torch.isfinite(loss)
-    found = {name for batch in state["batches"] for name in train.terms_of(
+    found = {name for batch in state["batches"] for name in train.loss_terms(
         again, sources[batch["source"]], Batch(batch["source"], np.array(batch["documents"]), 1), config, torch.device("cpu"), 1.0)}
     assert found <= set(terms) and all(f"{name} nan" in said for name in found)
 
@@ -140,7 +140,7 @@ def test_documents_of_one_token():
 
 def test_a_cache_of_documents_of_one_token(tmp_path):
     cache = some_cache(tmp_path, length=1)
-    assert train.terms_of(small(), cache, Batch(0, np.arange(4), 1), config_of(), torch.device("cpu"), 1.0)["sets"] == 0
+    assert train.loss_terms(small(), cache, Batch(0, np.arange(4), 1), config_of(), torch.device("cpu"), 1.0)["sets"] == 0
     with pytest.raises(ValueError, match="without a token to predict"):
         train.fit("x", small(), [cache], [1.0], 300, config_of(), 0.0)
 
@@ -154,7 +154,7 @@ def test_empty_sets_are_hard_targets(tmp_path, objective):
     logits = model.logits(model.hidden(batch["tokens"][:, :-1]))
     weights = torch.from_numpy(train.role_weights(config))[batch["roles"][:, 1:]]
     literal = (F.cross_entropy(logits.flatten(0, 1), batch["tokens"][:, 1:].flatten(), reduction="none") * weights.flatten()).sum() / 7
-    terms = train.terms_of(model, cache, Batch(0, np.array([0, 1]), 1), config, torch.device("cpu"), 7.0)
+    terms = train.loss_terms(model, cache, Batch(0, np.array([0, 1]), 1), config, torch.device("cpu"), 7.0)
     assert sum(terms.values()).item() == pytest.approx(literal.item(), rel=1e-5)
     assert all(value.item() == 0 for name, value in terms.items() if name != "hard")
     losses, _ = train.fit("x", model, [cache], [1.0], 400, config, 0.0)
@@ -170,7 +170,7 @@ def test_sets_of_one_token(tmp_path, objective):
     logits = model.logits(model.hidden(batch["tokens"][:, :-1]))
     weights = torch.from_numpy(train.role_weights(config))[batch["roles"][:, 1:]]
     literal = (F.cross_entropy(logits.flatten(0, 1), batch["tokens"][:, 1:].flatten(), reduction="none") * weights.flatten()).sum() / 7
-    terms = train.terms_of(model, cache, Batch(0, np.arange(3), 1), config, torch.device("cpu"), 7.0)
+    terms = train.loss_terms(model, cache, Batch(0, np.arange(3), 1), config, torch.device("cpu"), 7.0)
     assert terms["hard"].item() == 0 and sum(terms.values()).item() == pytest.approx(literal.item(), rel=1e-5)
 
 
@@ -224,7 +224,7 @@ def test_ids_of_any_size_go_through_rows_cache_and_losses(tmp_path, n_vocab):
     log_s = model.logits(model.hidden(torch.tensor([[7, last]]))).log_softmax(-1)[0]            # (2, V)
     share = torch.from_numpy(q / q.sum()).float()
     literal = sum((share * (share.log() - log_s[t, kept])).sum() for t in range(2)) / 3        # KL inside + leak is the KL to the share
-    terms = train.terms_of(model, cache, Batch(0, np.array([0]), 2), config, torch.device("cpu"), 3.0)
+    terms = train.loss_terms(model, cache, Batch(0, np.array([0]), 2), config, torch.device("cpu"), 3.0)
     assert float(terms["sets"]) == pytest.approx(float(literal), rel=1e-3) and float(terms["hard"]) == 0
     hidden = model.hidden(torch.tensor([[7, last]]))
     for a, b in zip(td_distill.head_terms(hidden, model.transformer.wte.weight, torch.tensor([[kept, kept]]), torch.tensor([[last, last - 1]])),

@@ -8,8 +8,8 @@ import torch
 
 import train
 from course import pair
-from data.cache import Cache
-from data.instructions import read_instructions
+from data.cache import TeacherCache
+from adapters.instructions import read_instructions
 from data.tokenizer import train_bpe
 from model import GPT, GPTConfig
 
@@ -107,7 +107,7 @@ def test_the_whole_recipe(folder, capsys):
 def test_folders_of_transformers_make_a_pair(folder, tmp_path):
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("safetensors")
-    from data.gpt2 import export
+    from adapters.gpt2 import export
     for name in ("teacher", "student"):
         model, tokenizer = pair.open_model(str(folder / name), train.Config(device="cpu"))
         export(model, tokenizer, tmp_path / name)                          # for its tokenizer; the weights are made by transformers

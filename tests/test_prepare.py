@@ -4,7 +4,7 @@ import re
 import pytest
 from hypothesis import example, given, settings, strategies as st
 
-from data.prepare import MAX_SENTENCE, main, paragraphs, read_text, sentences, split
+from adapters.sentences import MAX_SENTENCE, main, paragraphs, read_text, sentences, split
 
 fragments = st.sampled_from(["Anna", "took", "the", "The", "A", "Mr.", "J.", "U.S.", "No.", "3.14", "1.", "ROMEO:\n", "ROMEO.\n",
                              ".", "!", "...", "…", "?!", "\"", "'", "(", ")", " ", "  ", "\n", "\t", "\u2028", "\x1c",

@@ -14,8 +14,8 @@ from hypothesis import assume, given, settings, strategies as st
 
 from data import annotations, reads
 from data.annotations import ALL_FORMS, BREAKS, ENTITY_FORMS, KINDS, TYPES
-from data.cache import Cache, CacheWriter, round_down_to_half
-from data.prompts import MAX_TEXT, parse
+from data.cache import TeacherCache, CacheWriter, round_down_to_half
+from adapters.prompts import MAX_TEXT, parse
 
 ROLES = ["text", "sep", "answer", "end"]
 words = st.sampled_from(["Anna", "Ann", "Oslo", "Paris, France", "train:", "is a", "(day)", "=", "person", "Dr. Lee", "Ærø", "日本", "none", "Q:", "A:",

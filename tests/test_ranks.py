@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import ranks
+from data import machine as ranks
 
 ROOT = Path(__file__).resolve().parent.parent
 # Float32, since under autocast a gradient is rounded to bfloat16 before it is summed.
@@ -17,13 +17,13 @@ PROGRAM = """
 import sys, torch
 torch.set_num_threads(1)
 import train
-from data import ranks
+from data import machine as ranks
 found = train.pick_device
 train.pick_device = lambda config: (found(config)[0], None)
 """
 FIT = PROGRAM + """
 import json
-from data.rows import Rows
+from data.batches import Rows
 ranks.start("cpu")
 g = torch.Generator().manual_seed(0)
 documents = [(torch.randint(50, (n,), generator=g).tolist(), torch.randint(6, (n,), generator=g).tolist())

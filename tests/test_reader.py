@@ -8,7 +8,7 @@ import torch
 
 import brd
 from course import reader
-from data.reads import top_p_sets
+from experiments.teacher import top_p_sets
 from data.tokenizer import Tokenizer, train_bpe
 from model import GPT, GPTConfig
 

@@ -15,9 +15,9 @@ import brd
 import train
 from course import pages, plots, report
 from data import world
-from data.cache import Cache, CacheWriter
-from data.corpus import course_tokenizer, plain_rows
-from data.sealed import sealed
+from data.cache import TeacherCache, CacheWriter
+from data.documents import course_tokenizer, plain_rows
+from data.files import sealed
 from model import GPT, GPTConfig
 
 EVIL = '<script>alert("1")</script><img src=x onerror=alert(2)>&amp;'
@@ -287,7 +287,7 @@ def test_a_glance_is_the_reading_test_on_fewer_paragraphs(student, monkeypatch):
     answers = [[(item, spoilt(item["answer"])) for record in p for item in record["questions"]] for p in paragraphs]
     monkeypatch.setattr(brd, "free_reading", lambda model, tokenizer, texts, copy: found if copy == "ner" else [[""] * len(p) for p in texts])
     monkeypatch.setattr(brd, "free_answers", lambda *_: answers)
-    whole, look = brd.test_reading(*student, paragraphs), report.glance(*student, n=5)
+    whole, look = brd.eval_reading(*student, paragraphs), report.glance(*student, n=5)
     assert set(look) >= {"entity_f1", "answer.wh", "answer.yes_no"} and 0.3 < look["entity_f1"] < 1 > look["answer.wh"] > 0.3
     for name, value in look.items():
         assert value == pytest.approx(whole[name]["value"], abs=1e-4), name

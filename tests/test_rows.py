@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.rows import LENGTH_STEP, WINDOW, Rows, padded, plan_batches
+from data.batches import LENGTH_STEP, WINDOW, Rows, padded, plan_batches
 
 WEIGHTS = np.array([1.0, 0.5, 20.0], np.float32)
 

@@ -19,8 +19,8 @@ import torture
 import train
 from data import prepare, runs
 from data.cache import CacheWriter
-from data.rows import Batch, Rows
-from data.sealed import read_sealed, sealed, stamp
+from data.batches import Batch, Rows
+from data.files import read_json, sealed, stamp
 from model import GPT, GPTConfig
 
 ROOT = Path(train.__file__).resolve().parent
@@ -130,7 +130,7 @@ def test_processes_end_with_the_one_that_they_work_for(tmp_path, whom, number, s
 
 def test_two_runs_in_one_folder(tmp_path):
     with runs.held(tmp_path):
-        done = subprocess.run([sys.executable, "-c", f"from pathlib import Path; from data.runs import held\nwith held(Path({str(tmp_path)!r})): pass"],
+        done = subprocess.run([sys.executable, "-c", f"from pathlib import Path; from data.files import held\nwith held(Path({str(tmp_path)!r})): pass"],
                               cwd=ROOT, capture_output=True, text=True)
         assert f"process {os.getpid()} is at work in this folder" in done.stderr
     with runs.held(tmp_path):       # it is free again
@@ -138,7 +138,7 @@ def test_two_runs_in_one_folder(tmp_path):
 
 
 def test_a_lock_dies_with_its_process(tmp_path):
-    code = f"from pathlib import Path; from data.runs import held; import os\nwith held(Path({str(tmp_path)!r})): os._exit(9)"
+    code = f"from pathlib import Path; from data.files import held; import os\nwith held(Path({str(tmp_path)!r})): os._exit(9)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT)
     with runs.held(tmp_path):
         assert (tmp_path / ".lock").read_text(encoding="utf-8") == str(os.getpid())
@@ -235,7 +235,7 @@ def halfway(finished):
 
 def change_json(path, **fields):
     """As somebody would who knows how to seal."""
-    path.write_text(json.dumps(sealed(read_sealed(path, "") | fields)), encoding="utf-8")
+    path.write_text(json.dumps(sealed(read_json(path, "") | fields)), encoding="utf-8")
 
 
 def swap(one, other):

@@ -21,7 +21,7 @@ import train
 from course import grade, pair, report
 from data import annotate, annotations, download, endpoint, gpt2, prepare, prompts, runs, task_files
 from data.cache import CacheWriter
-from data.sealed import sealed
+from data.files import sealed
 from data.tokenizer import END, SEP, train_bpe
 from model import GPT, GPTConfig
 

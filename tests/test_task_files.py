@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from data.task_files import FORMATS, join, load_task, load_tasks, options_of
+from adapters.task_files import FORMATS, join, load_task, load_tasks, options_of
 
 
 def write(path, *rows, **task):

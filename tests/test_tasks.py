@@ -260,5 +260,5 @@ def test_a_model_of_random_weights_takes_every_test_unharmed():
     model = GPT(GPTConfig(n_vocab=tokenizer.n_vocab, n_layer=1, n_head=2, n_embd=16, block_size=256)).eval()
     for name in NAMES:
         task = brd.load_task(make.HERE / f"{name}.json")
-        result = brd.test_task(model, tokenizer, {**task, "items": task["items"][:48]})
+        result = brd.eval_task(model, tokenizer, {**task, "items": task["items"][:48]})
         assert result["n"] == 48 and 0 <= result["accuracy"] <= 1 and result["cut"] == 0

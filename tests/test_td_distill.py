@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import td_distill
-from data.cache import ABSENT, Cache
-from data.reads import SLACK, top_p_sets
+from data.cache import MASKED, Cache
+from experiments.teacher import SLACK, top_p_sets
 from td_distill import sft_loss, student_terms, topp_forward_kl
 from test_cache import write_cache
 
@@ -55,7 +55,7 @@ def test_top_p_sets_are_those_of_the_literal_loop(rows, p, k_cap, temperature):
         sizes.append(len(expected))
         assert ids[n][mask[n]].tolist() == expected
         assert torch.equal(log_probs[n][mask[n]], full[n][expected])
-        assert (ids[n][len(expected):] == 0).all() and (log_probs[n][len(expected):] == ABSENT).all()
+        assert (ids[n][len(expected):] == 0).all() and (log_probs[n][len(expected):] == MASKED).all()
         assert mask[n].tolist() == [k < len(expected) for k in range(ids.shape[1])]
     assert ids.shape == log_probs.shape == mask.shape == (len(rows), max(sizes))
 
@@ -99,7 +99,7 @@ def example(B=2, T=3, V=11, p=0.7, k_cap=99, seed=0, dtype=torch.float64, scale=
     student = (scale * torch.randn(B, T, V, generator=g, dtype=torch.float64)).to(dtype).requires_grad_()
     teacher = 2 * torch.randn(B, T, V, generator=g, dtype=torch.float64)
     ids, _, mask = (x.view(B, T, -1) for x in top_p_sets(teacher.view(B * T, V), p, k_cap))
-    log_probs = torch.where(mask, teacher.log_softmax(-1).gather(-1, ids), ABSENT).to(dtype)
+    log_probs = torch.where(mask, teacher.log_softmax(-1).gather(-1, ids), MASKED).to(dtype)
     weights = torch.rand(B, T, generator=g, dtype=torch.float64).to(dtype)
     weights[0, 0] = 0
     taken = torch.randint(V, (B, T), generator=g)
@@ -325,7 +325,7 @@ def test_the_other_commands_and_what_cannot_be_read(tmp_path, monkeypatch, capsy
     """In this process, with the course's own work replaced."""
     given = []
     monkeypatch.setattr("course.theory.lines", lambda: iter(["1. a claim", "2. another"]))
-    monkeypatch.setattr("course.compare.main", given.append)
+    monkeypatch.setattr("experiments.compare.main", given.append)
     assert td_distill.main(["theory"]) == 0 and capsys.readouterr().out == "1. a claim\n2. another\n"
     assert td_distill.main(["compare", "--seeds", "5"]) == 0 and given == [["--seeds", "5"]]
     assert td_distill.main(["inspect", str(tmp_path)]) == 2

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import td_distill
-from data.cache import ABSENT
-from data.reads import sampled_sets
+from data.cache import MASKED
+from experiments.teacher import sampled_sets
 from td_distill import (bellman_distill, bellman_max_min, bellman_weights, charge, head_terms, sft_loss, student_terms,
                         successor_values, topp_forward_kl, topp_jsd, vocabulary_chunks)
 from test_td_distill import assert_same_with_gradient, example
@@ -32,7 +32,7 @@ def chain(B=3, T=5, V=9, p=0.7, seed=0, dtype=torch.float64, scale=2.0, k_cap=99
         mask[1, 1] = False                                  # row 1 has a given token, and is cut by length at the end
         mask[2, -1] = False                                 # row 2 is cut, and has a column of padding
     return dict(student=student, teacher=teacher, ids=ids, taken=taken, weights=weights, terminal=terminal, mask=mask,
-                log_probs=torch.where(mask, log_probs, ABSENT))
+                log_probs=torch.where(mask, log_probs, MASKED))
 
 
 def arguments(c, student=None, rows=slice(None)):
@@ -214,7 +214,7 @@ def test_sampled_sets_are_unbiased():
     torch.testing.assert_close(dense.sum(-1), torch.ones(rows))
     pi = row.softmax(-1)
     assert ((dense.mean(0) - pi).abs() < 5 * (pi * (1 - pi) / n / rows).sqrt()).all()
-    assert (log_probs[~mask] == ABSENT).all() and not mask.all()
+    assert (log_probs[~mask] == MASKED).all() and not mask.all()
     for i, m in zip(ids[:200], mask[:200]):
         assert len(set(i[m].tolist())) == m.sum()                                        # a token stands once
 
@@ -405,7 +405,7 @@ def test_padding_is_not_a_hit():
     assert hit.any(-1).all()
     assert bellman_weights(mask, hit, ends, torch.ones(1, 3)).tolist() == [[0.0, 1.0, 1.0]]
     c = dict(student=torch.randn(1, 3, 5, dtype=torch.float64, requires_grad=True), ids=ids, mask=mask, terminal=ends,
-             taken=torch.tensor([[0, 2, 0]]), weights=torch.ones(1, 3), log_probs=torch.where(mask, -1.0, ABSENT).double())
+             taken=torch.tensor([[0, 2, 0]]), weights=torch.ones(1, 3), log_probs=torch.where(mask, -1.0, MASKED).double())
     for options in ({}, dict(outside="join"), dict(toward="teacher")):
         loss, _ = bellman_distill(*arguments(c), **options)
         assert_same_with_gradient(loss, literal(c, c["student"], **options)[0], c["student"])

@@ -7,10 +7,10 @@ import torch
 
 import brd
 from data import world
-from data.cache import ABSENT, Cache, CacheWriter
+from data.cache import MASKED, Cache, CacheWriter
 from data.tokenizer import train_bpe
 from model import GPT, GPTConfig
-from data.reads import narrow, narrow_cache, reading_roles, teacher_reads, top_p_sets
+from experiments.teacher import narrow, narrow_cache, reading_roles, teacher_reads, top_p_sets
 
 
 class Chatty(GPT):
@@ -156,7 +156,7 @@ def test_a_smaller_p_keeps_the_sets_that_it_would_have_made(k_cap):
     logits = 2 * torch.randn(50, 30, generator=torch.Generator().manual_seed(0))
     _, log_probs, mask = top_p_sets(logits, 0.95, k_cap)
     assert (log_probs.exp().sum(-1) < 0.8).any() == (k_cap == 3)
-    padded, absent = torch.cat([mask, torch.zeros(50, 2, dtype=torch.bool)], -1), torch.full((50, 2), ABSENT)
+    padded, absent = torch.cat([mask, torch.zeros(50, 2, dtype=torch.bool)], -1), torch.full((50, 2), MASKED)
     for p in (0.8, 0.3):
         wanted = top_p_sets(logits, p, k_cap)[2]
         found = narrow(torch.cat([log_probs, absent], -1), padded, p)

@@ -8,7 +8,7 @@ import tiktoken
 from hypothesis import example, given, settings, strategies as st
 
 from data import tokenizer as module
-from data.sealed import sealed
+from data.files import sealed
 from data.tokenizer import END, MIN_COUNT, PATTERN, SEP, Tokenizer, get_tokenizer, learn_merges, merge, train_bpe
 
 CORPUS = ["Anna took a train to Oslo.\nShe took a bus back, and another train.", "The train to Oslo: 1905, 1906!",

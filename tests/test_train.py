@@ -16,9 +16,9 @@ import torch
 import brd
 import train
 from data import world
-from data.cache import Cache, CacheWriter
-from data.corpus import annotated_text
-from data.rows import Batch, Rows
+from data.cache import TeacherCache, CacheWriter
+from data.documents import annotated_text
+from data.batches import Batch, Rows
 from model import GPT, GPTConfig
 from train import Config, parse_options
 
@@ -286,7 +286,7 @@ def tokenizer():
 def test_enough_text_is_written_for_the_tokens(tokenizer):
     """No document need be read twice: the average lengths that are reckoned with are rounded down."""
     config = Config(student_tokens=60_000)
-    sources, shares = train.reading_sources(60_000, config, tokenizer, 1)
+    sources, shares = train.reading_mix(60_000, config, tokenizer, 1)
     for rows, share in zip(sources, shares):
         assert (rows.lengths - 1).sum() > 0.97 * share * 60_000
     (plain,), _, _ = train.treatment("plain", config, None, tokenizer)
@@ -461,7 +461,7 @@ def test_a_teacher_that_never_ends_its_readings_is_told_in_one_line(small_tasks,
 def test_minutes_plan_the_tokens_and_a_resumed_run_keeps_the_plan(tmp_path, tokenizer, monkeypatch):
     """No clock in this test: speed and time are given."""
     monkeypatch.setattr(train, "speed", lambda *_: 1000.0)
-    monkeypatch.setattr(train, "reading_sources", lambda *_: ([None] * 3, None))
+    monkeypatch.setattr(train, "reading_mix", lambda *_: ([None] * 3, None))
     planned = {}
     for minutes in (5.0, 30.0):
         config = Config(minutes=minutes, threads=1)
@@ -525,7 +525,7 @@ def test_a_run_that_goes_on_keeps_its_plan(tmp_path, monkeypatch):
         planned.append(config.student_tokens)
         raise train.runs.Stopped("stopped")
     monkeypatch.setattr(train, "speed", lambda *_: next(speeds))
-    monkeypatch.setattr(train, "reading_sources", lambda *_: ([None] * 3, None))
+    monkeypatch.setattr(train, "reading_mix", lambda *_: ([None] * 3, None))
     monkeypatch.setattr(train, "train_students", stopped)
     for _ in range(2):
         with pytest.raises(train.runs.Stopped):

@@ -130,7 +130,7 @@ def check_bad_arguments(points=1):
 
 def check_the_tokenizer_of_the_course(points=1):
     """All of it together: the course's tokenizer must have the hash for which the teacher's cache was made."""
-    from data.corpus import course_tokenizer
+    from data.documents import course_tokenizer
     header = Path(data.tokenizer.__file__).parent / "teacher" / "header.json"
     want = json.loads(header.read_text(encoding="utf-8"))["tokenizer"]
     assert course_tokenizer("world", 1024).hash == want

@@ -51,7 +51,7 @@ def same(found, want):
 def check_ori(points=2):
     """D_ORI is the text alone: one piece a sentence, no separator, END last."""
     same(plain("ori"), TEXTS + [END])
-    same(plain("ori", reads_on=1.0), TEXTS + [END])
+    same(plain("ori", join_prob=1.0), TEXTS + [END])
 
 
 def check_ner(points=3):
@@ -88,40 +88,40 @@ def pairs(document):
 
 
 def check_reading_on(points=2):
-    """reads_on: the sentence waits, and is read together with the next. What waits is read as one, between ONE pair of SEP:
+    """join_prob: the sentence waits, and is read together with the next. What waits is read as one, between ONE pair of SEP:
     its entities in order, and "none" only where there is none in all of it."""
-    same(plain("ner", reads_on=1.0), [*TEXTS, SEP, *ANNA_NER, *SHE_NER, SEP, END])
-    same(plain("ner", [ANNA], reads_on=1.0), [TEXTS[0], SEP, *ANNA_NER, SEP, END])     # the last sentence waits for nothing
-    same(plain("ner", [{**DAY}, DAY], reads_on=1.0)[2:], [SEP, *NONE, SEP, END])
+    same(plain("ner", join_prob=1.0), [*TEXTS, SEP, *ANNA_NER, *SHE_NER, SEP, END])
+    same(plain("ner", [ANNA], join_prob=1.0), [TEXTS[0], SEP, *ANNA_NER, SEP, END])     # the last sentence waits for nothing
+    same(plain("ner", [{**DAY}, DAY], join_prob=1.0)[2:], [SEP, *NONE, SEP, END])
 
 
 def check_the_order_of_questions(points=2):
     """Questions about several sentences are shuffled, rng.shuffle, or their turn would tell which sentence answers them; those
     about one sentence stand as they are."""
-    orders = {tuple(pairs(render(PARAGRAPH, "qra", random.Random(seed), forms=1, reads_on=1.0))) for seed in range(60)}
+    orders = {tuple(pairs(render(PARAGRAPH, "qra", random.Random(seed), forms=1, join_prob=1.0))) for seed in range(60)}
     assert len(orders) == 6, f"{len(orders)} of 6 orders of three questions"
     assert len({tuple(pairs(render([SHE], "qra", random.Random(seed), forms=1))) for seed in range(20)}) == 1
-    assert len({tuple(pairs(plain("qra", reads_on=1.0))) for _ in range(20)}) == 1, "the order is another one with the same rng"
+    assert len({tuple(pairs(plain("qra", join_prob=1.0))) for _ in range(20)}) == 1, "the order is another one with the same rng"
 
 
 def check_attitude_is_asked_of_the_last_sentence(points=2):
     """ "Is this good or bad?" after three sentences means the third: of those that waited, questions of attitude are left
     out."""
     for paragraph, texts, asked in ((PARAGRAPH, TEXTS, ANNA_QRA + SHE_QRA), ([ANNA, DAY], TEXTS[:2], ANNA_QRA + DAY_QRA)):
-        document = plain("qra", paragraph, reads_on=1.0)
+        document = plain("qra", paragraph, join_prob=1.0)
         same(document[:len(texts) + 1], [*texts, SEP])
         same(sorted(pairs(document)), sorted(pairs(asked)))
         same(document[len(texts) + 1 + len(asked):], [SEP, END])
 
 
 def check_how_often_a_sentence_waits(points=1):
-    """Of the sentences that have a next one, a share of reads_on waits; rng.random() < reads_on, drawn once for each."""
+    """Of the sentences that have a next one, a share of join_prob waits; rng.random() < join_prob, drawn once for each."""
     rng, waited = random.Random(3), 0
     for _ in range(1000):
-        document = render(PARAGRAPH, "qra", rng, forms=1, reads_on=0.3)
+        document = render(PARAGRAPH, "qra", rng, forms=1, join_prob=0.3)
         waited += 6 - document.count(SEP)                               # a sentence that waits saves two separators
     assert 0.26 < waited / 4000 < 0.34, f"{waited / 4000:.2f} of the sentences waited, expected .30"
-    assert plain("ner", reads_on=0.0).count(SEP) == 6
+    assert plain("ner", join_prob=0.0).count(SEP) == 6
 
 
 def check_forms(points=2):
@@ -155,7 +155,7 @@ def check_the_same_seed(points=1):
     """All that is random comes from rng, and the records stay as they were."""
     before = copy.deepcopy(PARAGRAPH)
     for name in ("ner", "qra"):
-        found = [render(PARAGRAPH, name, random.Random(6), reads_on=0.5) for _ in range(5)]
+        found = [render(PARAGRAPH, name, random.Random(6), join_prob=0.5) for _ in range(5)]
         assert all(document == found[0] for document in found)
     assert PARAGRAPH == before, "render has changed the records that it was given"
 

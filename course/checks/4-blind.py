@@ -204,4 +204,4 @@ def check_a_whole_task(points=1):
     alone = [blind_scores(model, tok, [item[:2]])[0] for item in items]
     near(blind_scores(model, tok, [item[:2] for item in items], batch_tokens=20), alone)
     want = sum(credit(row, right) for row, (_, _, right) in zip(alone, items)) / 5
-    assert abs(test_task(model, tok, {"name": "t", "items": items})["accuracy"] - want) < 1e-9
+    assert abs(eval_task(model, tok, {"name": "t", "items": items})["accuracy"] - want) < 1e-9

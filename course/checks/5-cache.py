@@ -6,8 +6,8 @@ import tempfile
 import numpy as np
 import torch
 
-from data.cache import ABSENT, Cache, CacheWriter, round_down_to_half
-from data.reads import narrow, top_p_sets
+from data.cache import MASKED, Cache, CacheWriter, round_down_to_half
+from experiments.teacher import narrow, top_p_sets
 
 LOGITS = torch.tensor([[0.05, 0.5, 0.15, 0.3]]).log() + 7.0         # logits are known up to a constant
 
@@ -83,13 +83,13 @@ def check_impossible_tokens(points=1):
 
 
 def check_shape_and_padding(points=2):
-    """K is the largest set among the rows. Behind a smaller set: id 0, ABSENT, False. Types: long, float32, bool."""
+    """K is the largest set among the rows. Behind a smaller set: id 0, MASKED, False. Types: long, float32, bool."""
     logits = torch.tensor([[9.0, 0, 0, 0, 0], [0, 0, 2.0, 2.0, 0], [1.0, 1.0, 1.0, 1.0, 1.0]])
     ids, log_probs, mask = top_p_sets(logits.bfloat16(), 0.7, 99)
     assert (ids.dtype, log_probs.dtype, mask.dtype) == (torch.int64, torch.float32, torch.bool)
     assert ids.tolist() == [[0, 0, 0, 0], [2, 3, 0, 0], [0, 1, 2, 3]], f"ids {ids.tolist()}"
     assert mask.sum(-1).tolist() == [1, 2, 4]
-    assert (log_probs[~mask] == ABSENT).all()
+    assert (log_probs[~mask] == MASKED).all()
     torch.testing.assert_close(log_probs[mask], logits.log_softmax(-1).gather(-1, ids)[mask], rtol=1e-5, atol=1e-5)
     assert top_p_sets(torch.zeros(0, 5), 0.8, 3)[0].size(0) == 0
 
@@ -118,12 +118,12 @@ def check_narrow_keeps_no_padding(points=1):
     """Where a set is padded or empty, nothing is kept, whatever stands there; .5 + .3 reaches .8 here as well."""
     log_probs, mask = torch.tensor([[0.5, 0.3, 0.1], [0.5, 0.5, 0.5]]).log(), torch.tensor([[True, True, True], [False] * 3])
     assert narrow(log_probs, mask, 0.8).tolist() == [[True, True, False], [False] * 3]
-    assert narrow(torch.full((1, 3), ABSENT), torch.zeros(1, 3, dtype=torch.bool), 0.8).tolist() == [[False] * 3]
+    assert narrow(torch.full((1, 3), MASKED), torch.zeros(1, 3, dtype=torch.bool), 0.8).tolist() == [[False] * 3]
 
 
 def check_rounding_down(points=2):
     """float16 rounds to the nearest, which is above the number half of the time: then take the next one below."""
-    exact = np.concatenate([-np.exp(np.linspace(-20, 11, 2000)), [0.0, -0.5, -1.0, ABSENT, -np.inf]]).astype(np.float32)
+    exact = np.concatenate([-np.exp(np.linspace(-20, 11, 2000)), [0.0, -0.5, -1.0, MASKED, -np.inf]]).astype(np.float32)
     kept, half = exact.copy(), round_down_to_half(exact)
     assert half.dtype == np.float16 and half.shape == exact.shape and (exact == kept).all()
     fits = exact > -65504
@@ -158,7 +158,7 @@ def check_batch(points=3):
     ids = batch["ids"].tolist()
     assert ids == [[[0, 0, 0], [0, 2, 3], [0, 0, 0]], [[0, 0, 0], [4, 7, 0], [9, 0, 0]]], f"ids {ids}"
     assert batch["log_probs"][0, 1].tolist() == [-0.75, -1.0, -2.0] and batch["log_probs"][1, 1, :2].tolist() == [-0.5, -1.5]
-    assert batch["log_probs"][1, 2, 0] == -0.25 and (batch["log_probs"][~batch["mask"]] == ABSENT).all()
+    assert batch["log_probs"][1, 2, 0] == -0.25 and (batch["log_probs"][~batch["mask"]] == MASKED).all()
 
 
 def check_batch_sizes(points=2):

@@ -4,7 +4,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from data.cache import ABSENT
+from data.cache import MASKED
 from td_distill import log_outside, set_terms, sft_loss, student_terms, topp_forward_kl, weighted_mean
 
 V = 6
@@ -21,7 +21,7 @@ def student(seed=0, scale=2.0, dtype=torch.float64):
 
 
 def log_probs(teacher=TEACHER):
-    return torch.where(MASK, teacher.log()[None].gather(-1, IDS), ABSENT)
+    return torch.where(MASK, teacher.log()[None].gather(-1, IDS), MASKED)
 
 
 def kl(logits, weights=(1.0, 1.0, 1.0), mask=MASK, log_t=None, denominator=None, **options):
@@ -92,15 +92,15 @@ def check_sft(points=2):
 
 
 def check_set_terms(points=2):
-    """ABSENT (not 0) where the mask is False, and where a position has no set or no weight all of it is harmless."""
+    """MASKED (not 0) where the mask is False, and where a position has no set or no weight all of it is harmless."""
     z, nan = torch.full((1, 3, 3), 2.0), math.nan
     mask = torch.tensor([[[True, False, True], [False] * 3, [True] * 3]])
     z[0, 1], z[0, 2, 0] = nan, nan
     z_K, log_Z, log_t, weights = set_terms(z, torch.tensor([[1.0, nan, nan]]), -z, mask, torch.tensor([[0.5, 1.0, 0.0]]))
-    none = [ABSENT] * 3
-    expected = torch.tensor([[[2.0, ABSENT, 2.0], none, none]])
+    none = [MASKED] * 3
+    expected = torch.tensor([[[2.0, MASKED, 2.0], none, none]])
     assert torch.equal(z_K, expected), f"z_K {z_K.tolist()}"
-    assert log_t[0, 0].tolist() == [-2.0, torch.tensor(ABSENT).item(), -2.0] and log_Z.tolist() == [[1.0, 0.0, 0.0]]
+    assert log_t[0, 0].tolist() == [-2.0, torch.tensor(MASKED).item(), -2.0] and log_Z.tolist() == [[1.0, 0.0, 0.0]]
     assert weights.tolist() == [[0.5, 0.0, 0.0]], f"weights {weights.tolist()}: an empty set does not count"
 
 

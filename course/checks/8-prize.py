@@ -10,12 +10,12 @@ from types import SimpleNamespace
 
 import torch
 
-import course.objectives
+import experiments.objectives
 import td_distill as td
-from course.objectives import OBJECTIVES
-from data.cache import ABSENT
+from experiments.objectives import OBJECTIVES
+from data.cache import MASKED
 
-FOLDER, FIGURE, RATES = Path(course.objectives.__file__).parent, "T=1", 3
+FOLDER, FIGURE, RATES = Path(experiments.objectives.__file__).parent, "T=1", 3
 B, T, K, V, C = 3, 6, 3, 12, 8
 
 
@@ -32,7 +32,7 @@ def batch(seed=0):
     taken = ids.gather(-1, (torch.rand(B, T, generator=g) * sizes.clamp(min=1)).long()[..., None])[..., 0]
     terminal = torch.zeros(B, T, dtype=torch.bool)
     terminal[[0, 1, 2], [T - 1, T - 3, T - 1]] = True
-    return {"hidden": hidden, "head": head, "ids": ids.masked_fill(~mask, 0), "log_probs": log_probs.masked_fill(~mask, ABSENT),
+    return {"hidden": hidden, "head": head, "ids": ids.masked_fill(~mask, 0), "log_probs": log_probs.masked_fill(~mask, MASKED),
             "mask": mask, "taken": taken, "terminal": terminal, "weights": (sizes > 0).float()}
 
 
@@ -61,7 +61,7 @@ def reordered(parts, order):
 def later_changed(parts):
     """The same batch, but for the student's hidden states and the teacher's probabilities from column 2 on."""
     other = batch(seed=1)
-    log_probs = torch.where(parts["mask"], other["log_probs"].clamp(min=-9), ABSENT)
+    log_probs = torch.where(parts["mask"], other["log_probs"].clamp(min=-9), MASKED)
     return {**parts, "hidden": torch.cat([parts["hidden"][:, :2], other["hidden"][:, 2:]], 1),
             "log_probs": torch.cat([parts["log_probs"][:, :2], log_probs[:, 2:]], 1)}
 
@@ -123,7 +123,7 @@ def check_the_order_within_a_set(points=2):
     parts = batch()
     loss, _ = prize(parts)
     flipped = {**parts, **{name: parts[name].flip(-1) for name in ("ids", "log_probs", "mask")}}
-    padding = {"ids": 0, "mask": False, "log_probs": ABSENT}
+    padding = {"ids": 0, "mask": False, "log_probs": MASKED}
     wider = {**parts, **{name: torch.cat([parts[name], torch.full_like(parts[name], x)], -1) for name, x in padding.items()}}
     assert abs(prize(flipped)[0] - loss) < 1e-5, "another order within the sets changes the loss"
     assert abs(prize(wider)[0] - loss) < 1e-5, "wider padding of the sets changes the loss"
@@ -160,7 +160,7 @@ def check_it_learns(points=3):
     parts = batch()
 
     def surprise():
-        return run(course.objectives.sft, parts)[0].item()
+        return run(experiments.objectives.sft, parts)[0].item()
     start = surprise()
     for _ in range(60):
         parts = {**parts, "hidden": parts["hidden"] - 0.1 * prize(parts)[1].sign()}
@@ -173,7 +173,7 @@ def check_the_teacher_is_followed(points=2):
     first, second = (x.flatten() for x in torch.meshgrid(*[(torch.arange(10) == 9).long()] * 2, indexing="ij"))
     shape, zero = (100, 3), torch.zeros(100, dtype=torch.long)
     column = torch.tensor([False, True, True]).expand(shape)                            # the first column is given
-    log_probs = torch.where(column[..., None], torch.tensor([0.9, 0.1]).log(), ABSENT)
+    log_probs = torch.where(column[..., None], torch.tensor([0.9, 0.1]).log(), MASKED)
     parts = {"head": torch.eye(4), "ids": torch.arange(2).expand(*shape, 2) * column[..., None], "log_probs": log_probs,
              "mask": column[..., None].expand(*shape, 2), "taken": torch.stack([zero, first, second], 1),
              "terminal": torch.tensor([False, False, True]).expand(shape), "weights": column.float()}

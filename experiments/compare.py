@@ -33,11 +33,11 @@ import torch
 from tqdm import tqdm
 
 import train
-from course.objectives import OBJECTIVES, Row, learn, new_model, settings, sft, terms
-from course.tasks import SIZES, STUDENTS, Size, open_task
+from experiments.objectives import OBJECTIVES, Row, learn, new_model, settings, sft, terms
+from experiments.compare_tasks import SIZES, STUDENTS, Size, open_task
 from data import annotations
-from data.runs import held, processes
-from data.sealed import digest, read_sealed, sealed
+from data.files import held, processes
+from data.files import digest, read_json, with_checksum
 from model import GPT
 
 RATES = (0.0025, 0.005, 0.01)
@@ -211,7 +211,7 @@ def run_all(jobs, path, workers, what):
         pool.submit(int) if jobs else None      # see train.train_students
         for future in tqdm(as_completed(futures), what, len(futures), disable=None, leave=False):
             with open(path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(sealed(future.result())) + "\n")
+                file.write(json.dumps(with_checksum(future.result())) + "\n")
             results[futures[future][:len(KEY)]] = future.result()
     return results
 
@@ -221,7 +221,7 @@ def compare(task, out, size, rows, seeds, embd, budgets, workers, rates):
     -> {(row, budget): (rate, [figures of a seed])}. Raises ValueError where the folder holds runs of another size."""
     out.mkdir(parents=True, exist_ok=True)
     note, path = out / "size.json", out / "results.jsonl"
-    if note.exists() and read_sealed(note, "use another --out_dir") != size._asdict():
+    if note.exists() and read_json(note, "use another --out_dir") != size._asdict():
         raise ValueError(f"{out}: holds runs of another size, see {note}; use another --out_dir")
     train.write_json(note, size._asdict())
     open_task(task, out, size)
@@ -297,7 +297,7 @@ def curves(results, figure="T=1"):
         yield f"{row} is at {goal:.3f} after {time_to(means[row], goal) / time_to(means[rows[0]], goal):.2f} times the seconds of {rows[0]}"
 
 
-def shown(path):
+def printable(path):
     """Lines: the tables of a results.jsonl, one for each size of student and budget; nothing is trained."""
     groups = {}
     for result in finished(path).values():
@@ -328,7 +328,7 @@ def main(argv=None):
     if options.show:
         if not Path(options.show).exists():
             raise ValueError(f"{options.show}: no such file; expected the results.jsonl of a comparison")
-        return print("\n".join(map(annotations.shown, shown(Path(options.show)))))
+        return print("\n".join(map(printable, printable(Path(options.show)))))
     rows = options.rows.split(",") if options.rows else [row for row, (source, *_) in OBJECTIVES.items() if source != "own"]
     unknown = [row for row in rows if row not in OBJECTIVES]
     if unknown or options.seeds < 1:
@@ -346,7 +346,7 @@ def main(argv=None):
     right = [task.judge(i, answer) for i, answer in enumerate(task.answers)]
     print(f"the teacher, T=1: {sum(right) / len(right):.3f} of {len(right)} prompts answered right")
     for line in [*(curves(results) if options.seconds else ()), "", *table(results)]:
-        print(annotations.shown(line))
+        print(printable(line))
 
 
 if __name__ == "__main__":

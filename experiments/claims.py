@@ -38,12 +38,12 @@ from tqdm import tqdm
 import brd
 import train
 from course import claim_tables, claim_tests, pair, retelling
-from course.claim_arms import ARMS, CLAIM_ARMS, CONTROL, RATE, TAUGHT, Job, Size, arms_of, config_of, family, rate_of, sources_of
+from experiments.claim_arms import ARMS, CLAIM_ARMS, CONTROL, RATE, TAUGHT, Job, Size, arms_of, config_of, family, rate_of, sources_of
 from data import runs
-from data.corpus import PLAIN_TOKENS, course_tokenizer, plain_rows
-from data.rows import plan_batches
-from data.runs import write_json
-from data.sealed import read_sealed, sha256_of
+from data.documents import PLAIN_TOKENS, course_tokenizer, plain_rows
+from data.batches import plan_batches
+from data.files import write_json
+from data.files import read_json, sha256_of
 from data.tasks import items
 from model import GPT
 
@@ -82,7 +82,7 @@ def run_job(job):
 
 def model_of(job, arm):
     """The finished student of another arm, of the same seed and with its own learning rate."""
-    rate = read_sealed(Path(job.out) / "rates.json", REMEDY)[family(arm)]
+    rate = read_json(Path(job.out) / "rates.json", REMEDY)[family(arm)]
     return GPT.load(job._replace(arm=arm, rate=rate).folder / "student", train.pick_device(config_of(job))[0]).eval()
 
 
@@ -185,11 +185,11 @@ def run(options, size):
 def tuned(pool, out, families, job):
     """{family: learning rate} by the mean of raw accuracies over the tasks, in dev wrappers; kept in rates.json."""
     path, trials = out / "rates.json", {(arm, rate): job(arm, TUNING, rate, DEV) for arm in ("brd", "plain") for rate in RATES}
-    rates = read_sealed(path, REMEDY) if path.exists() else {"tried": {}}
+    rates = read_json(path, REMEDY) if path.exists() else {"tried": {}}
     missing = sorted(families - set(rates))
     work(pool, run_job, [trials[arm, rate] for arm in missing for rate in RATES], "learning rates")
     for arm in missing:
-        results = {rate: read_sealed(trials[arm, rate].result, REMEDY) for rate in RATES}
+        results = {rate: read_json(trials[arm, rate].result, REMEDY) for rate in RATES}
         rates["tried"][arm] = {f"{rate:g}": {"accuracy": round(claim_tables.mean_accuracy(r["tasks"]), 4), "bits": r["bits"]}
                                for rate, r in results.items()}
         rates[arm] = max(RATES, key=lambda rate: rates["tried"][arm][f"{rate:g}"]["accuracy"])
@@ -199,15 +199,15 @@ def tuned(pool, out, families, job):
 
 def collect(out, options, size, rates, jobs, compared):
     """Writes results-WRAPPERS.jsonl: a head, then a line a student."""
-    rows = [read_sealed(job.result, REMEDY) for job in jobs]
+    rows = [read_json(job.result, REMEDY) for job in jobs]
     for job, row in zip(jobs, rows):
         seconds = job.folder / "student" / "seconds.json"
-        row |= {"seconds": read_sealed(seconds, REMEDY)["training"]} if seconds.exists() else {}
+        row |= {"seconds": read_json(seconds, REMEDY)["training"]} if seconds.exists() else {}
     for job in compared:
         (row,) = (row for row in rows if (row["arm"], row["seed"]) == (job.arm, job.seed))
-        row["agreement"] = read_sealed(job.folder / f"agreement-{Path(job.wrappers).stem}.json", REMEDY)
+        row["agreement"] = read_json(job.folder / f"agreement-{Path(job.wrappers).stem}.json", REMEDY)
     if (out / "teacher" / "results.json").exists():
-        rows.append(read_sealed(out / "teacher" / "results.json", REMEDY))
+        rows.append(read_json(out / "teacher" / "results.json", REMEDY))
     stem = Path(options.wrappers).stem
     sizes = [f"--{name}={value}" for name, value in size._asdict().items() if value != Size._field_defaults[name]]
     asked = [] if options.claims == list(CLAIM_ARMS) else options.claims
@@ -298,11 +298,11 @@ def main(arguments=None):
     options = parse(arguments)
     if options.show:
         head, rows = claim_tables.read(options.show)
-        return print("\n".join(map(brd.shown, claim_tables.show(head, rows))))
+        return print("\n".join(map(printable, claim_tables.show(head, rows))))
     items.read_wrappers(options.wrappers)
     size, out = Size(**{name: getattr(options, name) for name in Size._fields}), Path(options.out_dir)
     note = out / "size.json"
-    known = Size(**read_sealed(note, "use another --out_dir")) if note.exists() else None
+    known = Size(**read_json(note, "use another --out_dir")) if note.exists() else None
     if options.minutes:
         size = size._replace(tokens=known.tokens if known else planned_tokens(options, size))
     print_plan(plan(options.claims, options.seeds, size), options.workers)
@@ -315,7 +315,7 @@ def main(arguments=None):
         path = run(options, size)
     head, rows = claim_tables.read(path)
     print("\n".join(claim_tables.show(head, rows)))
-    print(brd.shown(claim_tables.pictures(out, head, rows)))
+    print(printable(claim_tables.pictures(out, head, rows)))
 
 
 if __name__ == "__main__":

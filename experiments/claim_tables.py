@@ -24,11 +24,11 @@ from typing import NamedTuple
 import numpy as np
 
 from course import plots
-from course.claim_arms import AFTER, ARMS, CLAIM_ARMS, LEARNT
-from course.claim_tests import LEARNT as LEARNT_TASKS
-from course.claim_tests import unpacked
-from course.compare import mean_se
-from data.sealed import sha256_of
+from experiments.claim_arms import AFTER, ARMS, CLAIM_ARMS, LEARNT
+from experiments.claim_tests import LEARNT as LEARNT_TASKS
+from experiments.claim_tests import unpacked
+from experiments.compare import mean_se
+from data.files import sha256_of
 from data.tasks import items
 
 EQUAL, SPILL = 0.01, 300    # arms of one table may differ in tokens read by this part, and by a few documents, which are never cut

@@ -15,12 +15,12 @@ from tqdm import tqdm
 
 import brd
 import train
-from course.objectives import Row, learn, new_model, settings, sft
+from experiments.objectives import Row, learn, new_model, settings, sft
 from data import annotations, grammar, reads, world
-from data.cache import Cache, CacheWriter
-from data.corpus import course_tokenizer, reading_rows
-from data.rows import Rows
-from data.sealed import read_sealed
+from data.cache import TeacherCache, CacheWriter
+from data.documents import course_tokenizer, reading_rows
+from data.batches import Rows
+from data.files import read_json
 from model import GPT, GPTConfig
 
 MASSES = (1.0, 0.95, 0.8)           # p of the sets that are kept on disk; p = 1 is the dense teacher
@@ -86,7 +86,7 @@ def grammar_task(out, size):
     teacher = GPT.load(out / "teacher")
     if not (out / "answers.json").exists():
         train.write_json(out / "answers.json", {"answers": teacher.generate(prompts, size.max_new, stop=grammar.END, seed=1)})
-    task = task._replace(teacher=teacher, answers=read_sealed(out / "answers.json", REMEDY)["answers"])
+    task = task._replace(teacher=teacher, answers=read_json(out / "answers.json", REMEDY)["answers"])
     for draw, p in (("free", 1.0), ("nucleus", 0.8)):
         if not (out / f"{draw}-{p}" / "header.json").exists():
             grammar_cache(out / f"{draw}-{p}", task.teacher, grammar_prompts(size.prompts, "train"), size, p)
@@ -158,7 +158,7 @@ def reading_task(out, size):
         train.write_json(out / "answers.json", {"answers": teacher.generate(prompts, size.max_new, stop=tokenizer.sep, seed=1)})
     if not (out / "free-1.0" / "header.json").exists():
         train.write_cache(out / "free-1.0", teacher, tokenizer, config)
-    return Task(teacher, references, open_caches(out), prompts, read_sealed(out / "answers.json", REMEDY)["answers"], judge,
+    return Task(teacher, references, open_caches(out), prompts, read_json(out / "answers.json", REMEDY)["answers"], judge,
                 tokenizer.sep, size.max_new, weights, GPTConfig(n_vocab=tokenizer.n_vocab, block_size=384, n_layer=3, n_head=4, n_embd=128))
 
 

@@ -3,7 +3,7 @@ Task files as they are published -> items that a model can be tested on.
 
     python brd.py test out/brd bbh/snarks.json boolq/dev.jsonl SST-2/dev.tsv logical_deduction --fewshot=2
 
-    from data.task_files import load_task
+    from adapters.task_files import load_task
     load_task("bbh/snarks.json")["items"][0]    # ("Q: Which statement is sarcastic?\n...\nA:", ["(A)", "(B)"], {1})
 
 An item is (prompt, candidates, right): the candidates to choose from, and the indices of those that are right. Where the
@@ -28,7 +28,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from data.sealed import brief
+from data.files import brief
 
 # ---------------------------------------------------------------------------------------------------------------------
 # the templates: what stands in a prompt, and the candidate for each label

@@ -8,7 +8,7 @@ the response is "output" or "response". Other fields are not looked at.
 
 import json
 
-from data.sealed import brief
+from data.files import brief
 
 ANSWER = "\n\nAnswer:"        # what a prompt ends with; the response follows behind a space
 

@@ -19,9 +19,9 @@ from collections import Counter
 from pathlib import Path
 
 from data.annotations import BREAKS, write_annotations
-from data.endpoint import ask_all, endpoint_url, key_of, read_replies, secret_key
-from data.prepare import paragraphs, read_text, sentences
-from data.prompts import FIELDS, messages, parse
+from adapters.endpoint import ask_all, endpoint_url, key_of, read_replies, secret_key
+from adapters.sentences import paragraphs, read_text, sentences
+from adapters.prompts import FIELDS, messages, parse
 
 TRIES, WARM = 3, 0.7                # of a reply that cannot be used, and their temperature after the first
 CONTROL = "control characters in the sentence"
@@ -46,7 +46,7 @@ def request(behaviour, sentence, k, options):
 
 
 def outcome(behaviour, sentence, replies, options):
-    """What the replies give for a sentence -> (items, dropped, why, next): as data.prompts.parse, and the request to be
+    """What the replies give for a sentence -> (items, dropped, why, next): as adapters.prompts.parse, and the request to be
     sent next, None where a reply can be used or all TRIES are spent."""
     for k in range(TRIES):
         key, body = request(behaviour, sentence, k, options)

@@ -3,7 +3,7 @@ A reader's own text -> paragraphs -> sentences.
 
     python data/prepare.py my_book.txt      # or a folder with .txt and .md files; prints counts and the first sentences
 
-    from data.prepare import paragraphs, read_text, sentences, split
+    from adapters.sentences import paragraphs, read_text, sentences, split
     train, val = split(paragraphs(read_text("my_book.txt")))
     sentences(train[0])                     # ["Anna took a train. ", "It was late."]
 
@@ -25,7 +25,7 @@ from pathlib import Path
 if not __package__:  # python data/prepare.py: the modules stand one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.annotations import shown  # noqa: E402
+from data.cli import printable  # noqa: E402
 
 SUFFIXES = (".txt", ".md")      # what is read from a folder
 MAX_SENTENCE = 500              # characters, some 150 tokens; what is longer (a table, no stops at all) is cut at a word
@@ -215,14 +215,14 @@ def main(argv=None):
     try:
         text = read_text(args.path)
     except (ValueError, OSError) as error:
-        print(f"error: {shown(str(error))}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     cut = [(number, sentence) for number, p in enumerate(paragraphs(text)) for sentence in sentences(p)]
     lengths = sorted(len(sentence.strip()) for _, sentence in cut)
-    print(f"{shown(args.path)}: {len(text.encode('utf-8')):,} bytes, {cut[-1][0] + 1:,} paragraphs, {len(cut):,} sentences; "
+    print(f"{printable(args.path)}: {len(text.encode('utf-8')):,} bytes, {cut[-1][0] + 1:,} paragraphs, {len(cut):,} sentences; "
           f"characters a sentence: median {lengths[len(lengths) // 2]}, longest {lengths[-1]}")
     for number, sentence in cut[:args.show]:
-        print(f"  {number}: {shown(' '.join(sentence.split()))}")
+        print(f"  {number}: {printable(' '.join(sentence.split()))}")
     return 0
 
 

@@ -17,9 +17,9 @@ from types import SimpleNamespace
 import torch
 from tqdm import tqdm
 
-from data import ranks, world
+from data import machine as ranks, world
 from data.annotations import parse_question
-from data.cache import ABSENT, CacheWriter
+from data.cache import MASKED, CacheWriter
 from model import most_probable
 
 SLACK = 1e-6        # float32 rounding of a mass: .5 + .3 reaches p = .8
@@ -33,7 +33,7 @@ def top_p_sets(logits, p, k_cap, temperature=1.0):
     logits (N, V) float; 0 < p <= 1; k_cap: at most so many tokens are kept, even where they do not reach p.
     Returns ids (N, K) long, log_probs (N, K) float32, mask (N, K) bool, with K the largest set among the rows. The
     token that crosses p is in the set; the most probable comes first, among equals the lower id. Tokens of probability
-    0 are never kept. Where mask is False: id 0 and log-probability ABSENT.
+    0 are never kept. Where mask is False: id 0 and log-probability MASKED.
 
     log_probs are the teacher's own, log softmax(logits / temperature), not renormalised over the set: the mass that is
     missing is known. This is the one place where a temperature is applied; no loss has one.
@@ -53,7 +53,7 @@ def top_p_sets(logits, p, k_cap, temperature=1.0):
     mask &= values > -torch.inf
     width = int(mask.sum(-1).max()) if len(mask) else 0
     ids, values, mask = ids[:, :width], values[:, :width], mask[:, :width]   # (N, K)
-    return ids.masked_fill(~mask, 0), values.masked_fill(~mask, ABSENT), mask
+    return ids.masked_fill(~mask, 0), values.masked_fill(~mask, MASKED), mask
 
 
 def narrow(log_probs, mask, p):
@@ -90,7 +90,7 @@ def sampled_sets(logits, n, generator=None):
     ids = torch.multinomial(torch.softmax(logits.float(), dim=-1), n, replacement=True, generator=generator)
     same = ids[:, :, None] == ids[:, None, :]                                # (N, n, n)
     mask = ~same.tril(diagonal=-1).any(-1)
-    return ids.masked_fill(~mask, 0), (same.sum(-1) / n).log().masked_fill(~mask, ABSENT), mask
+    return ids.masked_fill(~mask, 0), (same.sum(-1) / n).log().masked_fill(~mask, MASKED), mask
 
 
 def draw_with_sets(model, prompts, max_new, *, p, k_cap, temperature, stop, seed):

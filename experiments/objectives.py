@@ -12,8 +12,8 @@ import torch.nn.functional as F
 import td_distill as td
 import train
 from data import reads
-from data.cache import ABSENT
-from data.rows import Rows
+from data.cache import MASKED
+from data.batches import Rows
 from model import GPT
 
 
@@ -27,14 +27,14 @@ class Row(NamedTuple):
 
 def terms(model, source, documents, task):
     """What a loss may ask for, in the columns that are predicted: z_K (B, T, K), z_a, log_Z, weights, terminal (B, T),
-    ids, log_probs, mask, hit (B, T, K), hidden (B, T, C); tokens (B, T + 1), lengths of prompts, and the model itself.
+    ids, log_probs, mask, is_taken (B, T, K), hidden (B, T, C); tokens (B, T + 1), lengths of prompts, and the model itself.
 
     References have no sets: K is 1, and the mask is empty."""
     if isinstance(source, Rows):
         given, taken, weights = source.batch(documents, task.weights.numpy())
         tokens = torch.cat([given[:, :1], taken], 1)
         sets = {"ids": tokens[..., None], "mask": torch.zeros(*tokens.shape, 1, dtype=torch.bool),
-                "log_probs": torch.full((*tokens.shape, 1), ABSENT)}
+                "log_probs": torch.full((*tokens.shape, 1), MASKED)}
     else:
         sets = source.batch(documents)
         tokens = sets["tokens"]
@@ -43,7 +43,7 @@ def terms(model, source, documents, task):
     hidden = model.hidden(tokens[:, :-1])                                                            # (B, T, C)
     z_K, z_a, log_Z = td.student_terms(model.logits(hidden), ids, taken)
     return SimpleNamespace(z_K=z_K, z_a=z_a, log_Z=log_Z, ids=ids, log_probs=log_probs, mask=mask, weights=weights,
-                           hit=ids == taken[..., None], terminal=taken == task.stop, hidden=hidden, model=model)
+                           is_taken=ids == taken[..., None], terminal=taken == task.stop, hidden=hidden, model=model)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -69,7 +69,7 @@ def bd(floor=-torch.inf, lm=0.0, **options):
     loss is added, there on pretraining text, here with the factor lm on the teacher's tokens."""
     def loss(s):
         z_K, z_a = s.z_K.clamp(min=floor), s.z_a.clamp(min=floor)
-        step = s.log_probs, s.mask, s.hit, s.terminal, s.weights
+        step = s.log_probs, s.mask, s.is_taken, s.terminal, s.weights
         return td.bellman_distill(z_K, z_a, s.log_Z, *step, **options)[0] + (lm * sft(s) if lm else 0)
     return loss
 
@@ -95,7 +95,7 @@ def to_come(leak, gamma=0.95):
         ahead = 1 - gamma ** n
         ahead = ahead / td.weighted_mean(ahead, s.weights * live)
         inside = td.topp_forward_kl(s.z_K, s.log_Z, s.log_probs, s.mask, s.weights, leak=0.0)[0]
-        outside = s.log_Z - torch.where(s.mask, s.z_K, ABSENT).logsumexp(-1)                         # (B, T)
+        outside = s.log_Z - torch.where(s.mask, s.z_K, MASKED).logsumexp(-1)                         # (B, T)
         return inside + leak * td.weighted_mean(ahead * outside, s.weights * live)
     return loss
 
@@ -115,8 +115,8 @@ class LookAhead:
         for t in range(outside.size(1) - 2, -1, -1):
             column = self.gamma * column - outside[:, t + 1]
             ahead[:, t] = column
-        hit = s.hit & s.mask
-        error = (self.of(s) - ahead[..., None])[hit]
+        is_taken = s.is_taken & s.mask
+        error = (self.of(s) - ahead[..., None])[is_taken]
         loss = error.square().mean()
         self.adam.zero_grad()
         loss.backward()
@@ -135,11 +135,11 @@ def improve(beta, leak=3.0, gamma=0.95, control=None):
     in another order. "class": a mean advantage for every token, the same in all states."""
     def loss(s):
         head = s.model.__dict__.setdefault("look_ahead", LookAhead(s.hidden.size(-1), s.model.config.n_vocab, gamma))
-        outside = torch.where(s.mask.any(-1), s.log_Z - torch.where(s.mask, s.z_K, ABSENT).logsumexp(-1), 0).detach()
+        outside = torch.where(s.mask.any(-1), s.log_Z - torch.where(s.mask, s.z_K, MASKED).logsumexp(-1), 0).detach()
         with torch.enable_grad(), torch.autocast("cpu", enabled=False):
             head.fit(s, outside)
         with torch.no_grad():
-            log_q = torch.where(s.mask, s.log_probs, ABSENT).log_softmax(-1)                         # (B, T, K)
+            log_q = torch.where(s.mask, s.log_probs, MASKED).log_softmax(-1)                         # (B, T, K)
             U = torch.where(s.mask, head.of(s), 0)
             A = torch.where(s.mask, U - (log_q.exp() * U).sum(-1, keepdim=True), 0)
             A = (A / A[s.mask].std().clamp(min=1e-6)).clamp(-3, 3)
@@ -153,7 +153,7 @@ def improve(beta, leak=3.0, gamma=0.95, control=None):
                 sums.mul_(0.99).index_add_(0, s.ids[s.mask], A[s.mask])
                 counts.mul_(0.99).index_add_(0, s.ids[s.mask], torch.ones(int(s.mask.sum())))
                 A = (sums / counts.clamp(min=1e-6))[s.ids] * s.mask
-            target = torch.where(s.mask, (log_q + beta * A).log_softmax(-1), ABSENT)
+            target = torch.where(s.mask, (log_q + beta * A).log_softmax(-1), MASKED)
         return td.topp_forward_kl(s.z_K, s.log_Z, target, s.mask, s.weights, leak=leak)[0]
     return loss
 

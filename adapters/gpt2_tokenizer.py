@@ -13,7 +13,7 @@ import math
 import os
 import re
 
-from data.sealed import brief
+from data.files import brief
 from data.tokenizer import SEP, Tokenizer
 
 # How GPT-2 cuts words, as tiktoken writes it since 0.8 (the hash of a tokenizer depends on the pattern).

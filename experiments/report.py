@@ -35,9 +35,9 @@ import brd
 import td_distill
 from course import pages, plots
 from data import reads, world
-from data.cache import Cache
-from data.runs import verify
-from data.sealed import read_sealed
+from data.cache import TeacherCache
+from data.files import verify
+from data.files import read_json
 from data.tokenizer import Tokenizer
 from model import GPT
 
@@ -127,11 +127,11 @@ def report(results):
     if "reading" not in students["plain"]:
         plain = students["plain"]
         return (f"{plain['bits_per_byte']:.3f} bits per byte of held-out text, after {plain['tokens_seen']:,} tokens\n\n"
-                "--- a sample that continues the first held-out words\n" + "\n".join(map(brd.shown, plain["sample"].split("\n"))))
+                "--- a sample that continues the first held-out words\n" + "\n".join(map(printable, plain["sample"].split("\n"))))
     lines = []
     for label, cells in [("", students), *table(students)]:
         lines += [f"{label:38}" + "".join(f"{cell:>14}" for cell in cells)] if cells else [""] + [label] * bool(label)
-    return "\n".join(map(brd.shown, lines))
+    return "\n".join(map(printable, lines))
 
 
 # --- what the page shows of a student and of the cache -----------------------------------------------------------------
@@ -178,7 +178,7 @@ def unrolled(cache, d, model, tokenizer, p, gamma):
 
 def visible(token):
     """A token as a label: its space as ␣, its line break as ↵, no other control character."""
-    return brd.shown(token.replace("\n", "↵").replace(" ", "␣"))
+    return printable(token.replace("\n", "↵").replace(" ", "␣"))
 
 
 # --- the page ----------------------------------------------------------------------------------------------------------
@@ -290,7 +290,7 @@ def page(results, readings, answer, cache, drawn, missing):
 
 def read_results(path):
     """The results.json of a run -> dict; ValueError where it is damaged, or of something else."""
-    results = read_sealed(path, REMEDY)
+    results = read_json(path, REMEDY)
     try:
         _ = results["config"]["seed"], results["versions"].items(), report(results)
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -324,9 +324,9 @@ def write_page(out, pictures=None):
 def page_line(out):
     """Write the page and say so in one line, or why not: a run that took long must not fail at its picture book."""
     try:
-        return brd.shown(f"{write_page(Path(out))} shows them in pictures")
+        return printable(f"{write_page(Path(out))} shows them in pictures")
     except Exception as error:
-        return brd.shown(f"no report.html: {type(error).__name__}: {error}".split("\n")[0])
+        return printable(f"no report.html: {type(error).__name__}: {error}".split("\n")[0])
 
 
 def main(arguments=None):
@@ -336,9 +336,9 @@ def main(arguments=None):
     parser.add_argument("--pictures", type=Path, help="also write the README's pictures into this folder, as PNG")
     options = parser.parse_args(arguments)
     try:
-        print(brd.shown(str(write_page(options.out, options.pictures))))
+        print(printable(str(write_page(options.out, options.pictures))))
     except (ValueError, OSError, ImportError) as error:
-        print(f"error: {brd.shown(str(error))}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -27,7 +27,7 @@ from tqdm import tqdm
 if not __package__:  # python data/download.py: the modules stand one folder up
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.annotations import shown  # noqa: E402
+from data.cli import printable  # noqa: E402
 
 CHUNK = 1 << 16          # bytes read at once
 TIMEOUT = 30             # seconds without a byte
@@ -183,9 +183,9 @@ def main(arguments=None):
         try:
             text = download(name, options.folder)
         except (ValueError, OSError) as error:
-            print(f"error: {shown(str(error))}", file=sys.stderr)
+            print(f"error: {printable(str(error))}", file=sys.stderr)
             return 2
-        print(shown(f"{text}: {text.stat().st_size:,} bytes ({SETS[name]['licence']}); python train.py --corpus={text}"))
+        print(printable(f"{text}: {text.stat().st_size:,} bytes ({SETS[name]['licence']}); python train.py --corpus={text}"))
     return 0
 
 

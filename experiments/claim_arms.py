@@ -15,7 +15,7 @@ from typing import NamedTuple
 import train
 from course import retelling
 from data import world
-from data.corpus import PLAIN_TOKENS, QRA_TOKENS, course_tokenizer, plain_rows, reading_rows
+from data.documents import PLAIN_TOKENS, QRA_TOKENS, course_tokenizer, plain_rows, reading_rows
 from data.tasks import items
 
 NER_TOKENS, APART = 40, 0.98                 # tokens of a paragraph in D_NER; in D_QRA, of one read sentence by sentence, in tokens of a whole one
@@ -167,7 +167,7 @@ def sources_of(job):
         return [plain_rows(list(items.plain(tokens // PLAIN_TOKENS + 1, f"{job.seed} {name}")), tokenizer)], [1.0], [0.0]
     shares = [config.plain_share, config.ner_share, round(1 - config.plain_share - config.ner_share, 6)]
     usual = tokens * (1 - train.Config.plain_share - train.Config.ner_share)            # tokens of questions that brd reads
-    n, levels = world.whose_first(usual) if arm.read != "short" else (usual / QRA_TOKENS, world.LEVELS)
+    n, levels = world.binding_curriculum(usual) if arm.read != "short" else (usual / QRA_TOKENS, world.LEVELS)
     n *= shares[2] * tokens / usual / (APART if arm.read == "sentences" else 1)
     n = int(max(n, shares[1] * tokens / NER_TOKENS)) + 1
     paragraphs = annotated(arm.read, n, job.seed, levels)

@@ -38,8 +38,8 @@ def scored(model, tokenizer, task, which="items"):
     """(credits, centred credits or None) of one task, packed; which: "items", or "blank" for those without a paragraph."""
     prompts, candidates, rights = zip(*task[which])
     scores = brd.blind_scores(model, tokenizer, list(zip(prompts, candidates)))
-    rows = brd.centre(candidates, scores)
-    return packed(map(brd.credit, scores, rights)), rows and packed(map(brd.credit, rows, rights))
+    rows = brd.calibrate(candidates, scores)
+    return packed(map(brd.tie_accuracy, scores, rights)), rows and packed(map(brd.tie_accuracy, rows, rights))
 
 
 def blind(model, tokenizer, tasks, control=False):
@@ -68,7 +68,7 @@ def learnt(model, tokenizer, tasks, setting, teacher, seed):
 def answer_log_probs(model, tokenizer, items):
     """(n, V) float32: log-probabilities of the token that an answer begins with."""
     contexts = [brd.split_tokens(tokenizer, prompt, candidates, model.config.block_size)[0] for prompt, candidates, _ in items]
-    return torch.cat([model.logits(model.start(contexts[i:i + brd.ROWS])[0][:, -1]).log_softmax(-1)
+    return torch.cat([model.logits(model.prefill(contexts[i:i + brd.ROWS])[0][:, -1]).log_softmax(-1)
                       for i in range(0, len(contexts), brd.ROWS)])
 
 

@@ -72,7 +72,7 @@ def teach(model, tokenizer, items, answers, options):
     """A copy of the student that has learnt these answers to these prompts, by next-token training on the answers' tokens."""
     import brd
     import train
-    from data.rows import Rows
+    from data.batches import Rows
     text, answer, block_size = brd.ROLES.index("text"), brd.ROLES.index("answer"), model.config.block_size
     documents = []
     for (prompt, *_), wanted in zip(items, answers):

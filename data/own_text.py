@@ -19,9 +19,9 @@ import numpy as np
 from tqdm import tqdm
 
 from data import prepare
-from data.rows import Rows
-from data.runs import digest, rename, write_json
-from data.sealed import read_sealed
+from data.batches import Rows
+from data.files import digest, rename, write_json
+from data.files import read_json
 from data.tokenizer import Tokenizer, get_tokenizer, train_bpe
 
 LARGE = 8_000_000       # bytes of text from which on it is streamed; below, data/corpus.own_text reads it whole
@@ -135,10 +135,10 @@ def streamed_text(config, out):
                "name": config.tokenizer}
     path = folder / "header.json"
     remedy = f"remove {folder}, and it is made again"
-    header = read_sealed(path, remedy) if path.exists() else {}
+    header = read_json(path, remedy) if path.exists() else {}
     if any(header.get(name) != value for name, value in made_of.items()):
         write_text(folder, config, made_of)
-        header = read_sealed(path, remedy)
+        header = read_json(path, remedy)
     tokenizer, block = Tokenizer.load(folder), config.block_size
     size = header["tokens"] * np.dtype(header["dtype"]).itemsize
     if os.path.getsize(folder / "tokens.bin") != size:

@@ -29,8 +29,8 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from data.annotations import shown
-from data.sealed import digest, sealed
+from data.cli import printable
+from data.files import digest, with_checksum
 
 BACKOFF, LONGEST_WAIT = 1.0, 300    # seconds before the first retry, doubled each time; the longest that is waited
 GIVE_UP = 8                         # requests in a row that stay without a reply end a run
@@ -77,7 +77,7 @@ def keep(file, line, secret):
     be read back. OSError where the disk is full."""
     text = json.dumps(line)                             # ASCII, so a key can be found in it and half a character is no harm
     line = json.loads(text.replace(secret, "[key]") if len(secret) >= PLACEHOLDER else text)
-    text = json.dumps(sealed(line))
+    text = json.dumps(with_checksum(line))
     if file.write(text.encode() + b"\n") <= len(text):
         raise OSError(f"{file.name}: could not be written in full; is the disk full?")
     return line
@@ -162,7 +162,7 @@ def complaint(error, secret, deadline):
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     except (OSError, http.client.HTTPException, ValueError, RecursionError):
         pass                                                            # then it is shown as it came
-    return shown((text.replace(secret, "[key]") if secret else text).strip()[:200])
+    return printable((text.replace(secret, "[key]") if secret else text).strip()[:200])
 
 
 def completion(body):

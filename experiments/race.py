@@ -31,9 +31,9 @@ import torch
 
 import brd
 from data import world
-from data.cache import Cache, CacheWriter
-from data.corpus import course_tokenizer
-from data.rows import Rows
+from data.cache import TeacherCache, CacheWriter
+from data.documents import course_tokenizer
+from data.batches import Rows
 from model import GPT, GPTConfig
 from train import Config, fit
 

@@ -1,7 +1,7 @@
 """From text to rows: stages 1 to 3 of the course.
 
     tokenizer = course_tokenizer("world", 1024)
-    sources, shares = reading_sources(1_000_000, config, tokenizer, seed=1)     # D_ORI, D_NER, D_QRA of the built-in world
+    sources, shares = reading_mix(1_000_000, config, tokenizer, seed=1)     # D_ORI, D_NER, D_QRA of the built-in world
     training, held_out = annotated_text("primer")                               # natural text that a teacher has annotated
     tokenizer, parts = own_text(config)                                         # a text of your own, without annotations
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import brd
 from data import annotations, prepare, world
-from data.rows import LENGTH_STEP, Rows
+from data.batches import LENGTH_STEP, Rows
 from data.tokenizer import get_tokenizer, train_bpe
 
 # Predicted tokens in an average document, rounded down: they tell how many paragraphs to write for a number of tokens.
@@ -114,7 +114,7 @@ def reading_documents(paragraphs, copy, seed, levels=world.LEVELS):
     rng = random.Random(f"{copy} {seed}")
     for i, paragraph in enumerate(paragraphs):
         level = world.level(i / len(paragraphs), levels)
-        for document in brd.documents(paragraph, copy, rng, forms=level.forms, reads_on=level.reads_on):
+        for document in brd.documents(paragraph, copy, rng, forms=level.forms, join_prob=level.join_prob):
             yield vary_layout(document, rng) if level.varied and rng.random() < level.varied else document
 
 
@@ -135,7 +135,7 @@ def annotated_paragraphs(tokens, config, seed, path=None):
     return paragraphs
 
 
-def reading_sources(tokens, config, tokenizer, seed, path=None):
+def reading_mix(tokens, config, tokenizer, seed, path=None):
     """(sources, shares) of Basic Reading Distillation on the built-in world, enough for `tokens` tokens; path: see
     annotated_paragraphs."""
     shares = [config.plain_share, config.ner_share, 1 - config.plain_share - config.ner_share]

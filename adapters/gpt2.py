@@ -20,8 +20,8 @@ import shutil
 
 import torch
 
-from data.gpt2_tokenizer import read_json, tokenizer_files
-from data.sealed import brief, read_tensors
+from adapters.gpt2_tokenizer import read_json, tokenizer_files
+from data.files import brief, read_tensors
 
 FIELDS = {"n_vocab": "vocab_size", "block_size": "n_positions", "n_layer": "n_layer", "n_head": "n_head",
           "n_embd": "n_embd"}                                           # of GPTConfig, and what config.json calls them

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from course.race import load_nanogpt, new_nanogpt
-from data.rows import Rows
+from experiments.race import load_nanogpt, new_nanogpt
+from data.batches import Rows
 from model import GPT, GPTConfig
 from train import Config, fit
 

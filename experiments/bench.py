@@ -47,9 +47,9 @@ from tqdm import tqdm
 
 import td_distill
 from course import race, shakespeare
-from data.annotations import shown
+from data.cli import printable
 from data.cache import CacheWriter
-from data.reads import draw_with_sets, top_p_sets
+from experiments.teacher import draw_with_sets, top_p_sets
 from model import GPT, GPTConfig
 from train import Config, pick_device
 
@@ -135,7 +135,7 @@ def loss_inputs(options, device):
     x.log_probs = x.teacher.log_softmax(-1).gather(-1, x.ids)
     x.mask = torch.ones_like(x.ids, dtype=torch.bool)
     x.taken = x.ids.gather(-1, torch.randint(options.kept, (*shape, 1), device=device))[..., 0]    # (B, T)
-    x.hit, x.weights = x.ids == x.taken[..., None], torch.ones(shape, device=device)
+    x.is_taken, x.weights = x.ids == x.taken[..., None], torch.ones(shape, device=device)
     x.terminal = (torch.arange(shape[1], device=device) == shape[1] - 1).expand(shape)
     return x
 
@@ -168,7 +168,7 @@ def forward_kl(x, z_K, z_a, log_Z):
 
 def bellman(x, z_K, z_a, log_Z):
     """With leak, and with cross-entropy, which the released code has too."""
-    loss, _ = td_distill.bellman_distill(z_K, z_a, log_Z, x.log_probs, x.mask, x.hit, x.terminal, x.weights, leak=1.0)
+    loss, _ = td_distill.bellman_distill(z_K, z_a, log_Z, x.log_probs, x.mask, x.is_taken, x.terminal, x.weights, leak=1.0)
     return loss + td_distill.sft_loss(z_a, log_Z, x.weights)[0]
 
 
@@ -426,7 +426,7 @@ def main(argv=None):
                 json.dump({"options": vars(options), "torch": torch.__version__, "tables": tables}, file, indent=1)
             os.replace(options.json + ".tmp", options.json)
     except (ValueError, OSError) as error:
-        print(f"error: {shown(str(error))}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     return 0
 

@@ -43,7 +43,7 @@ if not __package__:  # python data/tasks/items.py: the modules stand two folders
     sys.path.insert(0, str(HERE.parents[1]))
 
 from data import world  # noqa: E402
-from data.annotations import shown  # noqa: E402
+from data.cli import printable  # noqa: E402
 from data.tasks import make  # noqa: E402
 
 N = 360                              # items of a task and seed: divisible by 2 or 3 wrappers times 2, 3, 4 or 5 answers
@@ -304,5 +304,5 @@ if __name__ == "__main__":
     try:
         main()
     except (ValueError, OSError) as error:
-        print(f"error: {shown(str(error))}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)

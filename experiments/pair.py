@@ -21,14 +21,14 @@ from pathlib import Path
 
 import brd
 import train
-from course.report import figure
+from experiments.report import figure
 from data import reads, runs
-from data.cache import Cache, CacheWriter
-from data.gpt2 import locate
-from data.gpt2_tokenizer import read_tokenizer
-from data.instructions import read_instructions
-from data.rows import Rows
-from data.sealed import read_sealed
+from data.cache import TeacherCache, CacheWriter
+from adapters.gpt2 import locate
+from adapters.gpt2_tokenizer import read_tokenizer
+from adapters.instructions import read_instructions
+from data.batches import Rows
+from data.files import read_json
 from data.tokenizer import Tokenizer
 from model import GPT
 
@@ -136,15 +136,15 @@ def pair(config):
     path, text = out / "results.json", runs.digest(Path(config.corpus))
     of = runs.made_of("results", config, tokenizer, text, teacher=weights_hash(teacher), student=weights_hash(student))
     if path.exists() and runs.made(path, of):
-        before = read_sealed(path, "remove it, and the students are tested again")
-        return print(f"{brd.shown(str(out))}: finished before; --redo starts over\n{table(before['pair'])}")
+        before = read_json(path, "remove it, and the students are tested again")
+        return print(f"{printable(str(out))}: finished before; --redo starts over\n{table(before['pair'])}")
     print(f"{len(prompts):,} prompts to learn from, {len(asked):,} to be tested on, vocabulary {tokenizer.n_vocab:,}", flush=True)
     with runs.held(out):
         models = treat(config, out, teacher, student, tokenizer, prompts, rows, of)
         results = {name: {"rouge_l": test_answers(model.eval(), tokenizer, asked, references), "params": model.num_params(),
                           "tokens_seen": model.extra.get("tokens_seen", 0)} for name, model in models.items()}
         runs.write_json(path, {"pair": results, "config": runs.noted(config), "made_of": of}, of)
-    print(f"{table(results)}\n\n{time.perf_counter() - begin:.0f} s in all; {brd.shown(str(path))} holds every figure")
+    print(f"{table(results)}\n\n{time.perf_counter() - begin:.0f} s in all; {printable(str(path))} holds every figure")
 
 
 def treat(config, out, teacher, student, tokenizer, prompts, rows, of):
@@ -165,5 +165,5 @@ def table(results):
     """The results of `pair` as text."""
     lines = [f"\n{'':12}{'parameters':>14}{'tokens':>12}{'Rouge-L':>18}"]
     for name, result in results.items():
-        lines.append(f"{brd.shown(name):12}{result['params']:14,}{result['tokens_seen']:12,}{figure(result['rouge_l']):>18}")
+        lines.append(f"{printable(name):12}{result['params']:14,}{result['tokens_seen']:12,}{figure(result['rouge_l']):>18}")
     return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""The outside world: LLM endpoints, published task files, Hugging Face models, downloads."""

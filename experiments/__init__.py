@@ -1,0 +1,1 @@
+"""One question each: what is measured, compared and reproduced with the code of the core."""
