@@ -1,176 +1,330 @@
+"""GPT-2: its layers, published weights and tokenizers, and students as folders that transformers opens.
+
+    model = GPT2.from_pretrained("gpt2-xl")                 # by name: huggingface_hub downloads it once
+    model = GPT2.from_pretrained("folder", n_vocab=50258)   # config.json, *.safetensors or *.bin
+    tokenizer = read_tokenizer("folder")                    # tokenizer.json
+    python model.py export out/student out/hf               # a student of this layout, for other software:
+    AutoModelForCausalLM.from_pretrained("out/hf"), AutoTokenizer.from_pretrained("out/hf")
+    lm_eval --model hf --model_args pretrained=out/hf --tasks ...
+
+GPT-2 of any size, DistilGPT2, and what was trained from them can be read. A field of config.json that asks
+for another architecture is refused by name, because nothing but wrong logits would tell.
 """
-GPT-2 in and out: weights in the files of the Hugging Face format, read and written.
-
-    model = GPT.from_pretrained("gpt2-xl")                     # by name: huggingface_hub downloads it once
-    model = GPT.from_pretrained("my/folder", n_vocab=50258)    # config.json and model.safetensors or pytorch_model.bin
-
-    python model.py export out/student out/hf                  # a student of GPT-2's layout, for other software:
-    AutoModelForCausalLM.from_pretrained("out/hf"), AutoTokenizer.from_pretrained("out/hf")     # transformers
-    lm_eval --model hf --model_args pretrained=out/hf --tasks ...                               # lm-evaluation-harness
-
-Only GPT-2 itself is read: the four published sizes, DistilGPT2, and what was trained from them. A field of config.json
-that asks for anything else is refused by name, as nothing but wrong logits would tell. The tokenizers of these folders
-are the matter of data/gpt2_tokenizer.py.
-"""
+import argparse
 import importlib
 import json
+import math
 import os
 import re
 import shutil
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+import torch.nn as nn
 
-from adapters.gpt2_tokenizer import read_json, tokenizer_files
-from data.files import brief, read_tensors
+from data.cli import brief, printable, run_command
+from data.tokenizer import SEP, Tokenizer
+from model import GPT, Block, GPTConfig, KVCache, attend
 
+# Fields of GPT2Config, and their names in config.json.
 FIELDS = {"n_vocab": "vocab_size", "block_size": "n_positions", "n_layer": "n_layer", "n_head": "n_head",
-          "n_embd": "n_embd"}                                           # of GPTConfig, and what config.json calls them
-# What the layout "gpt2" of model.py computes; of several values the first is the default. gelu_pytorch_tanh is another
-# name of gelu_new. Dropout belongs to training, and reorder_and_upcast_attn is a matter of rounding alone.
+          "n_embd": "n_embd"}
+# Fields of config.json that change the logits, and the values that are computed here, the default first.
 COMPUTED = {"activation_function": ("gelu_new", "gelu_pytorch_tanh"), "layer_norm_epsilon": (1e-5,),
-            "scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,),
-            "tie_word_embeddings": (True,), "quantization_config": (None,)}
-# GPT-2 was published with matrices (in, out), which its code called Conv1D; torch.nn.Linear has (out, in).
-TURNED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+            "scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,),
+            "add_cross_attention": (False,), "tie_word_embeddings": (True,), "quantization_config": (None,)}
+# GPT-2 was published with matrices (in, out); torch.nn.Linear has (out, in).
+TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+# How GPT-2 cuts words, as tiktoken writes it since 0.8 (the hash of a tokenizer depends on the pattern).
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+# Hugging Face's files have visible characters for bytes: of Latin-1, or from U+0100 on ("Ġ": space).
+VISIBLE = [b for b in range(256) if 33 <= b <= 126 or b >= 161 and b != 173]
+HIDDEN = [b for b in range(256) if b not in VISIBLE]
+SPELLING = {b: chr(b) for b in VISIBLE} | {b: chr(256 + i) for i, b in enumerate(HIDDEN)}
+BYTES = {char: b for b, char in SPELLING.items()}
+
+
+@dataclass
+class GPT2Config(GPTConfig):
+    shared_heads: int = 0
+    conv_width: int = 0
+
+
+class GPT2Cache(KVCache):
+    shift = 0  # a token attends to itself as well
+
+
+class GPT2Attention(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.n_head = config.n_head
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+
+    def forward(self, x, rotary, mask, cache=None, layer=0):
+        """x (B, T, C) -> (B, T, C); rotary: None; mask: see model.attend."""
+        (B, T, C), H = x.shape, self.n_head
+        q, k, v = self.c_attn(x).view(B, T, 3, H, C // H).permute(2, 0, 3, 1, 4)       # (3, B, H, T, D)
+        if cache is not None:
+            k, v = cache.append(layer, k, v)                                           # (B, H, S, D)
+        y = attend(q * (C // H) ** -0.5, k, v, mask, causal=cache is None)             # (B, H, T, D)
+        return self.c_proj(y.transpose(1, 2).reshape(B, T, C))                         # (B, T, C)
+
+
+class GPT2Block(Block):
+    def __init__(self, config):
+        nn.Module.__init__(self)
+        C = config.n_embd
+        self.ln_1, self.attn, self.ln_2 = nn.LayerNorm(C), GPT2Attention(config), nn.LayerNorm(C)
+        c_fc, c_proj = nn.Linear(C, 4 * C), nn.Linear(4 * C, C)
+        self.mlp = nn.Sequential(OrderedDict(c_fc=c_fc, gelu=nn.GELU("tanh"), c_proj=c_proj))
+        self.conv_1 = self.conv_2 = None
+
+
+class GPT2(GPT):
+    """GPT-2 (Radford et al. 2019) without dropout, with the published names of the parameters."""
+    layout, config_class, cache_class = "gpt2", GPT2Config, GPT2Cache
+
+    def __init__(self, config):
+        nn.Module.__init__(self)
+        self.config, self.extra = config, {}
+        C, T = config.n_embd, config.block_size
+        wte, ln_f = nn.Embedding(config.n_vocab, C), nn.LayerNorm(C)
+        blocks = nn.ModuleList(GPT2Block(config) for _ in range(config.n_layer))
+        self.transformer = nn.ModuleDict({"wte": wte, "h": blocks, "ln_f": ln_f, "wpe": nn.Embedding(T, C)})
+        self.register_buffer("mask", torch.full((T, T), -math.inf).triu(1), persistent=False)
+        for name, p in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(p)
+            elif name.endswith("c_proj.weight"):
+                nn.init.normal_(p, std=0.02 / math.sqrt(2 * config.n_layer))  # 2 L of them are added up
+            elif p.dim() == 2:
+                nn.init.normal_(p, std=0.02)
+
+    def embed(self, ids, position):
+        """The input of the first block: the sum of two embeddings, (B, T, C), and no rotary table."""
+        return self.transformer.wte(ids) + self.transformer.wpe.weight[position], None
+
+    @classmethod
+    def from_pretrained(cls, where, n_vocab=None, device="cpu"):
+        """The model of a folder, or by name. ValueError for another architecture or damaged files.
+
+        n_vocab: grow to so many ids, for `<|sep|>`, which GPT-2 lacks. A new embedding is the mean of the others:
+        its logit is the mean logit, so its probability is at most 1 / V, and all other ratios stay."""
+        folder = locate(where)
+        config, state = read_config(folder), read_weights(folder)
+        if n_vocab is not None:
+            wte = state["transformer.wte.weight"]                                      # (V, C)
+            if n_vocab < len(wte):
+                raise ValueError(f"{folder}: n_vocab is {n_vocab}, expected at least its {len(wte)} ids")
+            new = wte.mean(0, keepdim=True).expand(n_vocab - len(wte), -1)             # (n_vocab - V, C)
+            config.n_vocab, state["transformer.wte.weight"] = n_vocab, torch.cat([wte, new])
+        model = cls(config)
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(f"{folder}: weights that do not fit config.json ({brief(error, 200)})") from None
+        return model.to(device)
 
 
 def optional(module):
-    """An optional package, imported; ValueError of one line where it is missing."""
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise ValueError(f"the package {module.split('.')[0]} is missing; try pip install -e \".[hf]\"") from None
+        raise ValueError(f"the package {module} is missing; try pip install -e \".[hf]\"") from None
 
-
-# ---------------------------------------------------------------------------------------------------------------------
-# in
 
 def locate(where):
-    """A local folder as it is; a name such as "gpt2-xl" or "owner/model" as the folder into which it is downloaded."""
+    """A local folder as it is; a name such as "gpt2-xl" or "owner/model" as the folder of its download."""
     where = os.fspath(where)
     if os.path.isdir(where):
         return where
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", where):
-        raise ValueError(f"{where}: no such folder; expected one in Hugging Face's format, or a name such as gpt2-xl")
+        raise ValueError(f"{where}: no such folder; expected a folder, or a name such as gpt2-xl")
     download = optional("huggingface_hub").snapshot_download
-    wanted = ["config.json", "model*.safetensors*", "tokenizer*.json", "vocab.json", "merges.txt"]
     try:
-        folder = download(where, allow_patterns=wanted)
-        if not any("safetensors" in name for name in os.listdir(folder)):
-            folder = download(where, allow_patterns=wanted + ["pytorch_model*.bin*"])
-    except Exception as error:      # of the hub, its HTTP library or the disk, and they have no common ancestor
-        raise ValueError(f"{where}: no such folder, and it could not be downloaded ({brief(error, 160)})") from None
-    return folder
+        return download(where, allow_patterns=["config.json", "model*.safetensors", "tokenizer*.json"])
+    except Exception as error:  # of the hub, its HTTP library or the disk
+        raise ValueError(f"{where}: no such folder, and not downloaded ({brief(error, 160)})") from None
 
 
-def read_weights(where, n_vocab=None):
-    """
-    A folder or a name -> fields of GPTConfig (a dict), and the weights in the names of model.py (a state dict).
+def read_json(path):
+    """The JSON object of a file as a dict; ValueError of one line where there is none."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return dict(json.load(file))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path}: no JSON object, as Hugging Face's format has ({brief(error)})") from None
 
-    n_vocab: the number of token embeddings to return; None: as many as there are. The new ones are the mean of the
-    others: their logit is then the mean logit, so that a new id has a probability of 1 / V at most, and the others keep
-    their ratios. GPT-2 has no `<|sep|>`: a student that learns to read from its weights needs 50258.
-    ValueError of one line: see GPT.from_pretrained.
-    """
-    folder = locate(where)
+
+def read_config(folder):
+    """The GPT2Config of a folder; ValueError of one line for another architecture."""
     path = os.path.join(folder, "config.json")
-    config = read_json(path)
-    if config.get("model_type") != "gpt2":
-        raise ValueError(f"{path}: model_type is {config.get('model_type')!r:.60}, but expected 'gpt2'; a folder that "
-                         "GPT.save wrote is opened by GPT.load")
-    for name in FIELDS.values():
-        if type(config.get(name)) is not int:
-            raise ValueError(f"{path}: {name} is {config.get(name)!r:.60}, but expected a whole number")
-    for name, values in {**COMPUTED, "n_inner": (None, 4 * config["n_embd"])}.items():
-        if config.get(name, values[0]) not in values:
-            raise ValueError(f"{path}: {name} is {config[name]!r:.60}, but only {values[0]!r} is computed here; "
-                             "the logits would be wrong")
+    found = read_json(path)
+    if found.get("model_type") != "gpt2":
+        kind = found.get("model_type")
+        raise ValueError(f"{path}: model_type is {kind!r:.60}, expected 'gpt2'; GPT.load opens its own")
+    try:
+        config = GPT2Config(**{ours: found.get(theirs) for ours, theirs in FIELDS.items()})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    for name, values in {**COMPUTED, "n_inner": (None, 4 * config.n_embd)}.items():
+        if found.get(name, values[0]) not in values:
+            raise ValueError(f"{path}: {name} is {found[name]!r:.60}, but only {values[0]!r} is computed "
+                             "here; the logits would be wrong")
+    return config
+
+
+def read_weights(folder):
+    """The weights of a folder, in one file or more -> a state dict of GPT2; ValueError if damaged."""
+    paths = sorted(Path(folder).glob("model*.safetensors")) or sorted(Path(folder).glob("pytorch_model*.bin"))
+    if not paths:
+        raise ValueError(f"{folder}: no model.safetensors and no pytorch_model.bin here, whole or in parts")
     state = {}
-    for file in weight_files(folder):
-        for name, tensor in load_tensors(file).items():
-            if re.search(r"\.attn\.(masked_)?bias$", name):             # not a parameter but the causal mask
+    for path in paths:
+        for name, tensor in load_tensors(path).items():
+            if re.search(r"\.attn\.(masked_)?bias$", name):  # not a parameter but the causal mask
                 continue
-            if not tensor.is_floating_point():
-                raise ValueError(f"{file}: {name} is of type {tensor.dtype}, but expected floating point numbers")
+            if not tensor.is_floating_point() or not tensor.isfinite().all():
+                raise ValueError(f"{path}: {name}, {tensor.dtype}, is not all finite floating point numbers")
             name = name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
-            state[name] = tensor.T if name.endswith(TURNED) else tensor
+            state[name] = tensor.T if name.endswith(TRANSPOSED) else tensor
     wte = state.get("transformer.wte.weight")
-    head = state.pop("lm_head.weight", wte)
-    if wte is None or not torch.equal(head, wte):
-        raise ValueError(f"{folder}: the head lm_head.weight and the embedding wte.weight are not the same, "
-                         "but expected one matrix, as in GPT-2")
-    fields = {ours: config[theirs] for ours, theirs in FIELDS.items()}
-    if n_vocab is not None:
-        if n_vocab < len(wte):
-            raise ValueError(f"{folder}: n_vocab is {n_vocab}, but there are {len(wte)} ids; expected at least as many")
-        new = wte.mean(0, keepdim=True).expand(n_vocab - len(wte), -1)                         # (n_vocab - V, C)
-        fields["n_vocab"], state["transformer.wte.weight"] = n_vocab, torch.cat([wte, new])    # (n_vocab, C)
-    return fields, state
-
-
-def weight_files(folder):
-    """Paths of the files that hold the weights: one, or those that an index names. safetensors where there are both."""
-    for file in ("model.safetensors", "pytorch_model.bin"):
-        path = os.path.join(folder, file)
-        if os.path.isfile(path):
-            return [path]
-        if os.path.isfile(path + ".index.json"):
-            parts = read_json(path + ".index.json").get("weight_map")
-            if not isinstance(parts, dict) or any(os.path.basename(str(part)) != part for part in parts.values()):
-                raise ValueError(f"{path}.index.json: expected a weight_map from parameters to files of this folder")
-            return [os.path.join(folder, part) for part in sorted(set(parts.values()))]
-    raise ValueError(f"{folder}: no model.safetensors and no pytorch_model.bin here, in one piece or in parts")
+    if wte is None or not torch.equal(state.pop("lm_head.weight", wte), wte):
+        raise ValueError(f"{folder}: expected an embedding wte.weight that is also the head lm_head.weight")
+    return state
 
 
 def load_tensors(path):
-    """{name: tensor} of a .safetensors or .bin file, on the CPU; ValueError of one line for a damaged or missing one."""
-    load_file = optional("safetensors.torch").load_file if path.endswith(".safetensors") else None
+    """{name: tensor} of a .safetensors or .bin file; ValueError of one line for a damaged one."""
+    load_file = optional("safetensors.torch").load_file if path.suffix == ".safetensors" else None
     try:
-        return load_file(path) if load_file else dict(read_tensors(path))
-    except Exception as error:                                          # a cut-off or foreign file fails in many ways
+        return load_file(path) if load_file else dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # a foreign file fails in many ways
         raise ValueError(f"{path}: no weights can be read from it ({brief(error)})") from None
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# out
+def read_tokenizer(folder):
+    """The Tokenizer of tokenizer.json, with a new `<|sep|>` behind the last id where there is none.
+    ValueError of one line for anything but a byte-level BPE whose merges are in the order of their ids."""
+    path, settings = (os.path.join(folder, name) for name in ("tokenizer.json", "tokenizer_config.json"))
+    found, end = read_json(path), read_json(settings).get("eos_token") if os.path.isfile(settings) else None
+    end = end.get("content") if isinstance(end, dict) else end or "<|endoftext|>"
+    try:
+        pattern, bpe = pattern_of(found), found["model"]
+        specials = {token["content"]: token["id"] for token in found["added_tokens"]}
+        words = {token: i for token, i in bpe["vocab"].items() if token not in specials}
+        ranks = {bytes(BYTES[char] for char in token): i for token, i in words.items()}
+        specials.setdefault(SEP, len(ranks) + len(specials))
+        if sorted([*ranks.values(), *specials.values()]) != list(range(len(ranks) + len(specials))):
+            raise ValueError("its ids are not 0, 1, 2 and so on")
+        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in bpe["merges"]]
+        if merges != merges_of(ranks):
+            raise ValueError("its merges are not in the order of its ids")
+        return Tokenizer("gpt2" if pattern == GPT2_PATTERN else "bpe", ranks, pattern, specials, end, SEP)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: not a byte-level BPE that tiktoken can apply ({brief(error)})") from None
+
+
+def pattern_of(found):
+    """The pattern by which a tokenizer.json (a dict) cuts words; ValueError where it cuts in another way."""
+    *before, last = found["pre_tokenizer"].get("pretokenizers", [found["pre_tokenizer"]])
+    cuts = [(step["type"], step["behavior"], step["invert"]) for step in before]
+    if found["model"]["type"] == "BPE" and not found.get("normalizer") and last["type"] == "ByteLevel" \
+            and not last.get("add_prefix_space"):
+        if last.get("use_regex", True) and not cuts:
+            return GPT2_PATTERN
+        if not last.get("use_regex", True) and cuts == [("Split", "Isolated", False)]:
+            return before[0]["pattern"]["Regex"]
+    raise ValueError("it cuts or changes texts as GPT-2 does not")
+
+
+def merges_of(ranks):
+    """{bytes: id} -> the merges "left right", in Hugging Face's spelling, in the order in which they apply.
+
+    The merge of a token joins the two parts that tokens of lower ids leave of it. If they leave more, it has
+    none, and is found only where it is a whole word (`ignore_merges`).
+
+    >>> merges_of({b"a": 0, b"b": 1, b"ab": 2, b"aab": 3})
+    ['a b', 'a ab']
+    """
+    merges = []
+    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
+        parts = [bytes([b]) for b in token]
+        while len(parts) > 2:
+            lowest, i = min((ranks.get(parts[i] + parts[i + 1], math.inf), i) for i in range(len(parts) - 1))
+            if lowest >= rank:
+                break
+            parts[i:i + 2] = [parts[i] + parts[i + 1]]
+        if len(parts) == 2:
+            merges.append(" ".join(map(spell, parts)))
+    return merges
+
+
+def spell(token):
+    """bytes -> str in visible characters: b" to" is "Ġto"."""
+    return token.decode("latin-1").translate(SPELLING)
+
+
+def tokenizer_files(tokenizer, block_size):
+    """{file name: JSON object} with which transformers' AutoTokenizer gives the ids of the Tokenizer."""
+    names = {i: name for name, i in sorted(tokenizer.specials.items(), key=lambda item: item[1])}
+    vocab = {spell(token): i for token, i in tokenizer.ranks.items()} | tokenizer.specials
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    added = [{"id": i, "content": name, **flags} for i, name in names.items()]
+    # "{1,3}+" (cl100k_base) is possessive in tiktoken's regular expressions, but a repeated {1,3} in these.
+    pattern = re.sub(r"(\{\d+,?\d*\})\+", r"\1", tokenizer.pattern)
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    cut = [{"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}, level]
+    vocab = dict(sorted(vocab.items(), key=lambda item: item[1]))
+    bpe = {"type": "BPE", "ignore_merges": True, "vocab": vocab, "merges": merges_of(tokenizer.ranks)}
+    card = {"version": "1.0", "added_tokens": added, "decoder": level, "model": bpe,
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": cut}}
+    # A text that spells a special token gets ordinary ids. GPT-2 would add embeddings for token_type_ids.
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size,
+                "bos_token": names[tokenizer.end], "eos_token": names[tokenizer.end],
+                "split_special_tokens": True, "clean_up_tokenization_spaces": False,
+                "model_input_names": ["input_ids", "attention_mask"]}
+    return {"tokenizer.json": card, "tokenizer_config.json": settings}
+
 
 def export(model, tokenizer, folder):
-    """
-    Write a GPT of layout "gpt2" and its Tokenizer as a new folder that transformers opens; it appears when it is whole.
-
-    ValueError of one line: the layout is another, the tokenizer has not the model's number of ids, or the folder is
-    there already and holds something.
-    """
-    config = model.config
-    if config.layout != "gpt2":
-        raise ValueError(f"layout is {config.layout!r}, which transformers has no model for; open the student with "
-                         "GPT.load, or train one with GPTConfig(layout='gpt2') to export it")
+    """Writes a GPT2 and its Tokenizer as a new folder, which transformers opens; it appears when complete."""
+    config, folder, layout = model.config, Path(folder), model.layout
+    if layout != "gpt2":
+        raise ValueError(f"layout is {layout!r}, which transformers has no model for; expected 'gpt2'")
     if tokenizer.n_vocab != config.n_vocab:
-        raise ValueError(f"tokenizer {tokenizer.name!r} has {tokenizer.n_vocab} ids, but the model has {config.n_vocab}; "
-                         "expected the tokenizer that it was trained with")
-    folder = os.path.normpath(folder)
-    if os.path.exists(folder) and not (os.path.isdir(folder) and not os.listdir(folder)):
-        raise ValueError(f"{folder}: is there already; name a new folder, so that nothing is overwritten or mixed")
-    save_file = optional("safetensors.torch").save_file
-    files = {"config.json": {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2",
-                             **{theirs: getattr(config, ours) for ours, theirs in FIELDS.items()},
-                             "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
-                             "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0,
-                             "bos_token_id": tokenizer.end, "eos_token_id": tokenizer.end},
-             **tokenizer_files(tokenizer, config.block_size)}
-    state = {name: (tensor.T if name.endswith(TURNED) else tensor).cpu().contiguous()
+        raise ValueError(f"the tokenizer has {tokenizer.n_vocab} ids, the model {config.n_vocab}")
+    if folder.exists():
+        raise ValueError(f"{folder}: is there already; name a new folder, so that nothing is overwritten")
+    state = {name: (tensor.T if name.endswith(TRANSPOSED) else tensor).cpu().contiguous()
              for name, tensor in model.state_dict().items()}
-    beside = folder + ".tmp"
+    weights = optional("safetensors.torch").save(state, metadata={"format": "pt"})
+    card = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "activation_function": "gelu_new",
+            **{theirs: getattr(config, ours) for ours, theirs in FIELDS.items()}, "layer_norm_epsilon": 1e-5,
+            "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "tie_word_embeddings": True,
+            "bos_token_id": tokenizer.end, "eos_token_id": tokenizer.end}
+    beside = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(beside, ignore_errors=True)
-    os.makedirs(beside)
-    try:
-        save_file(state, os.path.join(beside, "model.safetensors"), metadata={"format": "pt"})
-    except Exception as error:                                          # safetensors has its own words for a full disk
-        shutil.rmtree(beside, ignore_errors=True)
-        raise OSError(f"{folder}: not written ({' '.join(str(error).split()):.80}); is the disk full?") from None
-    for name, content in files.items():
-        with open(os.path.join(beside, name), "w", encoding="utf-8", newline="\n") as f:
-            f.write(content if isinstance(content, str) else json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    if os.path.isdir(folder):
-        os.rmdir(folder)            # it is empty
-    os.rename(beside, folder)
+    beside.mkdir(parents=True)
+    (beside / "model.safetensors").write_bytes(weights)
+    for name, content in {"config.json": card, **tokenizer_files(tokenizer, config.block_size)}.items():
+        (beside / name).write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+    beside.replace(folder)
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(prog="model.py", description="Writes a student as transformers has it.")
+    parser.add_argument("command", choices=("export",))
+    parser.add_argument("checkpoint", help="a student of GPT-2's layout, such as out/student")
+    parser.add_argument("folder", help="the new folder, such as out/hf")
+    options = parser.parse_args(arguments)
+    model = GPT.load(options.checkpoint)
+    export(model, Tokenizer.load(options.checkpoint), options.folder)
+    print(f"{printable(options.folder)}: {model.num_params():,} parameters, to be opened by transformers")
+
+
+if __name__ == "__main__":
+    run_command(main)

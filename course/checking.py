@@ -1,27 +1,27 @@
-"""Runs the checks of an assignment on a folder, in a process that course/grade.py starts, watches and ends.
+"""The process that runs checks on a student's folder; course/grade.py starts it, asks it and ends it.
 
-Jobs come as JSON on standard input, a line of JSON goes out for every check that begins and that is done. What the student's
-code prints goes to standard error.
+A question is a line of JSON on standard input, {"folder", "checks", "name"}; the answer on standard output is one
+line that says what failed, or null. An empty name only loads the checks. What the student's code prints goes to
+standard error.
 
-There is no network in here: once torch is loaded, an audit hook (sys.addaudithook) refuses sockets and new processes, and it
-cannot be taken away again. That stops answers from being fetched and files from being sent by ordinary code. It is NO SANDBOX:
-the code runs as you, reads and writes your files, and whoever sets out to deceive the grader can (with ctypes, or by writing
-the results himself). Grade strangers' code on a machine that can be thrown away.
+Once torch is loaded, an audit hook (sys.addaudithook) refuses sockets and other processes. It keeps ordinary code
+from fetching answers and from sending files. This is NO SANDBOX: the code runs with your rights, reads and writes
+your files, and can deceive the grader. Grade the code of strangers on a machine that you can throw away.
 """
 
 import importlib.util
 import json
 import os
 import sys
-import time
 import traceback
 from pathlib import Path
 
-REFUSED = ("socket.", "subprocess.", "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "os.startfile", "pty.spawn")
-PROJECT = ("brd", "model", "td_distill", "train", "data", "course")
+REFUSED = ("socket.", "subprocess.", "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "os.startfile",
+           "pty.spawn")
+PROJECT = ("brd", "model", "td_distill", "train", "adapters", "course", "data", "experiments")
 
 
-def no_network(event, arguments):
+def refuse(event, arguments):
     """The audit hook."""
     if event.startswith(REFUSED):
         raise PermissionError(f"{event}: checks run without network and without other programs")
@@ -34,8 +34,8 @@ def project_modules():
 
 
 def load_checks(path, folder):
-    """The checks file at `path` as a module, with all it imports from `folder`. ValueError for what comes from elsewhere."""
-    for name in project_modules():              # of an earlier job
+    """The checks file as a module, whose imports come from `folder`; ValueError for one that does not."""
+    for name in project_modules():              # of the folder before
         del sys.modules[name]
     sys.path[0] = folder
     importlib.invalidate_caches()
@@ -48,52 +48,37 @@ def load_checks(path, folder):
     return module
 
 
-def told(error, folder):
-    """One line for what went wrong: the text of an assert, or the error and where in the student's files it came up."""
+def one_line(error, folder):
+    """The text of an assert, or the error and its place in the student's files."""
     frames = traceback.extract_tb(error.__traceback__)
     text = " ".join(str(error).split())
-    if isinstance(error, AssertionError) and not text:
-        return f"not so: {frames[-1].line}"
+    if isinstance(error, AssertionError):
+        return f"{text:.300}" or f"this does not hold: {frames[-1].line}"
     inside = [frame for frame in frames if Path(folder).resolve() in Path(frame.filename).resolve().parents]
     where = f" ({Path(inside[-1].filename).name}:{inside[-1].lineno})" if inside else ""
-    name = "" if isinstance(error, AssertionError) else type(error).__name__ + ": "
-    return f"{name}{text:.300}{where}"
-
-
-def run_job(number, job, say):
-    """Runs the checks named in a job {"folder", "checks", "names", "stop"}; stop: no further one after the first that fails."""
-    say(job=number, begins="")
-    module = problem = None
-    try:
-        module = load_checks(job["checks"], job["folder"])
-    except BaseException as error:              # also SystemExit: a script that runs when it is imported
-        problem = told(error, job["folder"])
-    for name in job["names"]:
-        begin, failed = time.perf_counter(), problem
-        say(job=number, begins=name)
-        try:
-            if module is not None:
-                getattr(module, name)()
-        except BaseException as error:
-            failed = told(error, job["folder"])
-        say(job=number, check=name, failed=failed, seconds=round(time.perf_counter() - begin, 2))
-        if failed is not None and job["stop"]:
-            break
-    say(job=number, done=True)
+    return f"{type(error).__name__}: {text:.300}{where}"
 
 
 def main():
-    """The jobs on standard input, [[number, job], ...] as JSON, one after the other; what is found, line by line, to standard output."""
-    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)                               # what is printed from here on goes to standard error
+    """Answers questions until the input ends."""
+    questions, answers = os.fdopen(os.dup(0), encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)            # the student's code reads nothing,
+    os.dup2(2, 1)                                           # and prints to standard error
     import torch
-    torch.set_num_threads(1)                    # results and times do not hang on the number of cores
-    sys.addaudithook(no_network)
-
-    def say(**message):
-        print(json.dumps(message), file=channel, flush=True)
-    for number, job in json.load(sys.stdin):
-        run_job(number, job, say)
+    torch.set_num_threads(1)                                # the same results on any number of cores
+    sys.addaudithook(refuse)
+    loaded = module = None
+    for line in questions:
+        job, failed = json.loads(line), None
+        try:
+            if loaded != (job["folder"], job["checks"]):
+                loaded, module = None, load_checks(job["checks"], job["folder"])
+                loaded = job["folder"], job["checks"]
+            if job["name"]:
+                getattr(module, job["name"])()
+        except BaseException as error:                      # also SystemExit: a script that runs when it is imported
+            failed = one_line(error, job["folder"])
+        print(json.dumps(failed), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,79 +1,87 @@
-"""From text to rows: stages 1 to 3 of the course.
+r"""From annotated paragraphs to rows of tokens: three copies of a text, and what a student reads of them.
+
+    ori  s1 s2 s3 <end>
+    ner  s1 <sep> Anna: person, traveller\n Oslo: place, goal\n <sep> s2 <sep> ... <sep> <end>
+    qra  s1 <sep> Where did Anna go? Oslo\n <sep> s2 <sep> ... <sep> <end>
+
+A document is a list of pieces (text, role); <sep> and <end> are one token each. A token's role decides its
+weight in the loss. Annotations and the forms of their lines are in data/annotations.py, the built-in corpus
+in data/world.py.
 
     tokenizer = course_tokenizer("world", 1024)
-    sources, shares = reading_mix(1_000_000, config, tokenizer, seed=1)     # D_ORI, D_NER, D_QRA of the built-in world
-    training, held_out = annotated_text("primer")                               # natural text that a teacher has annotated
-    tokenizer, parts = own_text(config)                                         # a text of your own, without annotations
+    sources, shares = reading_mix(1_000_000, config, tokenizer, seed=1)         # D_ORI, D_NER, D_QRA as Rows
 """
 
 import functools
-import math
 import random
 from pathlib import Path
 
-import brd
-from data import annotations, prepare, world
-from data.batches import LENGTH_STEP, Rows
-from data.tokenizer import get_tokenizer, train_bpe
+import numpy as np
 
-# Predicted tokens in an average document, rounded down: they tell how many paragraphs to write for a number of tokens.
-PLAIN_TOKENS, QRA_TOKENS = 10, 56
-# Words for vary_layout: no answers, and none that speak of the task itself, lest the wrapper of a test be met by chance; for the
-# same reason no short ones, of which two in a row are in every other sentence.
-PHRASE_WORDS = sorted({word for word in (word.strip(".,:?") for line in annotations.OPENERS + annotations.BRIDGES + world.SAYINGS
-                                         for word in line.split()) if len(word) > 3}
-                      - {"none", "good", "true", "text", "question", "Question", "answer", "Answer", *annotations.TYPES})
+from data import annotations, world
+from data.annotations import ALL_FORMS, ENTITY_FORMS, NO_ENTITY, entity_line, question_texts
+from data.batches import DataMix, Rows
+from data.tokenizer import train_bpe
 
-
+ROLES = ("text", "entity", "question", "answer", "sep", "end")
+SEP, END = ("", "sep"), ("", "end")
+BEHAVIOURS = ("ori", "ner", "qra")
+PLAIN_TOKENS, QRA_TOKENS = 10, 56       # predicted tokens of an average document, rounded down
 PRIMER = Path(__file__).resolve().parent / "primer" / "primer.jsonl"
-PIECE = 3    # sentences of a natural paragraph in one document; longer ones would often not fit into a row
+PIECE = 3                               # sentences of a natural paragraph in one document
+QUESTIONS_FIRST = 0.1                   # part of a reading student's run that is questions alone
+# Words for vary_layout. Left out are answers, words that speak of the task itself and short words, because a
+# test's wording could otherwise be met by chance.
+PHRASE_WORDS = sorted(
+    {word for line in annotations.OPENERS + annotations.BRIDGES + world.SAYINGS
+     for word in (word.strip(".,:?") for word in line.split()) if len(word) > 3}
+    - {"none", "good", "true", "text", "question", "Question", "answer", "Answer", *annotations.TYPES})
 
 
-def is_annotated(corpus):
-    """Whether a corpus is one that a teacher has annotated: "primer", or a file as brd.py annotate writes it."""
-    return corpus == "primer" or corpus.endswith(".jsonl")
+# ------------------------------------------------------------------------------------------------------------
+# Rendering: one paragraph of annotated records -> one document
 
 
-@functools.cache
-def annotated_text(corpus):
-    """Paragraphs of an annotated corpus -> (training, held out), lists of lists of records; every third is held out.
-
-    Raises ValueError where the file holds fewer than three paragraphs, and as annotations.read_annotations does."""
-    paragraphs = annotations.read_annotations(PRIMER if corpus == "primer" else corpus)
-    if len(paragraphs) < 3:
-        raise ValueError(f"{corpus}: {len(paragraphs)} paragraphs, of which every third is held out; expected at least 3")
-    return [paragraph for i, paragraph in enumerate(paragraphs) if i % 3 != 2], paragraphs[2::3]
-
-
-def text_sources(corpus, tokenizer, block_size, seed):
-    """Rows of an annotated corpus' training part: [D_ORI, D_NER, D_QRA]. A natural paragraph is cut into pieces of PIECE
-    sentences, and read four times over in other surface forms."""
-    pieces = [paragraph[i:i + PIECE] for paragraph in annotated_text(corpus)[0] for i in range(0, len(paragraph), PIECE)]
-    rows = [plain_rows([[record["text"] for record in piece] for piece in pieces], tokenizer)]
-    for copy in ("ner", "qra"):
-        rng = random.Random(f"{corpus} {copy} {seed}")
-        encoded = brd.encode_documents([brd.render(piece, copy, rng) for piece in pieces * 4], tokenizer)
-        rows.append(Rows.pack([(ids, roles) for ids, roles in encoded if len(ids) <= block_size + 1], tokenizer.n_vocab))
-    return rows
+def render_reading(record, behaviour, rng, forms=ALL_FORMS):
+    """Pieces of the reading of one sentence, without the separators around it; behaviour is "ner" or
+    "qra"."""
+    if behaviour == "ner":
+        lines = [entity_line(e["text"], e["type"], e["about"], rng.randrange(min(forms, len(ENTITY_FORMS))))
+                 for e in record["entities"]]
+        return [(f" {line}\n", "entity") for line in lines or [NO_ENTITY]]
+    pieces = []
+    for item in record["questions"]:
+        pieces += [(text, "question") for text in question_texts(item["question"], forms, rng)]
+        pieces.append((f" {item['answer']}\n", "answer"))
+    return pieces
 
 
-@functools.cache                    # a process asks for it more than once, and it takes a second
-def course_tokenizer(corpus, n_vocab):
-    """A BPE of a fixed sample of the built-in world, and of the training part of an annotated corpus if there is one. Without
-    one, every run and the teacher's cache share this vocabulary."""
-    rng = random.Random("tokenizer")
-    documents = [document for paragraph in world.annotated(4000, "tokenizer") for copy in ("ner", "qra")
-                 for document in brd.documents(paragraph, copy, rng)]
-    if is_annotated(corpus):        # as often as makes it weigh like the world's own words
-        documents += [brd.render(paragraph, copy, rng) for paragraph in annotated_text(corpus)[0] * 20 for copy in ("ner", "qra")]
-    texts = ["".join(text for text, _ in document) for document in documents]
-    return train_bpe(texts + [" ".join(sentences) for sentences in world.plain(4000, "tokenizer")], n_vocab)
+def render(paragraph, behaviour, rng, forms=ALL_FORMS, join_prob=0.0):
+    """One paragraph (list of records) -> one document (list of pieces); behaviour: one of BEHAVIOURS.
 
-
-def plain_rows(paragraphs, tokenizer):
-    """Rows of paragraphs without annotation (lists of sentences): D_ORI."""
-    documents = [[(" " * (k > 0) + s, "text") for k, s in enumerate(sentences)] + [brd.END] for sentences in paragraphs]
-    return Rows.pack(brd.encode_documents(documents, tokenizer), tokenizer.n_vocab)
+    rng: a random.Random that draws the surface of every line. forms: how many surface forms may be drawn, 1 =
+    only the plain one. join_prob: how often a sentence is read only together with the next one, so that some
+    documents are a whole passage and then what there is to say about it. Every piece but the first begins
+    with a space, so that pieces encoded one by one are the tokens of the running text. ValueError for another
+    behaviour."""
+    if behaviour not in BEHAVIOURS or forms < 1:
+        raise ValueError(f"behaviour {behaviour!r} with {forms} forms, expected ori, ner or qra and at least 1")
+    pieces, waiting = [], []
+    for record in paragraph:
+        pieces.append((" " + record["text"] if pieces else record["text"], "text"))
+        waiting.append(record)
+        if behaviour == "ori" or (record is not paragraph[-1] and rng.random() < join_prob):
+            continue
+        # "Is this good or bad?" is asked of the sentence read last. All other questions come in any order: in
+        # the order of their sentences, the position of a question would reveal its answer.
+        asked = [question for read in waiting for question in read["questions"]
+                 if read is record or question["kind"] != "attitude"]
+        if len(waiting) > 1:
+            rng.shuffle(asked)
+        joined = {"entities": [e for read in waiting for e in read["entities"]], "questions": asked}
+        pieces += [SEP, *render_reading(joined, behaviour, rng, forms), SEP]
+        waiting = []
+    return pieces + [END]
 
 
 def phrase(rng):
@@ -83,15 +91,16 @@ def phrase(rng):
 
 
 def vary_layout(document, rng):
-    """A rendered document as running text: without separator tokens, with line breaks, with random words around passage,
-    question and entity.
+    """A rendered document as running text: without separator tokens, with line breaks, and with random words
+    around passage, question and entity.
 
-    A blind task looks like nothing that was read before. A student that knows a single layout takes a strange word before
-    the answer for a sign of it; what changes at random tells it nothing, and it learns to look at the passage.
+    A blind task looks like nothing that was read before. A student that knows one layout takes a strange word
+    before the answer for a sign of it; what changes at random tells it nothing, and it learns to look at the
+    passage.
     """
     gap, joint = rng.choice(("", "\n", "\n\n")), rng.choice((" ", "\n"))
     first, before, after, reworded = phrase(rng), phrase(rng), phrase(rng), rng.random() < 0.5
-    varied = [(first, "text")] * bool(first)
+    varied = [(first, "text")] if first else []
     for i, (text, role) in enumerate(document):
         entity = annotations.parse_entity(text) if reworded and role == "entity" else None
         if entity:  # "Oslo: place, goal" as words, Oslo, words, place
@@ -99,69 +108,185 @@ def vary_layout(document, rng):
             varied.append((f" {entity['type']}\n", "answer"))
         elif role == "question" and not reworded:
             varied.append((joint + text[1:], role))
-        elif role == "question":  # in place of its opener and bridge
-            varied += [(joint + part, role) for part in (before, text[1:], after) if part] if text.endswith("?") else []
-        elif (text, role) == brd.SEP:
-            varied += [(gap, role)] * bool(gap)
+        elif role == "question":  # the phrases stand in place of its opener and bridge
+            if text.endswith("?"):
+                varied += [(joint + part, role) for part in (before, text[1:], after) if part]
+        elif (text, role) == SEP:
+            if gap:
+                varied.append((gap, role))
         else:
             varied.append((joint + text if first and i == 0 else text, role))
     return varied
 
 
-def reading_documents(paragraphs, copy, seed, levels=world.LEVELS):
-    """Annotated paragraphs rendered as D_NER or D_QRA. How they look is told by the levels: early ones have few of the surface
-    forms; of late ones, some are laid out in another way."""
-    rng = random.Random(f"{copy} {seed}")
+# ------------------------------------------------------------------------------------------------------------
+# Documents as tokens
+
+
+def encode_documents(documents, tokenizer):
+    """Documents (lists of pieces) -> list of (ids, roles), two lists of int of equal length each; roles index
+    ROLES.
+
+    Each distinct piece is encoded once, all in one batch."""
+    distinct = list({text for document in documents for text, _ in document if text})
+    known = dict(zip(distinct, tokenizer.encode_batch(distinct)))
+    special, encoded = {"sep": [tokenizer.sep], "end": [tokenizer.end]}, []
+    for document in documents:
+        pieces = [(known[text] if text else special[role], ROLES.index(role)) for text, role in document]
+        encoded.append(([i for ids, _ in pieces for i in ids], [role for ids, role in pieces for _ in ids]))
+    return encoded
+
+
+def role_weights(config):
+    """(len(ROLES),) float32: what a token of each role weighs in the loss; options of train.Config."""
+    weights = {"answer": config.answer_weight, "text": config.text_weight}
+    return np.array([weights.get(role, 1.0) for role in ROLES], np.float32)
+
+
+def plain_rows(paragraphs, tokenizer):
+    """Rows of paragraphs without annotation (lists of sentences): D_ORI."""
+    documents = [[(" " + s if k else s, "text") for k, s in enumerate(sentences)] + [END]
+                 for sentences in paragraphs]
+    return Rows.pack(encode_documents(documents, tokenizer), tokenizer.n_vocab)
+
+
+def plain_text(tokens, seed, tokenizer):
+    """Rows of plain text of the built-in world, enough for `tokens` tokens."""
+    return plain_rows(world.plain(tokens // PLAIN_TOKENS + 1, seed), tokenizer)
+
+
+def fitting_rows(documents, tokenizer, block_size):
+    """Rows of rendered documents, without those that are too long for block_size."""
+    encoded = [pair for pair in encode_documents(documents, tokenizer) if len(pair[0]) <= block_size + 1]
+    return Rows.pack(encoded, tokenizer.n_vocab)
+
+
+def reading_documents(paragraphs, behaviour, seed, levels=world.LEVELS):
+    """Annotated paragraphs rendered as D_NER or D_QRA. The levels tell how they look: early ones have few
+    surface forms, some of the late ones have another layout."""
+    rng = random.Random(f"{behaviour} {seed}")
     for i, paragraph in enumerate(paragraphs):
         level = world.level(i / len(paragraphs), levels)
-        for document in brd.documents(paragraph, copy, rng, forms=level.forms, join_prob=level.join_prob):
-            yield vary_layout(document, rng) if level.varied and rng.random() < level.varied else document
+        document = render(paragraph, behaviour, rng, level.forms, level.join_prob)
+        yield vary_layout(document, rng) if level.varied and rng.random() < level.varied else document
 
 
-def reading_rows(paragraphs, copy, tokenizer, seed, block_size, levels=world.LEVELS):
-    """Rows of annotated paragraphs as D_NER or D_QRA, without the few that are too long for block_size."""
-    encoded = brd.encode_documents(list(reading_documents(paragraphs, copy, seed, levels)), tokenizer)
-    return Rows.pack([(ids, roles) for ids, roles in encoded if len(ids) <= block_size + 1], tokenizer.n_vocab)
+def reading_rows(paragraphs, behaviour, tokenizer, seed, block_size, levels=world.LEVELS):
+    """Rows of annotated paragraphs as D_NER or D_QRA; see reading_documents."""
+    return fitting_rows(list(reading_documents(paragraphs, behaviour, seed, levels)), tokenizer, block_size)
 
 
-def annotated_paragraphs(tokens, config, seed, path=None):
-    """Annotated paragraphs of the built-in world, enough for `tokens` tokens; kept in `path`, and read from there if made."""
-    if path and path.exists():
-        return annotations.read_annotations(path)
+# ------------------------------------------------------------------------------------------------------------
+# What a student reads: the built-in world, and an annotated corpus beside it
+
+
+def world_paragraphs(tokens, config, seed):
+    """Annotated paragraphs of the built-in world, enough for `tokens` tokens: list of lists of records."""
     share = 1 - config.plain_share - config.ner_share
-    paragraphs = list(world.annotated(int(tokens * share / QRA_TOKENS) + 1, seed))
-    if path:
-        annotations.write_annotations(path, paragraphs)
-    return paragraphs
+    return list(world.annotated(int(tokens * share / QRA_TOKENS) + 1, seed))
 
 
-def reading_mix(tokens, config, tokenizer, seed, path=None):
-    """(sources, shares) of Basic Reading Distillation on the built-in world, enough for `tokens` tokens; path: see
-    annotated_paragraphs."""
+def reading_mix(tokens, config, tokenizer, seed, paragraphs=None):
+    """([D_ORI, D_NER, D_QRA] as Rows, their shares) of the built-in world, enough for `tokens` tokens.
+
+    paragraphs: those of world_paragraphs, where they have been written to a file."""
     shares = [config.plain_share, config.ner_share, 1 - config.plain_share - config.ner_share]
-    paragraphs = annotated_paragraphs(tokens, config, seed, path)
+    paragraphs = world_paragraphs(tokens, config, seed) if paragraphs is None else paragraphs
     plain = plain_rows(world.plain(int(tokens * shares[0] / PLAIN_TOKENS) + 1, f"{seed} D_ORI"), tokenizer)
-    return [plain] + [reading_rows(paragraphs, copy, tokenizer, seed, config.block_size) for copy in ("ner", "qra")], shares
+    ner, qra = (reading_rows(paragraphs, behaviour, tokenizer, seed, config.block_size)
+                for behaviour in ("ner", "qra"))
+    return [plain, ner, qra], shares
 
 
-def own_text(config):
-    """(tokenizer, {"training", "validation": (rows, text)}) of a user's text. ValueError where it is too short. A text from
-    data/stream.LARGE on is not read whole, but streamed (data/stream.py)."""
-    text, glue = prepare.read_text(config.corpus).strip(), "\n\n"
-    pieces = prepare.paragraphs(text)
-    if len(pieces) < 10:  # a tenth is not one paragraph (no blank lines, one long line): split between sentences instead
-        pieces, glue = prepare.sentences(text), ""
-    if len(pieces) < 2:
-        raise ValueError(f"{config.corpus}: one sentence, which leaves nothing to hold out; expected a longer text")
-    texts = dict(zip(("training", "validation"), (glue.join(part) for part in prepare.split(pieces))))
-    trained = config.tokenizer == "bpe"
-    tokenizer = train_bpe([texts["training"]], config.n_vocab) if trained else get_tokenizer(config.tokenizer)
-    parts = {}
-    for name, text in texts.items():
-        ids, block = tokenizer.encode(text), config.block_size
-        if len(ids) < (2 * block if name == "training" else 2):
-            smaller = 2 ** int(math.log2(max(len(ids), 2) / 2))
-            remedy = f"try --block_size={smaller}, or a longer text" if smaller >= LENGTH_STEP else "try a longer text"
-            raise ValueError(f"{config.corpus}: {len(ids)} tokens of {name} text, but block_size is {block}; {remedy}")
-        parts[name] = Rows.windows(ids, block, tokenizer.n_vocab), text
-    return tokenizer, parts
+def data_mix(name, config, tokenizer, paragraphs, cache=None):
+    """What one student reads -> DataMix; name: "plain", "brd" or "distilled", which reads a TeacherCache as
+    well.
+
+    paragraphs: the annotated ones of world_paragraphs. An annotated corpus takes corpus_share of all
+    tokens."""
+    own, share = [], 0.0
+    if is_annotated(config.corpus):
+        own = text_sources(config.corpus, tokenizer, config.block_size, config.seed)
+        share = config.corpus_share
+    if name == "plain":
+        rows = [plain_text(config.student_tokens, f"{config.seed} plain", tokenizer), *own[:1]]
+        return DataMix(rows, [1 - share, share][:len(rows)])
+    sources, shares = reading_mix(config.student_tokens, config, tokenizer, config.seed, paragraphs)
+    of_own = [part * share for part in (*shares[:2], 1 - sum(shares[:2]))][:len(own)]
+    if name == "distilled":
+        sources, shares = [*sources, cache], [*shares[:2], shares[2] - config.cache_share, config.cache_share]
+    # Questions come first and alone: other tasks hold up a reader who is still guessing.
+    start_at = [0.0 if i == 2 else QUESTIONS_FIRST for i in range(len(sources + own))]
+    return DataMix(sources + own, [part * (1 - share) for part in shares] + of_own, start_at)
+
+
+def test_paragraphs(n, seed, level):
+    """n fresh paragraphs of (person, argument) pairs that no training text tells -> (paragraphs, their
+    records)."""
+    rng = random.Random(seed)
+    drawn = [world.draw_paragraph(rng, level, split="test") for _ in range(n)]
+    return drawn, [world.annotate(rng, paragraph, i, level) for i, paragraph in enumerate(drawn)]
+
+
+def all_answers(paragraphs, p, k):
+    """What the scripted reader could ask at sentence k of paragraph p: {question: answer}."""
+    return world.all_answers(paragraphs[p], k)
+
+
+def plain_test(tokenizer):
+    """500 fresh paragraphs of plain text, the same for every seed -> (Rows, bytes of their text)."""
+    texts = list(world.plain(500, "test plain"))
+    return plain_rows(texts, tokenizer), sum(len(" ".join(text).encode("utf-8")) for text in texts)
+
+
+def held_out_records(n, seed):
+    """The records of n fresh paragraphs about two people, for a short look at a student."""
+    rng = random.Random(seed)
+    return [world.annotate(rng, world.draw_paragraph(rng, world.FULL, split="test"), i) for i in range(n)]
+
+
+def is_annotated(corpus):
+    """Whether a corpus has been annotated by a teacher: "primer", or a file that brd.py annotate wrote."""
+    return corpus == "primer" or corpus.endswith(".jsonl")
+
+
+@functools.cache
+def annotated_text(corpus):
+    """Paragraphs of an annotated corpus -> (training, held out), lists of lists of records; every third is
+    held out.
+
+    ValueError where the file holds fewer than three paragraphs, and as annotations.read_annotations
+    raises."""
+    paragraphs = annotations.read_annotations(PRIMER if corpus == "primer" else corpus)
+    if len(paragraphs) < 3:
+        raise ValueError(f"{corpus}: {len(paragraphs)} paragraphs, every third is held out; expected at least 3")
+    return [paragraph for i, paragraph in enumerate(paragraphs) if i % 3 != 2], paragraphs[2::3]
+
+
+def text_sources(corpus, tokenizer, block_size, seed):
+    """[D_ORI, D_NER, D_QRA] as Rows of an annotated corpus' training part. A paragraph is cut into pieces of
+    PIECE sentences, and annotated ones are read four times over in other surface forms."""
+    pieces = [paragraph[i:i + PIECE] for paragraph in annotated_text(corpus)[0]
+              for i in range(0, len(paragraph), PIECE)]
+    rows = [plain_rows([[record["text"] for record in piece] for piece in pieces], tokenizer)]
+    for behaviour in ("ner", "qra"):
+        rng = random.Random(f"{corpus} {behaviour} {seed}")
+        documents = [render(piece, behaviour, rng) for piece in pieces * 4]
+        rows.append(fitting_rows(documents, tokenizer, block_size))
+    return rows
+
+
+@functools.cache                    # a process asks for it more than once, and it takes a second
+def course_tokenizer(corpus, n_vocab):
+    """A BPE of a fixed sample of the built-in world, and of the training part of an annotated corpus if there
+    is one.
+
+    Without one, every run and the teacher's cache in data/teacher share this vocabulary."""
+    rng = random.Random("tokenizer")
+    documents = [render(paragraph, behaviour, rng) for paragraph in world.annotated(4000, "tokenizer")
+                 for behaviour in ("ner", "qra")]
+    if is_annotated(corpus):        # twenty times over, so that its words weigh like the world's own
+        documents += [render(paragraph, behaviour, rng) for paragraph in annotated_text(corpus)[0] * 20
+                      for behaviour in ("ner", "qra")]
+    texts = ["".join(text for text, _ in document) for document in documents]
+    return train_bpe(texts + [" ".join(sentences) for sentences in world.plain(4000, "tokenizer")], n_vocab)

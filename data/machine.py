@@ -1,16 +1,19 @@
-"""What the machine offers: a device, worker processes for two students side by side, and several processes for one.
+"""What the machine offers: a device, worker processes for two students side by side, and several processes
+for one.
 
     device, dtype = pick_device("auto")
     with worker_pool(2) as pool: ...                     # two students at the same time, a core each
     torchrun --nproc_per_node=2 train.py                 # one student on two GPUs, or in two processes on a CPU
 
-With torchrun every process runs the whole program. Of each batch a process computes every size-th document; gradients
-and losses are summed, which gives the step of one process. The first process (rank 0) tests and writes for all.
+With torchrun every process runs the whole program. Of each batch a process computes every size-th document;
+gradients and losses are summed, which gives the step of one process. The first process (rank 0) tests and
+writes for all.
 """
 
 import atexit
 import contextlib
 import ctypes
+import functools
 import multiprocessing
 import os
 import signal
@@ -23,8 +26,10 @@ import torch
 import torch.distributed as dist
 
 
+@functools.cache
 def pick_device(name):
-    """"auto", "cpu", "cuda" or "mps" -> (torch.device, dtype of autocast or None): bf16 where the processor has it.
+    """"auto", "cpu", "cuda" or "mps" -> (torch.device, dtype of autocast or None): bf16 where the processor
+    has it.
 
     ValueError for a device that this machine does not have.
     """
@@ -37,8 +42,9 @@ def pick_device(name):
     if device.type == "mps":
         return device, None
     with contextlib.suppress(OSError, AttributeError, TypeError):
-        # glibc returns large blocks to the system after every step and asks for them again in the next; keeping them
-        # saves a fifth of the time. Parameters -3, -1, -2: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD.
+        # glibc returns large blocks to the system after every step and asks for them again in the next;
+        # keeping them saves a fifth of the time. Parameters -3, -1, -2: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD,
+        # M_TOP_PAD.
         for parameter, size in ((-3, 1 << 25), (-1, 1 << 30), (-2, 1 << 27)):
             ctypes.CDLL(None).mallopt(parameter, size)
     tests = "_is_avx512_bf16_supported", "_is_amx_tile_supported"
@@ -59,10 +65,11 @@ def follow_parent():
 
 @contextlib.contextmanager
 def worker_pool(n):
-    """A ProcessPoolExecutor of n processes. After Ctrl-C or an error they save what they train, and end first.
+    """A ProcessPoolExecutor of n processes. After Ctrl-C or an error they save what they train, and end
+    first.
 
-    Ctrl-C is for this process alone: workers are started while it is ignored, inherit that, and get SIGTERM instead.
-    OSError where one of them was killed.
+    Ctrl-C is for this process alone: workers are started while it is ignored, inherit that, and get SIGTERM
+    instead. OSError where one of them was killed.
     """
     with ProcessPoolExecutor(n, multiprocessing.get_context("spawn"), initializer=follow_parent) as pool:
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -83,7 +90,8 @@ def worker_pool(n):
 
 @contextlib.contextmanager
 def delayed_stop():
-    """Within, Ctrl-C and SIGTERM only set the Event that is given: a training step is finished and saved first."""
+    """Within, Ctrl-C and SIGTERM only set the Event that is given: a training step is finished and saved
+    first."""
     wanted = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield wanted
@@ -101,7 +109,8 @@ def delayed_stop():
 
 
 def start_processes(device):
-    """Joins the other processes if torchrun started this one; all but the first print nothing. device: torch.device."""
+    """Joins the other processes if torchrun started this one; all but the first print nothing. device:
+    torch.device."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and size() == 1:
         if device.type == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))

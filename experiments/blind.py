@@ -1,86 +1,187 @@
-"""The settings of the paper's tests (Zhou et al., ACL 2025): what a student may see of a task before it is tested on it.
+"""Blind tests of a student on task files, and the paper's two other settings (Zhou et al., ACL 2025).
 
-    python brd.py test out/brd FILE                                                        # blind: nothing
-    python brd.py test out/brd FILE --setting=relaxed --labels=200 --teacher=out/teacher   # inputs, answered by a teacher
-    python brd.py test out/brd FILE --setting=supervised --labels=16                       # gold labels of a few items
+    python brd.py test out/brd FILE ...                                              # blind: nothing is seen
+    python brd.py test out/brd FILE --setting=relaxed --labels=200 --teacher=out_teacher/teacher
+    python brd.py test out/brd FILE --setting=supervised --labels=16
 
-In the last two the student learns from `labels` items of the file, drawn with --seed, and is tested on the others; each task
-sets out from the same student. Items without candidates (answers to be generated) can only be learnt supervised.
+relaxed: the student learns from `labels` items of a task, answered by a teacher; supervised: from their gold
+labels. It is tested on the others, and starts every task from the same weights. Where the items have no
+candidates, an answer is generated and must match word for word. Files: BIG-bench, BIG-bench-Hard, SNLI, MNLI,
+XNLI, RTE, CB, PAWS-X, BoolQ, SST-2 (adapters/task_files.py). Columns: chance is the accuracy of guessing,
+centred the accuracy where each candidate's mean over the unlabelled test items is subtracted from its scores.
 """
 
+import argparse
 import copy
+import importlib
+import math
 import random
+import sys
+from itertools import chain
+from pathlib import Path
+
+import brd
+import train
+from data.batches import DataMix, Rows
+from data.cli import printable, run_command
+from data.documents import ROLES
+from data.figures import mean_se
+from data.files import write_json
+from data.machine import pick_device
+from data.tokenizer import Tokenizer
+from model import GPT
 
 SETTINGS = ("blind", "relaxed", "supervised")
-PASSES, BATCH, RATE = 20, 8, 0.005          # how often every item is read, items of a batch, and a small learning rate
-
-
-def add_arguments(parser):
-    """The options of the command `brd.py test`."""
-    parser.add_argument("--setting", choices=SETTINGS, default="blind", help="what of a task is seen before the test [blind]: task "
-                        "inputs answered by a --teacher, or gold labels")
-    parser.add_argument("--labels", type=int, default=16, help="items of a task to learn from, where the setting is not blind [16]")
-    parser.add_argument("--teacher", metavar="FOLDER", help="the checkpoint that answers in the relaxed setting")
+PASSES, BATCH, RATE = 20, 8, 0.005      # how often an item is read, items of a batch, learning rate
+SPARE_TOKENS = 8                        # an answer may be spelt in more tokens than the tokenizer would take
 
 
 def adapter(model, tokenizer, options):
-    """None in the blind setting, otherwise a function: task -> (a student that has learnt, the task without those items).
+    """None in the blind setting, else a function: task -> (a student that has learnt, the task without the
+    items that it learnt from).
 
-    options: those of the command. Raises ValueError for a setting that lacks something, for a teacher of another vocabulary, and in use for a task that
-    has too few items."""
+    options: setting, labels, teacher (a folder or None), seed, device. ValueError for a setting that lacks
+    something, for a teacher of another vocabulary, and in use for a task with too few items."""
     if options.setting == "blind":
         return None
     if options.labels < 1 or (options.setting == "relaxed") != bool(options.teacher):
-        raise ValueError(f"--setting={options.setting} --labels={options.labels} --teacher={options.teacher}; expected at least one "
-                         "label, and a teacher for relaxed alone")
-    teacher = None
-    if options.teacher:
-        from model import GPT
-        teacher = GPT.load(options.teacher, options.device).eval()
-        if teacher.config.n_vocab != model.config.n_vocab:
-            raise ValueError(f"{options.teacher}: a vocabulary of {teacher.config.n_vocab}, but {options.folder} has "
-                             f"{model.config.n_vocab}; teacher and student must share a tokenizer")
+        raise ValueError(f"--setting={options.setting} --labels={options.labels} --teacher={options.teacher};"
+                         " expected at least one label, and a teacher for relaxed alone")
+    teacher = GPT.load(options.teacher, pick_device(options.device)[0]).eval() if options.teacher else None
+    if teacher and teacher.config.n_vocab != model.config.n_vocab:
+        raise ValueError(f"{options.teacher}: a vocabulary of {teacher.config.n_vocab}, but the student has "
+                         f"{model.config.n_vocab}; teacher and student must share a tokenizer")
 
-    def learnt(task):
-        items = task["items"]
-        if len(items) <= options.labels:
-            raise ValueError(f"{task['name']}: {len(items)} items, of which {options.labels} are to be learnt from; "
+    def learn(task):
+        items, n = task["items"], options.labels
+        if len(items) <= n:
+            raise ValueError(f"{task['name']}: {len(items)} items, of which {n} are to be learnt from; "
                              f"try --labels={max(1, len(items) // 2)}")
         order = random.Random(f"{task['name']} {options.seed}").sample(range(len(items)), len(items))
-        shown, rest = ([items[i] for i in sorted(part)] for part in (order[:options.labels], order[options.labels:]))
-        answers = gold_answers(shown) if teacher is None else teacher_answers(teacher, tokenizer, task["name"], shown)
+        shown, rest = ([items[i] for i in sorted(part)] for part in (order[:n], order[n:]))
+        answers = teacher_answers(teacher, tokenizer, task["name"], shown) if teacher else gold_answers(shown)
         return teach(model, tokenizer, shown, answers, options), {**task, "items": rest}
-    return learnt
+    return learn
 
 
 def gold_answers(items):
     """The first right answer of every item, str."""
-    return [sorted(right)[0] if not candidates else candidates[min(right)] for _, candidates, right in items]
+    return [candidates[min(right)] if candidates else min(right) for _, candidates, right in items]
 
 
 def teacher_answers(teacher, tokenizer, name, items):
-    """What the teacher holds for right, blind: the candidate of its highest mean log-probability a token."""
-    import brd                              # only here: it knows this file
+    """The teacher's blind answers: the candidates of its highest mean log-probability a token."""
     if not all(candidates for _, candidates, _ in items):
-        raise ValueError(f"{name}: its answers are generated, so there are no candidates for a teacher to choose from; "
+        raise ValueError(f"{name}: answers are generated, so a teacher has no candidates to choose from; "
                          "try --setting=supervised")
-    scores = brd.blind_scores(teacher, tokenizer, [(prompt, candidates) for prompt, candidates, _ in items])
-    return [candidates[max(range(len(row)), key=row.__getitem__)] for (_, candidates, _), row in zip(items, scores)]
+    scores, _ = brd.blind_scores(teacher, tokenizer, [item[:2] for item in items])
+    return [candidates[row.index(max(row))] for (_, candidates, _), row in zip(items, scores)]
 
 
 def teach(model, tokenizer, items, answers, options):
-    """A copy of the student that has learnt these answers to these prompts, by next-token training on the answers' tokens."""
-    import brd
-    import train
-    from data.batches import Rows
-    text, answer, block_size = brd.ROLES.index("text"), brd.ROLES.index("answer"), model.config.block_size
-    documents = []
+    """A copy of the student that has learnt these answers, by next-token training on their tokens."""
+    text, answer, documents = ROLES.index("text"), ROLES.index("answer"), []
     for (prompt, *_), wanted in zip(items, answers):
-        context, (tail,), _ = brd.split_tokens(tokenizer, prompt, [wanted], block_size)
+        context, (tail,), _ = brd.split_tokens(tokenizer, prompt, [wanted], model.config.block_size)
         documents.append((context + tail, [text] * len(context) + [answer] * len(tail)))
     rows = Rows.pack(documents, tokenizer.n_vocab)
-    config = train.Config(seed=options.seed, device=options.device, learning_rate=RATE, warmup=5, text_weight=0.0,
-                          answer_weight=1.0, step_tokens=BATCH * int(rows.lengths.max()))
-    student = copy.deepcopy(model)
-    train.fit("learning a task", student, [rows], [1.0], PASSES * int((rows.lengths - 1).sum()), config, decay=0.5)
+    config = train.Config(
+        seed=options.seed, device=options.device, learning_rate=RATE, warmup=5, cooldown=0.5, text_weight=0.0,
+        answer_weight=1.0, step_tokens=BATCH * int(rows.lengths.max()))
+    student, tokens = copy.deepcopy(model), PASSES * int((rows.lengths - 1).sum())
+    train.fit("learning a task", student, DataMix([rows], [1.0]), tokens, config)
     return student
+
+
+def exact_matches(model, tokenizer, prompts, answers):
+    """(credits, cut): 1.0 for every prompt whose greedy continuation, up to the end of the line, is one of
+    its answers (a set of str) word for word, else 0.0; and the number of prompts that were cut."""
+    longest = max(map(len, tokenizer.encode_batch([f" {answer}" for answer in chain(*answers)])))
+    max_new = min(longest + SPARE_TOKENS, model.config.block_size // 2)
+    ids = tokenizer.encode_batch([prompt.rstrip(" ") for prompt in prompts])
+    ends, cut = {tokenizer.sep, tokenizer.end}, sum(len(p) + max_new > model.config.block_size for p in ids)
+    news = brd.greedy(model, [p or [tokenizer.end] for p in ids], max_new, ends | brd.line_ends(tokenizer))
+    texts = [tokenizer.decode([t for t in new if t not in ends]).partition("\n")[0].strip() for new in news]
+    return [float(text in right) for text, right in zip(texts, answers)], cut
+
+
+def eval_task(model, tokenizer, task):
+    """A result as of brd.eval_task, also for a task whose answers are generated: their chance is 0."""
+    prompts, candidates, rights = zip(*task["items"])
+    if candidates[0]:
+        return brd.eval_task(model, tokenizer, task)
+    credits, cut = exact_matches(model, tokenizer, prompts, rights)
+    found = mean_se(credits)
+    return {"name": task["name"], "accuracy": found["value"], "se": found["se"], "n": found["n"],
+            "chance": 0.0, "centred": None, "cut": cut, "skipped": task.get("skipped", 0)}
+
+
+def mean_of(results):
+    """The mean over tasks, each counts alike -> a result as of eval_task. Its standard error is that of the
+    items: the tasks are these, not a sample of tasks."""
+    n, errors = len(results), [result["se"] for result in results]
+    sums = {key: sum(result[key] for result in results)
+            for key in ("accuracy", "chance", "n", "cut", "skipped")}
+    se = None if None in errors else math.sqrt(sum(error ** 2 for error in errors)) / n
+    return {**sums, "accuracy": sums["accuracy"] / n, "chance": sums["chance"] / n, "se": se}
+
+
+def print_line(name, result):
+    """One line of the table."""
+    se, centred = ("-" if result.get(key) is None else f"{result[key]:.3f}" for key in ("se", "centred"))
+    what = {"cut": "prompts cut on the left", "skipped": "skipped"}
+    notes = ", ".join(f"{result[key]} {text}" for key, text in what.items() if result[key])
+    line = f"{name:40} {result['n']:6} {result['chance']:7.3f} {result['accuracy']:8.3f} {se:>6} {centred:>8}"
+    print(printable(f"{line}   {notes}".rstrip()), flush=True)
+
+
+def read_arguments(arguments):
+    """The options of the command; ValueError where one is out of range."""
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="brd.py test", description=__doc__, formatter_class=layout)
+    parser.add_argument("folder", help="a trained student, for example out/distilled")
+    parser.add_argument("files", nargs="+", help="task files, or folders of BIG-bench subtasks")
+    parser.add_argument("--fewshot", type=int, default=0, help="solved examples before each question [0]")
+    parser.add_argument("--setting", choices=SETTINGS, default="blind", help="what is seen of a task [blind]")
+    parser.add_argument("--labels", type=int, default=16, help="items to learn from, where not blind [16]")
+    parser.add_argument("--teacher", metavar="FOLDER", help="the model that answers in the relaxed setting")
+    parser.add_argument("--seed", type=int, default=0, help="of the examples and items that are drawn [0]")
+    parser.add_argument("--json", metavar="FILE", help="the results as JSON too")
+    parser.add_argument("--device", default="cpu", choices=("auto", "cpu", "cuda", "mps"), help="[cpu]")
+    options = parser.parse_args(arguments)
+    if options.fewshot < 0:
+        raise ValueError(f"--fewshot={options.fewshot}; expected 0 or more")
+    return options
+
+
+def main(arguments=None):
+    """The command `brd.py test`; ValueError or OSError for what the user can mend."""
+    options = read_arguments(sys.argv[1:] if arguments is None else arguments)
+    model = GPT.load(options.folder, pick_device(options.device)[0]).eval()
+    tokenizer, task_files = Tokenizer.load(options.folder), importlib.import_module("adapters.task_files")
+    learn = adapter(model, tokenizer, options)
+    loaded = [(path, task_files.load_tasks(path, options.fewshot, options.seed)) for path in options.files]
+    print(f"{'task':40} {'n':>6} {'chance':>7} {'accuracy':>8} {'+-':>6} {'centred':>8}")
+    tested, means = [], []
+    for path, tasks in loaded:
+        results = []
+        for task in tasks:
+            try:
+                student, rest = learn(task) if learn else (model, task)
+                results.append({"file": path, **eval_task(student, tokenizer, rest)})
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from None
+            print_line(task["name"], results[-1])
+        tested, means = tested + results, means + [mean_of(results)]
+        if len(results) > 1:
+            print_line(f"{Path(path).resolve().name}, mean of {len(results)}", means[-1])
+    if len(means) > 1:
+        print_line(f"mean of {len(means)} tasks", mean_of(means))
+    if options.json:
+        given = {name: getattr(options, name) for name in ("setting", "labels", "fewshot", "seed")}
+        mean = {"of": len(means), **mean_of(means)}
+        write_json(options.json, {"student": options.folder, **given, "tasks": tested, "mean": mean})
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,42 +1,35 @@
-"""The blind tests: seven tasks about the built-in world that no student has ever seen, in BIG-bench's JSON.
+"""Writes the blind tests: seven tasks about the built-in world, in BIG-bench's JSON. No student trains on
+them.
 
-    python data/tasks/make.py            # writes the files of this folder anew, in a second; after a change of world.py
+    python -m experiments.blind_tasks        # writes data/tasks/*.json; run it after a change of data/world.py
 
-    yes_no                 a paragraph about two people, a question about any of its facts         Yes, No
-    nli                    a premise, a hypothesis in other words: does it follow?                 Yes, No
-    entity_type            what a word of the text stands for        person, place, organisation, thing, job
-    entity_type_reserved   the same with words that no annotation has ever explained
-    sentiment              the mood of a paragraph, told by one of its sentences                   good, bad
-    sentiment_words        the same with labels that were never an answer                  wonderful, dreadful ...
-    paraphrase             two sentences: do they tell the same?                                   Yes, No
-
-All facts and false claims are of the pairs that `world.held_out` keeps out of the training text, so a paragraph here
-cannot have been read before. Right answers are spread evenly within every wrapper, and so are the ways to be wrong:
-another person's fact, a value that is not in the text, a denial. As in the annotations, all ways to tell a fact of one
-kind count as the same fact, and what is not told is answered No. One seed, named below, makes all of it.
+TASKS says what each task asks. All facts and false claims use pairs that `world.held_out` keeps out of the
+training text, so no paragraph has been read before. Within every wrapper right answers are balanced, and so
+are the ways in which a claim is false: another person's fact, a value that the text does not hold, a denial.
+As in the annotations, all ways to tell a fact of one kind are the same fact. What is not told is answered No.
 """
+
 import json
-import os
 import random
 import re
-import sys
 from functools import partial
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1]))         # run as a script, Python looks for modules in this folder alone
+from data import world
+from data.cli import run_command
+from data.files import write_text
 
-from data import world  # noqa: E402
-
+FOLDER = Path(__file__).resolve().parents[1] / "data" / "tasks"
 SEED, N = 2025, 400                              # N examples a task: a standard error of at most .025
-PAIR, SHORT_PAIR, SHORT, ONE = (world.Level(sentences=sentences, people=people, denied=0.12) for sentences, people
-                                in (((2, 4), 2), ((2, 3), 2), ((1, 2), 1), ((1, 1), 1)))
+PAIR, SHORT_PAIR, SHORT, ONE = (
+    world.Level(sentences=sentences, people=people, denied=0.12)
+    for sentences, people in (((2, 4), 2), ((2, 3), 2), ((1, 2), 1), ((1, 1), 1)))
 
-# --- the wrappers ------------------------------------------------------------------------------------------------------
-# These are the SEALED test wrappers: written once, by judgement, before any training, and used by nothing but the test.
-# Never train on them, never choose among them by a score: a wrapper that was looked at while designing tests nothing.
-# Nearly all their words occur in the corpus, their frames do not. Slots: {p} paragraph, {q} question, {c} clause, {w} word,
-# {good} {bad} labels, {a} {b} sentences. Eight a task; example i stands in wrapper i % 8.
+# --- the wrappers -------------------------------------------------------------------------------------------
+# Test wrappers, written once before any training. Never train on them, never choose among them by a score.
+# Nearly all of their words occur in the corpus, their phrases do not. Slots: {p} paragraph, {q} question,
+# {c} clause, {w} word, {good} {bad} labels, {a} {b} sentences. Example i stands in wrapper i % 8.
+
 YES_NO = (
     "{p}\nNow a question for you: {q} Yes or No:",
     "A text: {p} A question on this text: {q} The answer is",
@@ -45,8 +38,7 @@ YES_NO = (
     "{p} One person told us that {c}. Was that true?",
     "{p} - {q} - Is it Yes or is it No? It is",
     "{p} Is this true or not true: {c}? Reply Yes or No:",
-    "{p} He asked you: {q} Tell us the answer, Yes or No:",
-)
+    "{p} He asked you: {q} Tell us the answer, Yes or No:")
 NLI = (
     "{p} From this it is right to say that {c}. Yes or No?",
     "A text told us this: {p} Would that text say that {c}?",
@@ -55,8 +47,7 @@ NLI = (
     "Would a person who knows this text say that {c}? {p} The right answer:",
     "{p} As this text is true, {c}. Is that right?",
     "One person told us: {p} So you say that {c}. Does that follow?",
-    "{c} - is that what this text told us? {p} - Yes or No?",
-)
+    "{c} - is that what this text told us? {p} - Yes or No?")
 ENTITY_TYPE = (
     "{p} Tell us of {w}: person, place, organisation, thing or job? Answer:",
     "{p} What is meant by {w} here is some",
@@ -65,8 +56,7 @@ ENTITY_TYPE = (
     "{p} Is {w} a job, a thing, a place, an organisation or a person? Well, it is named",
     "Looking for what {w} is in this text: {p} Reply with job, organisation, person, place or thing:",
     "{p}\nA person, a place, an organisation, a thing, a job - which is {w}? Please answer:",
-    "{p} She asked what {w} was. He told us:",
-)
+    "{p} She asked what {w} was. He told us:")
 SENTIMENT = (
     "{p} All in all that is",
     "{p} One person asked: was that good or bad? The answer was",
@@ -75,8 +65,7 @@ SENTIMENT = (
     "{p} The attitude of this text (good, bad) =",
     "{p}\nNow say what the day was, good or bad:",
     "The text is: {p} The mood in it is",
-    "{p} Would this day feel good or bad to you? Reply:",
-)
+    "{p} Would this day feel good or bad to you? Reply:")
 SENTIMENT_WORDS = (
     "{p} As for the day, it was",
     "{p} Is that {good} or {bad}? Well, that is",
@@ -85,8 +74,7 @@ SENTIMENT_WORDS = (
     "{p} So {good} = good, {bad} = bad. That text =",
     "{p} Every person here has a time that is",
     "What feeling is in this text, {good} or {bad}? {p} The feeling is",
-    "{p} What was told here has a mood that is",
-)
+    "{p} What was told here has a mood that is")
 PARAPHRASE = (
     "{a} {b} Is it one thing that is told here? Yes or No:",
     "You told us: {a} We told you: {b} Is that the same thing?",
@@ -95,40 +83,45 @@ PARAPHRASE = (
     "What was meant: {a} What was told: {b} Is it the same, Yes or No?",
     "She told us this: {a} He told us this: {b} Is it as she told it?",
     "{a} That is what was meant by this: {b} Yes or No?",
-    "It is told: {a} It is asked: {b} Would you answer with Yes or with No?",
-)
+    "It is told: {a} It is asked: {b} Would you answer with Yes or with No?")
 
-# --- claims ------------------------------------------------------------------------------------------------------------
 
-def changed(rng, paragraph, fact, change):
+# --- claims -------------------------------------------------------------------------------------------------
+
+def text(paragraph):
+    """A world.Paragraph as running text."""
+    return " ".join(paragraph.sentences)
+
+
+def false_pair(rng, paragraph, fact, change):
     """(person, value) of the false claim, or None where this paragraph does not offer that change."""
     if change in ("deny", "undeny"):
         return fact.person, fact.value
     if change == "stranger":
-        people = [p for p in world.WORDS["person"] if world.held_out(p, fact.value) and p not in paragraph.people]
-        return world.pick(rng, people), fact.value
+        others = [p for p in world.WORDS["person"] if p not in paragraph.people]
+        return world.pick(rng, [p for p in others if world.held_out(p, fact.value)]), fact.value
     person, value = world.false_claim(rng, paragraph, fact, float(change == "swap"))
-    told = any(f.value == value and not f.denied for f in paragraph.facts)
-    # Nobody can say whether a glad person was happy: a false feeling must differ in mood from the one that is told.
-    alike = fact.kind == "feel" and any(f.kind == "feel" and f.person == person and
-                                        (f.value in world.GOOD) == (value in world.GOOD) for f in paragraph.facts)
-    return (person, value) if told == (change == "swap") and not alike else None
+    if any(f.value == value and not f.denied for f in paragraph.facts) != (change == "swap"):
+        return None
+    # A glad person may be happy too: a false feeling must differ in mood from the one that is told.
+    feelings = [f.value in world.GOOD for f in paragraph.facts if f.kind == "feel" and f.person == person]
+    return None if fact.kind == "feel" and (value in world.GOOD) in feelings else (person, value)
 
 
 def draw_claim(rng, true, change, at, bare=False):
-    """Draw paragraphs until a fact of one can be changed in this way -> (paragraph, fact, (person, value), clause).
+    """Draws paragraphs of the Level `at` until a fact of one can be changed in this way
+    -> (paragraph, fact, (person, value), clause); the clause is not in the frame of the fact's own sentence.
 
-    change  what makes a claim false: "deny" a told fact, "undeny" a denied one, "swap" with a fact of the other person,
-            an "absent" value, a "stranger" for the person
-    true    leave the fact as it is; since all else is drawn alike, neither text nor claim gives the answer away alone
-    bare    only facts that name their person, and no day
-    The clause is in another frame than the fact's own sentence."""
+    change: what makes a claim false: "deny" a told fact, "undeny" a denied one, "swap" with a fact of the
+    other person, an "absent" value, a "stranger" for the person. true: leave the fact as it is; all else is
+    drawn alike, so neither text nor claim alone tells the answer. bare: only facts that name their person,
+    without a day."""
     while True:
         paragraph = world.draw_paragraph(rng, at, split="test", asides=0.0 if bare else 0.2)
         facts = [f for f in paragraph.facts if f.kind in world.KINDS and f.denied == (change == "undeny")
                  and not (bare and (f.pronoun or f.day))]
         fact = world.pick(rng, facts) if facts else None
-        false = fact and changed(rng, paragraph, fact, change)
+        false = fact and false_pair(rng, paragraph, fact, change)
         if false:
             kind, pair = world.KINDS[fact.kind], (fact.person, fact.value) if true else false
             frames = kind.denies if change == ("undeny" if true else "deny") else kind.says
@@ -136,119 +129,102 @@ def draw_claim(rng, true, change, at, bare=False):
             return paragraph, fact, pair, world.pick(rng, others).format(s=pair[0], a=pair[1])
 
 
-# --- the tasks: (rng, wrapper, its number w, turn 0..49) -> (input, candidates, the right one) ---------------------------
+# --- the tasks: (rng, turn, number w of the wrapper) -> (slots, candidates, index of the right one) ---------
+# turn counts up within a wrapper: right answers and ways to be false alternate with it.
 
-YN = ("No", "Yes")
-
-def text(paragraph):
-    return " ".join(paragraph.sentences)
+YN, TYPES = ("No", "Yes"), tuple(world.RESERVED)
 
 
-def yes_no(rng, wrapper, w, turn):
+def yes_no(rng, turn, w):
     change = ("swap", "absent")[(turn // 2 + w) % 2]
     paragraph, fact, (person, value), clause = draw_claim(rng, turn % 2, change, PAIR)
     question = world.pick(rng, world.KINDS[fact.kind].whether).format(n=person, a=value)
-    return wrapper.format(p=text(paragraph), q=question, c=clause), YN, YN[turn % 2]
+    return {"p": text(paragraph), "q": question, "c": clause}, YN, turn % 2
 
 
-def nli(rng, wrapper, w, turn):
+def nli(rng, turn, w):
     change = ("deny", "undeny", "swap", "absent", ("swap", "absent")[w % 2])[turn // 2 % 5]
     at = SHORT_PAIR if change == "swap" or rng.random() < 0.4 else SHORT
     paragraph, _, _, clause = draw_claim(rng, turn % 2, change, at)
-    return wrapper.format(p=text(paragraph), c=clause), YN, YN[turn % 2]
+    return {"p": text(paragraph), "c": clause}, YN, turn % 2
 
 
-def paraphrase(rng, wrapper, w, turn):
+def paraphrase(rng, turn, w):
     change = ("deny", "undeny", "stranger", "absent", ("stranger", "absent")[w % 2])[turn // 2 % 5]
     _, fact, _, clause = draw_claim(rng, turn % 2, change, ONE, bare=True)
-    return wrapper.format(a=fact.text, b=clause + "."), YN, YN[turn % 2]
+    return {"a": fact.text, "b": clause + "."}, YN, turn % 2
 
 
-def entity_type(rng, wrapper, w, turn, reserved=False):
-    """With reserved, a sentence of reserved words stands beside one of the test half, which makes the text new."""
-    types = tuple(world.RESERVED)
+def entity_type(rng, turn, w=0, reserved=False):
+    """With reserved, the word's sentence stands beside one of the test half, which makes the text new."""
     while True:
-        paragraph = world.draw_paragraph(rng, ONE if reserved else SHORT, split="test", asides=0.0)
-        told = paragraph.facts
+        facts = told = world.draw_paragraph(rng, ONE if reserved else SHORT, split="test", asides=0.0).facts
         if reserved:
             told = world.draw_paragraph(rng, ONE, reserved=True, asides=0.0).facts
-            paragraph.facts = told + paragraph.facts if rng.random() < 0.5 else paragraph.facts + told
-        words = [e["text"] for fact in told for e in world.entities(fact) if e["type"] == types[turn % 5]]
+            facts = told + facts if rng.random() < 0.5 else facts + told
+        words = [e["text"] for fact in told for e in world.entities(fact) if e["type"] == TYPES[turn % 5]]
         if words:
-            return wrapper.format(p=text(paragraph), w=world.pick(rng, words)), types, types[turn % 5]
+            return {"p": " ".join(fact.text for fact in facts), "w": world.pick(rng, words)}, TYPES, turn % 5
 
 
-def draw_mood(rng, mood, kind, labels):
-    """A paragraph with one moody sentence, of this kind ("mood" or "feel"). It uses neither label, and no saying,
-    because some sayings hold the words good and bad."""
+def sentiment(rng, turn, w=0, labels=("good", "bad")):
+    """One sentence tells the mood. The text holds neither label, and no saying: some say "good" or "bad"."""
+    wanted = [(("good", "bad")[turn % 2], ("mood", "feel")[(turn // 2 + w) % 2])]
     while True:
         paragraph = world.draw_paragraph(rng, PAIR, split="test")
         moods = [(f.mood, f.kind) for f in paragraph.facts if f.mood != "neutral"]
-        sayings = any(f.kind == "saying" for f in paragraph.facts)
-        if moods == [(mood, kind)] and not sayings and not set(labels) & set(re.findall(r"\w+", text(paragraph))):
-            return paragraph
+        told = set(re.findall(r"\w+", text(paragraph)))
+        if moods == wanted and all(f.kind != "saying" for f in paragraph.facts) and not set(labels) & told:
+            return {"p": text(paragraph), "good": labels[0], "bad": labels[1]}, labels, turn % 2
 
 
-def sentiment(rng, wrapper, w, turn, labels=("good", "bad")):
-    paragraph = draw_mood(rng, ("good", "bad")[turn % 2], ("mood", "feel")[(turn // 2 + w) % 2], labels)
-    return wrapper.format(p=text(paragraph), good=labels[0], bad=labels[1]), labels, labels[turn % 2]
-
-
-def sentiment_words(rng, wrapper, w, turn):
-    """Every wrapper has its own pair of labels, mood words that are never the answer of a question."""
+def sentiment_words(rng, turn, w):
+    """Every wrapper has its own pair of labels: words of mood that are never the answer of a question."""
     good, bad = world.MOODS["good"], world.MOODS["bad"]
-    return sentiment(rng, wrapper, w, turn, (good[w % len(good)], bad[(w + w // len(good)) % len(bad)]))
+    return sentiment(rng, turn, w, (good[w % len(good)], bad[(w + w // len(good)) % len(bad)]))
 
 
-TASKS = {      # name: (wrappers, function, keywords, description)
-    "yes_no": (YES_NO, yes_no, ["reading comprehension"], "Answer a yes/no question about one fact of a paragraph."),
-    "nli": (NLI, nli, ["logical reasoning"], "Say whether a statement follows from a paragraph."),
-    "entity_type": (ENTITY_TYPE, entity_type, ["word sense"], "Say what kind of thing a word of a text stands for."),
-    "entity_type_reserved": (ENTITY_TYPE, partial(entity_type, reserved=True), ["word sense"],
+TASKS = {      # name: (wrappers, function, keyword, description)
+    "yes_no": (YES_NO, yes_no, "reading comprehension",
+               "Answer a yes/no question about one fact of a paragraph."),
+    "nli": (NLI, nli, "logical reasoning", "Say whether a statement follows from a paragraph."),
+    "entity_type": (ENTITY_TYPE, entity_type, "word sense",
+                    "Say what kind of thing a word of a text stands for."),
+    "entity_type_reserved": (ENTITY_TYPE, partial(entity_type, reserved=True), "word sense",
                              "Say what kind of thing a word stands for that no annotation has explained."),
-    "sentiment": (SENTIMENT, sentiment, ["emotional understanding"], "Say whether the mood of a paragraph is good or bad."),
-    "sentiment_words": (SENTIMENT_WORDS, sentiment_words, ["emotional understanding"],
+    "sentiment": (SENTIMENT, sentiment, "emotional understanding",
+                  "Say whether the mood of a paragraph is good or bad."),
+    "sentiment_words": (SENTIMENT_WORDS, sentiment_words, "emotional understanding",
                         "Say which of two ordinary words fits the mood of a paragraph."),
-    "paraphrase": (PARAPHRASE, paraphrase, ["paraphrase"], "Say whether two sentences tell the same fact."),
+    "paraphrase": (PARAPHRASE, paraphrase, "paraphrase", "Say whether two sentences tell the same fact."),
 }
 
-# --- the files ---------------------------------------------------------------------------------------------------------
 
-def examples(name):
-    """The N examples of a task, no two inputs alike, candidates in shuffled order."""
-    wrappers, make, *_ = TASKS[name]
-    rng, seen = random.Random(f"blind {SEED} {name}"), set()
-    while len(seen) < N:
-        turn, w = divmod(len(seen), len(wrappers))
-        prompt, candidates, right = make(rng, wrappers[w], w, turn)
-        if prompt not in seen:
-            seen.add(prompt)
-            order = sorted(candidates, key=lambda _: rng.random())
-            yield {"input": prompt, "target_scores": {word: int(word == right) for word in order}}
-
+# --- the files ----------------------------------------------------------------------------------------------
 
 def task_file(name):
-    """The text of NAME.json: valid JSON, one example a line."""
-    *_, keywords, description = TASKS[name]
-    head = {"name": name, "description": description, "keywords": keywords, "metrics": ["multiple_choice_grade"],
-            "preferred_score": "multiple_choice_grade"}
-    lines = (json.dumps(example, ensure_ascii=False, separators=(",", ":")) for example in examples(name))
-    return json.dumps(head)[:-1] + ', "examples": [\n' + ",\n".join(lines) + "\n]}\n"
+    """The text of NAME.json: N examples, one a line, no two inputs alike, candidates in shuffled order."""
+    wrappers, make, keyword, description = TASKS[name]
+    rng, lines = random.Random(f"blind {SEED} {name}"), {}
+    while len(lines) < N:
+        turn, w = divmod(len(lines), len(wrappers))
+        slots, candidates, right = make(rng, turn, w)
+        prompt = wrappers[w].format(**slots)
+        if prompt not in lines:
+            order = sorted(candidates, key=lambda _: rng.random())
+            scores = {word: int(word == candidates[right]) for word in order}
+            lines[prompt] = json.dumps({"input": prompt, "target_scores": scores}, separators=(",", ":"))
+    head = {"name": name, "description": description, "keywords": [keyword],
+            "metrics": ["multiple_choice_grade"], "preferred_score": "multiple_choice_grade"}
+    return json.dumps(head)[:-1] + ', "examples": [\n' + ",\n".join(lines.values()) + "\n]}\n"
 
 
 def main():
-    """Writes every task file beside this one, and prints what is in it."""
-    print(f"{'task':22}{'n':>6}{'chance':>8}{'KB':>6}")
+    """Writes every task file into data/tasks."""
     for name in TASKS:
-        content = task_file(name)
-        path = HERE / f"{name}.json"
-        with open(f"{path}.tmp", "w", encoding="utf-8", newline="\n") as file:
-            file.write(content)
-        os.replace(f"{path}.tmp", path)
-        scores = [example["target_scores"].values() for example in json.loads(content)["examples"]]
-        chance = sum(sum(row) / len(row) for row in scores) / len(scores)
-        print(f"{name:22}{len(scores):6}{chance:8.2f}{len(content) / 1000:6.0f}")
+        write_text(FOLDER / f"{name}.json", task_file(name))
+        print(f"{FOLDER / name}.json: {N} examples")
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

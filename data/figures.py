@@ -1,0 +1,100 @@
+"""Figures with standard errors, counted item by item: {"value", "se", "n"}; value and se are None where n is
+0."""
+
+import math
+import re
+from collections import Counter
+
+import numpy as np
+import torch
+
+from data.annotations import NO_ENTITY, TYPES, lines_of, parse_entities, parse_entity, parse_question
+from data.batches import DataMix, plan_batches
+
+
+def ratio_se(groups):
+    """sum of a / sum of b with its standard error -> {"value", "se", "n"}; groups: list of (a, b, n).
+
+    A group is an independent unit: a paragraph, because its questions are not independent draws. Delta method
+    over m units: se^2 = m/(m-1) sum (a - value b)^2 / (sum b)^2."""
+    groups = [group for group in groups if group[1]]
+    total, n, m = sum(b for _, b, _ in groups), sum(n for *_, n in groups), len(groups)
+    value = sum(a for a, *_ in groups) / total if groups else None
+    se = math.sqrt(m / (m - 1) * sum((a - value * b) ** 2 for a, b, _ in groups)) / total if m > 1 else None
+    return {"value": value, "se": se, "n": n}
+
+
+def mean_se(values):
+    """The mean of independent values with its standard error -> {"value", "se", "n"}."""
+    return ratio_se([(value, 1, 1) for value in values])
+
+
+def cell(entry):
+    """A figure with its standard error as a cell of a table; entry: a dict with "value" and "se", or None."""
+    return "-" if not entry or entry["value"] is None else f"{entry['value']:.3f} ±{entry['se'] or 0:.3f}"
+
+
+def thinned(losses, n=200):
+    """At most n means of neighbours of a list: a loss curve that is small and not jagged."""
+    return [round(float(np.mean(part)), 4) for part in np.array_split(losses, min(n, len(losses)))]
+
+
+@torch.no_grad()
+def bits_per_byte(model, rows, text_bytes):
+    """Bits that `model` needs for a byte of the rows' text, document ends included; the first token is
+    given."""
+    nats, one_weight = 0.0, np.ones(256, np.float32)                            # for every role
+    for batch in plan_batches(DataMix([rows], [1.0]), int((rows.lengths - 1).sum()), 4096, 0):
+        ids, targets, weights = (t.to(model.mask.device) for t in rows.batch(batch.documents, one_weight))
+        logits = model(ids)                                                     # (B, T, V)
+        nll = logits.logsumexp(-1) - logits.gather(-1, targets[..., None])[..., 0]
+        nats += (weights * nll).sum().item()
+    return nats / math.log(2) / text_bytes
+
+
+def rouge_l(text, reference):
+    """Rouge-L F (Lin 2004): harmonic mean of precision and recall of the longest common subsequence of words,
+    lower case, not stemmed. rouge_l("the red lamp", "a red old lamp") = 2 * 2 / (3 + 4)."""
+    a, b = (re.findall(r"\w+", t.lower()) for t in (text, reference))
+    row = [0] * (len(b) + 1)                              # row[j]: the longest for the words so far and b[:j]
+    for word in a:
+        above, row = row, [0]
+        for j, other in enumerate(b):
+            row.append(above[j] + 1 if word == other else max(above[j + 1], row[j]))
+    return 2 * row[-1] / (len(a) + len(b)) if a and b else float(text.strip() == reference.strip())
+
+
+# The counts below yield (name, a, b, n): what each figure of brd.eval_reading gains by one item.
+
+
+def count_entities(record, text):
+    """For the entity lines of one sentence; F1 = hits / mean of those wanted and given."""
+    both = record["entities"], parse_entities(text)
+    wanted, given = ([(entity["text"], entity["type"]) for entity in entities] for entities in both)
+    for name, kept in [("entity_f1", TYPES)] + [(f"entity_f1.{t}", (t,)) for t in TYPES]:
+        want, give = (Counter(e for e in entities if e[1] in kept) for entities in (wanted, given))
+        yield name, (want & give).total(), (want.total() + give.total()) / 2, want.total()
+    for line in lines_of(text):
+        yield "entity_lines", line.strip() == NO_ENTITY or parse_entity(line) is not None, 1, 1
+
+
+def count_answer(item, answer):
+    """For one answer to a given question."""
+    group = "yes_no" if item["answer"] in ("Yes", "No") else "wh"
+    names = ["all", "attitude" if item["kind"] == "attitude" else group]
+    if item["kind"] == "structure":
+        names.append("structure")
+    for name in names:
+        yield f"answer.{name}", answer == item["answer"], 1, 1
+    yield "rouge_l", rouge_l(answer, item["answer"]), 1, 1
+
+
+def count_raised(text, known):
+    """For the student's own questions at one sentence; known: {question: answer} that an oracle gives, or
+    None."""
+    for line in lines_of(text):
+        own = parse_question(line)
+        yield "raised", own is not None, 1, 1
+        if own and known is not None:
+            yield "raised.known", own["question"] in known, 1, 1
+            yield "raised.right", known.get(own["question"]) == own["answer"], 1, 1

@@ -1,0 +1,97 @@
+"""The sentence splitter: nothing is lost, and sentences end where a reader would end them."""
+
+import pytest
+from hypothesis import example, given, settings, strategies as st
+
+from adapters.sentences import MAX_SENTENCE, main, sentences
+
+FRAGMENTS = ["Anna", "took", "the", "The", "A", "Mr.", "J.", "U.S.", "No.", "3.14", "1.", "ROMEO:\n", "ROMEO.\n",
+             ".", "!", "...", "…", "?!", "\"", "'", "(", ")", " ", "  ", "\n", "\t", "\u2028", "\x1c", "。", "」",
+             "日本", "é"]
+
+# Every line is a paragraph with a bar wherever it is to be cut; \n in it is a line break.
+CASES = r"""
+Anna took a train. |It was late.
+Mr. Smith met Dr. J. A. Tolkien and Mrs. Jones on Mt. Blanc. |He left.
+MR. SMITH went home. |St. Petersburg is far. |He lives in Main St. |The house is red.
+See e.g. Oslo, i.e. the town, cf. Fig. 3 and p. 12, vs. Bergen etc. |Anna left on Jan. 5.
+No. 5 is alive. |She said no. |Five left. |No. |Really no.
+The U.S. Senate met at 5 p.m. Monday in Washington D.C. |The vote was late. |She has a Ph.D. |In law.
+We chose plan B. |Then came World War II. |It ended.
+Pi is 3.14 and not 3.15. |It costs $2.50. |20 people paid.
+Well... maybe. |Well... |Maybe not… |He left. . . and came back. |So.
+"Where?" he asked. |"Here!" she cried. |He said, "Stop." |Then he left.
+(He left.) |[She stayed.] |“Why?” |‘Because.’ |*Good.* |«Oui.»
+What?! |You did what!? |Never!!! |"Really?!" |Yes.
+ROMEO:\nBut soft! |What light?\n|It is the east,\nand Juliet is the sun.
+ROMEO.\nHe jests at scars. |FIRST LORD.\nI know. |THE END.
+First Citizen:\nBefore we proceed any further, hear me speak.
+1. Take a train. |2. Take a bus. |(3.) Walk.
+He bought apples, pears, etc. and left. |The approx. value rose.
+Martin King Jr. spoke at Acme Inc. headquarters. |He won.
+It was Smith (e.g. the elder). |The man's. |MAN's. |Next.
+吾輩は猫である。|名前はまだ無い。|「行く。」|どこで？！|知らない。
+Что это? |Это стол. |Das ist z.B. ein Tisch. |Ja.
+She is a rep. |Anna is not. |'Mr. Smith left.' |It was cold (cf. Anna) and “Dr. No” left. |Yes.
+word without any stop
+""".strip().split("\n")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_sentences_of(case):
+    case = case.replace("\\n", "\n")
+    assert sentences(case.replace("|", "")) == case.split("|")
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.sampled_from(FRAGMENTS), max_size=40).map("".join) | st.text(max_size=80))
+@example("")
+@example(" \n ")
+@example(" . ")
+def test_joined_sentences_are_the_paragraph(paragraph):
+    cut = sentences(paragraph)
+    assert "".join(cut) == paragraph
+    if paragraph.strip():
+        assert all(s.strip() for s in cut)
+        assert all(s[0].strip() for s in cut[1:])           # white space belongs to the sentence before it
+        assert sentences(cut[0])[0] == cut[0]               # a first sentence is one sentence
+        assert all(s[-1].isspace() or s.rstrip("\"'”’»)]}*_」』")[-1] in "。！？" for s in cut[:-1])
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 2 * MAX_SENTENCE) | st.integers(1, 12), min_size=1, max_size=60),
+       st.sampled_from([" ", "\n", "  \t"]))
+def test_long_sentences_are_cut_between_words(lengths, space):
+    text = space.join("x" * n for n in lengths) + space
+    cut = sentences(text)
+    assert "".join(cut) == text and all(0 < len(s.strip()) <= MAX_SENTENCE for s in cut)
+    if max(lengths) <= MAX_SENTENCE:
+        assert [len(word) for s in cut for word in s.split()] == lengths        # no word was cut
+        for s, after in zip(cut, cut[1:]):                                      # and no piece is too short
+            assert len(s + after.split()[0]) > MAX_SENTENCE
+
+
+def test_a_word_longer_than_the_maximum_is_cut_inside():
+    cut = sentences("ab " + "x" * (2 * MAX_SENTENCE + 7))
+    assert [len(s) for s in cut] == [3, MAX_SENTENCE, MAX_SENTENCE, 7]
+    exact = "y" * (MAX_SENTENCE - 2) + " z"
+    assert sentences(exact) == [exact] and sentences(exact + "z") == [exact[:-1], "zz"]
+
+
+@pytest.mark.parametrize("unit", ["word ", ".", ". ", "A. ", ".)", ' "', "。", "ROMEO.\n", "He left. ", "x"])
+def test_a_long_line_of_anything_comes_back_whole(unit):
+    """200 kB a case: with a quadratic time it would take minutes."""
+    text = unit * (200_000 // len(unit)) + "end"
+    cut = sentences(text)
+    assert "".join(cut) == text and max(len(s.strip()) for s in cut) <= MAX_SENTENCE
+
+
+def test_the_command_prints_counts_and_first_sentences(tmp_path, capsys):
+    path = tmp_path / "book.txt"
+    path.write_text("Anna took\na train. It was \x1b[2J late.\n\nMilo é.", encoding="utf-8")
+    assert main([str(path), "--show=2"]) is None
+    first, *shown = capsys.readouterr().out.splitlines()
+    assert first == f"{path}: 2 paragraphs, 3 sentences; characters a sentence: median 17, longest 18"
+    assert shown == ["  0: Anna took a train.", r"  0: It was \x1b[2J late."]
+    with pytest.raises(ValueError, match="none.txt: no such file or folder"):
+        main([str(tmp_path / "none.txt")])
