@@ -12,18 +12,15 @@ Only afterwards does it meet a task, blind: the candidate of highest mean log-pr
 answer. This file is what a finished student does: 1 the blind score, 2 reading in free running, 3 the command
 line:
 
-    python brd.py read out/distilled "Anna took a train to Oslo."    # entities and questions, as the student reads
-    python brd.py read out/distilled                                 # the same for lines that are typed or piped in
-    python brd.py test out/distilled data/tasks/*.json               # blind accuracy (experiments/blind.py)
-    python brd.py annotate my.txt --teacher URL --model NAME         # an LLM annotates a text (adapters/annotate.py)
+    python brd.py read out/distilled "Anna took a train to Oslo."   # entities, questions (adapters/read.py)
+    python brd.py test out/distilled data/tasks/*.json              # blind accuracy (experiments/blind.py)
+    python brd.py annotate my.txt --teacher URL --model NAME        # an LLM annotates (adapters/annotate.py)
 
 Shapes: B batch, T time, C channels, V vocabulary, R rows (candidates of all items of a batch), N scored
 tokens.
 """
 
-import argparse
 import importlib
-import json
 import math
 import os
 import random
@@ -35,11 +32,10 @@ from itertools import chain
 import torch
 from torch.nn.functional import cross_entropy
 
-from data.annotations import ALL_FORMS, NO_ENTITY, TYPES, marked, parse_entities, parse_questions, question_texts
-from data.cli import printable, run_command
+from data.annotations import ALL_FORMS, NO_ENTITY, TYPES, parse_entities, parse_questions, question_texts
+from data.cli import run_command
 from data.figures import count_answer, count_entities, count_raised, mean_se, ratio_se
-from data.tokenizer import Tokenizer
-from model import GPT, sample
+from model import sample
 
 # ------------------------------------------------------------------------------------------------------------
 # 1. The blind score: no task data, no examples; of the candidates the one that surprises the model least
@@ -63,8 +59,8 @@ def split_tokens(tokenizer, prompt, candidates, block_size):
     Prompt and candidate are joined by one space, which is the candidate's: " Oslo" is one token, " " + "Oslo"
     are two that no text holds. The joined texts are encoded whole, and context is the longest prefix of
     tokens that they share with the prompt: where one candidate melts with its last token, all are scored from
-    there on. None shared:
-    it is the document end. ValueError for a candidate that is empty or longer than block_size."""
+    there on. None shared: it is the document end. ValueError for a candidate that is empty or longer than
+    block_size."""
     if not all(candidate.strip() for candidate in candidates):
         raise ValueError(f"an empty candidate after the prompt '{prompt[-40:]}'")
     joined = [join(prompt, candidate) for candidate in candidates]
@@ -88,13 +84,14 @@ def score_batch(model, batch):
     owner = torch.tensor([i for i, item in enumerate(batch) for _ in item[1]], device=device)          # (R,)
     tails = [tail for _, tails, _ in batch for tail in tails]
     width = max(map(len, tails))
-    targets = torch.tensor([tail + [-1] * (width - len(tail)) for tail in tails], device=device)       # (R, width)
+    padded = [tail + [-1] * (width - len(tail)) for tail in tails]
+    targets = torch.tensor(padded, device=device)                                          # (R, width)
     states = hidden[owner, -1:]                                                            # (R, 1, C)
     if width > 1:
         after = model.hidden(targets[:, :-1].clamp(min=0), cache.select(owner))
         states = torch.cat([states, after], 1)                                             # (R, width, C)
     log_probs = torch.zeros(targets.shape, device=device)
-    for part in (targets >= 0).nonzero().split(1024):           # (N, 2); in pieces, as (N, V) may not fit in memory
+    for part in (targets >= 0).nonzero().split(1024):           # (N, 2); in pieces, for (N, V) may be large
         r, t = part.unbind(1)
         log_probs[r, t] = -cross_entropy(model.logits(states[r, t]).float(), targets[r, t], reduction="none")
     means = iter((log_probs.sum(1) / (targets >= 0).sum(1)).tolist())
@@ -109,7 +106,7 @@ def blind_scores(model, tokenizer, items, batch_tokens=16384):
     block_size = model.config.block_size
     split = [split_tokens(tokenizer, prompt, candidates, block_size) for prompt, candidates in items]
     batches = [[]]
-    for i in sorted(range(len(items)), key=lambda i: len(split[i][0])):          # rows of like length share a batch
+    for i in sorted(range(len(items)), key=lambda i: len(split[i][0])):         # by length: little padding
         trial = [split[j] for j in batches[-1] + [i]]
         width = len(split[i][0]) + max(len(tail) for _, tails, _ in trial for tail in tails)
         if width > block_size + 1 or sum(len(tails) for _, tails, _ in trial) * width > batch_tokens:
@@ -137,7 +134,8 @@ def calibrate(candidates, scores):
     if sum(map(len, seen.values())) < CALIBRATE_FROM * len(seen):
         return None
     means = {word: sum(values) / len(values) for word, values in seen.items()}
-    return [[score - means[word] for word, score in zip(words, row)] for words, row in zip(candidates, scores)]
+    return [[score - means[word] for word, score in zip(words, row)]
+            for words, row in zip(candidates, scores)]
 
 
 def eval_task(model, tokenizer, task):
@@ -203,7 +201,8 @@ def free_reading(model, tokenizer, paragraphs, behaviour):
     """The student's own reading: list of paragraphs, each a list of sentences (str) -> the same of text, one
     line an entity ("ner") or a question with its answer ("qra"). Round k reads sentence k of every
     paragraph."""
-    contexts, readings, ends = [[] for _ in paragraphs], [[] for _ in paragraphs], {tokenizer.sep, tokenizer.end}
+    contexts, readings = [[] for _ in paragraphs], [[] for _ in paragraphs]
+    ends = {tokenizer.sep, tokenizer.end}
     for k in range(max(map(len, paragraphs), default=0)):
         rows = [p for p, sentences in enumerate(paragraphs) if k < len(sentences)]
         for p in rows:
@@ -228,8 +227,8 @@ def free_answers(model, tokenizer, paragraphs, rng, forms=ALL_FORMS):
 
     Questions stand in forms drawn with rng; a call generates the j-th answer at sentence k of all
     paragraphs."""
-    contexts, answers, ends = [[] for _ in paragraphs], [[] for _ in paragraphs], {tokenizer.sep, tokenizer.end}
-    breaks = line_ends(tokenizer)
+    contexts, answers = [[] for _ in paragraphs], [[] for _ in paragraphs]
+    ends, breaks = {tokenizer.sep, tokenizer.end}, line_ends(tokenizer)
     for k in range(max(map(len, paragraphs), default=0)):
         questions = {p: records[k]["questions"] for p, records in enumerate(paragraphs) if k < len(records)}
         for p in questions:
@@ -252,19 +251,16 @@ def free_answers(model, tokenizer, paragraphs, rng, forms=ALL_FORMS):
 
 
 def eval_reading(model, tokenizer, paragraphs, oracle=None, own_questions=True):
-    """How well the student reads paragraphs of annotated records, free running -> dict of {"value", "se",
-    "n"}.
+    """How well the student reads paragraphs of records, free running -> dict of {"value", "se", "n"}.
 
     entity_f1, entity_f1.person ...   micro F1 over the multiset of (text, type), n = reference entities
     entity_lines                      share of its entity lines that can be parsed
-    answer.all, .wh, .yes_no, .attitude, .structure    exact match. attitude: questions of that kind; yes_no: others
-                                      answered Yes or No; wh: the rest. structure: that kind, also in wh or
-                                      yes_no
+    answer.all, .wh, .yes_no ...      exact match. attitude, structure: questions of that kind; yes_no: those
+                                      answered Yes or No; wh: the rest, without attitudes
     rouge_l                           mean Rouge-L F of all answers
     raised                            share of the lines in its own questions and answers that can be parsed
-    raised.known, raised.right        with oracle(paragraph index, sentence index) -> {question: answer}: share of
-                                      its own questions that the oracle knows, and that it answers in the same
-                                      way
+    raised.known, raised.right        with oracle(paragraph index, sentence index) -> {question: answer}: its
+                                      share of questions that the oracle knows, and answers in the same way
     The question forms are drawn alike for every student. own_questions=False leaves out the last three."""
     sums = defaultdict(lambda: [[0, 0, 0] for _ in paragraphs])
     sentences = [[record["text"] for record in paragraph] for paragraph in paragraphs]
@@ -296,45 +292,22 @@ def glance(model, tokenizer, records):
 
 
 def read(model, tokenizer, text):
-    """Text (str) -> list of {"text", "entities", "questions"}, one a sentence; ValueError where there is no
-    text."""
+    """Text (str) -> list of {"text", "entities", "questions"}, one a sentence; ValueError for an empty
+    one."""
     paragraph = [" ".join(part.split()) for part in re.split(r"(?<=[.!?])\s+", text) if part.strip()]
     if not paragraph:
         raise ValueError('no text to read; try "Anna took a train to Oslo."')
-    (found,), (raised,) = (free_reading(model, tokenizer, [paragraph], behaviour) for behaviour in ("ner", "qra"))
+    (found,), (raised,) = (free_reading(model, tokenizer, [paragraph], copy) for copy in ("ner", "qra"))
     return [{"text": sentence, "entities": parse_entities(entities), "questions": parse_questions(questions)}
             for sentence, entities, questions in zip(paragraph, found, raised)]
-
-
-def read_command(arguments):
-    """python brd.py read FOLDER [TEXT ...] [--json]: prints what a student reads in a text, or in lines of
-    input."""
-    parser = argparse.ArgumentParser(prog="brd.py read", description="A student reads a text, or what is typed.")
-    parser.add_argument("folder", help="a trained student, for example out/distilled")
-    parser.add_argument("text", nargs="*", help="the text, in quotes; none: lines that are typed or piped in")
-    parser.add_argument("--json", action="store_true", help="a line of JSON for each sentence")
-    options = parser.parse_args(arguments)
-    model, tokenizer = GPT.load(options.folder).eval(), Tokenizer.load(options.folder)
-    if not options.text and sys.stdin.isatty():
-        print("Type a sentence, or a paragraph in one line; an end of input (Ctrl-D) ends.")
-    for text in [" ".join(options.text)] if options.text else filter(str.strip, sys.stdin):
-        for record in read(model, tokenizer, text):
-            if options.json:
-                print(json.dumps(record), flush=True)                   # ASCII: safe in a terminal
-                continue
-            print(printable(marked(record["text"], record["entities"])))
-            for own in record["questions"]:
-                print(f"    {printable(own['question'])} {printable(own['answer'])}", flush=True)
 
 
 def main(arguments=None):
     """The commands read, test and annotate; ValueError or OSError for what the user can mend."""
     command, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    if command == "read":
-        read_command(rest)
-    elif command in ("test", "annotate"):
-        wing = {"test": "experiments.blind", "annotate": "adapters.annotate"}[command]
-        importlib.import_module(wing).main(rest)
+    wings = {"read": "adapters.read", "test": "experiments.blind", "annotate": "adapters.annotate"}
+    if command in wings:
+        importlib.import_module(wings[command]).main(rest)
     elif command in ("-h", "--help"):
         print(__doc__)
     else:

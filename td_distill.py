@@ -8,8 +8,8 @@ student. A loss is then a function of three terms that the student gives at a po
     z_a    its logit on the token that was taken
     log_Z  the logarithm of its softmax denominator over the whole vocabulary
 
-from which follow V_p = logsumexp of z_K over the set, the student's soft value inside it, and the leak
-log_Z - V_p = -log(student's mass inside), what the student still spends on tokens outside. The objectives:
+from which follow V_p = logsumexp of z_K over the set, the student's soft value inside it, and the leak log_Z
+- V_p = -log(student's mass inside), what the student still spends on tokens outside. The objectives:
 
     sft_loss          the token taken, as a hard target    reverse_kl        KL(student || teacher) on the set
     topp_forward_kl   KL(teacher || student) on the set    bellman_distill   cloning, and a TD residual
@@ -76,8 +76,8 @@ def top_p_sets(logits, p, k_cap, temperature=1.0):
 
 
 def restrict_to_p(log_probs, mask, p):
-    """The part of cached sets (..., K) that a smaller p would have kept, as a mask; most probable tokens
-    first."""
+    """The part of cached sets (..., K), most probable tokens first, that a smaller p would keep, as a
+    mask."""
     probs = log_probs.double().exp() * mask
     return mask & (probs.cumsum(-1) - probs < p - SLACK)
 
@@ -139,8 +139,7 @@ def weighted_mean(values, weights, denominator=None):
     """sum(weights * values) / denominator over positions; values, weights (B, T) -> scalar.
 
     denominator None: the sum of these weights. Where an update comes in micro-batches, pass the sum over all
-    of them:
-    then their losses and gradients ADD UP to those of the one batch, which means of means do not.
+    of them: then their losses and gradients ADD UP to those of the one batch, which means of means do not.
     Positions of weight 0 count for nothing, whatever stands there. No weight at all gives 0.
     """
     total = torch.where(weights > 0, weights * values, 0).sum()
@@ -224,8 +223,8 @@ def reverse_kl(student, teacher, weights, denominator=None, *, leak=1.0):
 
         loss = mean of  sum over A_p of s / S (log(s / S) - log(t / M))  +  leak (log_Z - V_p)
 
-    The student may leave out some of the teacher's tokens, where the forward KL must cover them all.
-    figures: kl and leak, in nats.
+    The student may leave out some of the teacher's tokens, where the forward KL must cover them all. figures:
+    kl and leak, in nats.
     """
     z_K, log_Z, log_t, weights = mask_terms(student, teacher, weights)
     V_p = torch.logsumexp(z_K, dim=-1)                                      # (B, T)
@@ -327,7 +326,8 @@ def cached_loss(model, rows, weights, terminal, config, denominator):
     soft = mask.any(-1) & (config.objective != "seqkd")                                        # (B, T)
     student = student_terms(model(rows["tokens"][:, :-1]), ids, targets)
     terms = {"hard": sft_loss(student, weights * ~soft, denominator)[0]}
-    args = student, TeacherSets(log_probs, mask, ids == targets[..., None], terminal), weights * soft, denominator
+    teacher = TeacherSets(log_probs, mask, ids == targets[..., None], terminal)
+    args = student, teacher, weights * soft, denominator
     if config.objective == "bellman":
         terms["bellman"], _ = bellman_distill(*args, alpha=config.alpha, gamma=config.gamma, leak=config.leak,
                                               gauge="log_softmax", expected=True)

@@ -7,8 +7,8 @@
     torchrun --nproc_per_node=2 train.py     # several GPUs, or cores (data/machine.py)
     python train.py --help                   # every option
 
-Stages: 1 text, annotations, tokens; 2 a common start on plain text; 3 three students, equal tokens each;
-4 tests; 5 table. `plain` goes on with plain text (FURTHER in the paper), `brd` learns from the reader's
+Stages: 1 text, annotations, tokens; 2 a common start on plain text; 3 three students, equal tokens each; 4
+tests; 5 table. `plain` goes on with plain text (FURTHER in the paper), `brd` learns from the reader's
 annotations, `distilled` from these and the teacher's cached top-p sets. Shapes: B documents, T positions.
 """
 

@@ -1,28 +1,24 @@
 """The eight assignments: which functions a student writes, and how source text is removed and replaced.
 
-    take_out(source, "top_p_sets", "assignment 5: top_p_sets")      # keeps signature and docstring, removes the body
-    read_changes("@ brd.py join\n= no space\n- gap\n+ ''")          # [Change(file="brd.py", function="join", ...)]
+The wrong answers (course/mutants) and the recipes of course/README.md are changes. A change is a block:
 
-The wrong answers in course/mutants and the recipes of course/README.md are lists of changes. A change is a block:
-
-    @ td_distill.py restrict_to_p       the file, and the function that holds the text (no function: the whole file)
+    @ td_distill.py restrict_to_p       the file, and the function that holds the text (none: the whole file)
     = the rounding slack is missing     what the change does, in words
     - p - SLACK                         the text to replace, one or more lines; it must occur exactly once
     + p                                 the text in its place; without such a line the old text is deleted
 """
 
 import ast
-import functools
 import re
 from typing import NamedTuple
 
 
 class Assignment(NamedTuple):
     """One assignment; file names are relative to the repository."""
-    name: str                   # of its page course/NAME.md, checks course/checks/NAME.py, course/mutants/NAME.txt
-    write: dict                 # file -> functions that the student writes
-    hide: dict = {}             # file -> functions that reveal the solution: removed as well, but not graded
-    files: tuple = ()           # whole files that the student writes
+    name: str           # of its page course/NAME.md, course/checks/NAME.py and course/mutants/NAME.txt
+    write: dict         # file -> functions that the student writes
+    hide: dict = {}     # file -> functions that reveal the solution: removed as well, but not graded
+    files: tuple = ()   # whole files that the student writes
 
 
 ASSIGNMENTS = {
@@ -32,12 +28,13 @@ ASSIGNMENTS = {
     3: Assignment("3-reading", {"data/documents.py": ("render_reading", "render", "encode_documents")}),
     4: Assignment("4-blind", {"brd.py": ("split_tokens", "score_batch", "tie_accuracy")}),
     5: Assignment("5-cache",
-                  {"td_distill.py": ("top_p_sets", "restrict_to_p"), "data/cache_tools.py": ("round_down_to_half",),
+                  {"td_distill.py": ("top_p_sets", "restrict_to_p"),
+                   "data/cache_tools.py": ("round_down_to_half",),
                    "data/cache.py": ("TeacherCache.document", "TeacherCache.batch")},
                   {"course/theory.py": ("top_p",)}),
     6: Assignment("6-kd",
-                  {"td_distill.py": ("student_terms", "weighted_mean", "sft_loss", "mask_terms", "log_outside",
-                                     "topp_forward_kl")},
+                  {"td_distill.py": ("student_terms", "weighted_mean", "sft_loss", "mask_terms",
+                                     "log_outside", "topp_forward_kl")},
                   {"td_distill.py": ("reverse_kl", "expected_cloning")}),
     7: Assignment("7-bellman",
                   {"td_distill.py": ("successor_values", "bellman_weights", "bellman_terms"),
@@ -47,18 +44,9 @@ ASSIGNMENTS = {
 }
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Functions in source text
-
-
-@functools.lru_cache(maxsize=16)
-def parsed(source):
-    return ast.parse(source)
-
-
 def find_function(source, name):
-    """The syntax node of a function ("merge") or a method ("KVCache.append"); ValueError where there is none."""
-    node = parsed(source)
+    """The syntax node of a function ("merge") or a method ("KVCache.append"); ValueError for none."""
+    node = ast.parse(source)
     for part in name.split("."):
         node = next((child for child in node.body if getattr(child, "name", None) == part), None)
         if node is None:
@@ -67,46 +55,40 @@ def find_function(source, name):
 
 
 def take_out(source, name, message):
-    """The source with the body of a function replaced by `raise NotImplementedError(message)`; ValueError for
-    a function without a docstring, because the docstring is what tells the student what to write."""
+    """The source with a function's body replaced by `raise NotImplementedError(message)`; its signature and
+    its docstring, which says what to write, stay. ValueError for a function without one."""
     node = find_function(source, name)
     if ast.get_docstring(node) is None:
         raise ValueError(f"function {name} has no docstring; write one, it stays in the student's copy")
     lines, indent = source.split("\n"), " " * (node.col_offset + 4)
-    kept, rest = lines[:node.body[0].end_lineno], lines[node.end_lineno:]
-    return "\n".join([*kept, f'{indent}raise NotImplementedError("{message}")', *rest])
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Changes
+    lines[node.body[0].end_lineno:node.end_lineno] = [f'{indent}raise NotImplementedError("{message}")']
+    return "\n".join(lines)
 
 
 class Change(NamedTuple):
     file: str
-    function: str               # "": anywhere in the file
-    what: str
-    old: str
-    new: str
+    function: str = ""  # none: anywhere in the file
+    what: str = ""
+    old: str = ""
+    new: str = ""
 
 
 def read_changes(text):
     """Text in the form above -> list of Change. Lines that begin otherwise are comments."""
-    changes = []
+    changes, fields = [], {"=": "what", "-": "old", "+": "new"}
     for line in text.split("\n"):
         mark, rest = line[:1], line[2:]
         if mark == "@":
-            file, _, function = rest.partition(" ")
-            changes.append(Change(file, function, "", "", ""))
-        elif changes and mark in ("=", "-", "+"):
-            field = {"=": "what", "-": "old", "+": "new"}[mark]
-            before = getattr(changes[-1], field)
-            changes[-1] = changes[-1]._replace(**{field: f"{before}\n{rest}" if before else rest})
+            changes.append(Change(*rest.split(" ")))
+        elif changes and mark in fields:
+            before = getattr(changes[-1], fields[mark])
+            changes[-1] = changes[-1]._replace(**{fields[mark]: f"{before}\n{rest}" if before else rest})
     return changes
 
 
 def changed(source, change):
-    """The source with one Change made. Any white space of the old text matches any other, so that lines may be
-    wrapped anew. ValueError where the old text does not occur exactly once."""
+    """The source with one Change made. White space in the old text matches any other, so lines may be wrapped
+    anew. ValueError where the old text does not occur exactly once."""
     start, end = 0, len(source)
     if change.function:
         node, lines = find_function(source, change.function), source.split("\n")
@@ -114,6 +96,6 @@ def changed(source, change):
     old = r"\s+".join(map(re.escape, change.old.split()))
     new, count = re.subn(old, lambda match: change.new, source[start:end])
     if count != 1 or not old:
-        raise ValueError(f"{change.file}, {change.function or 'the whole file'}: {change.old!r} occurs {count} times, "
-                         f"expected once; update the change '{change.what}'")
+        raise ValueError(f"{change.file} {change.function}: {change.old!r} occurs {count} times, expected "
+                         f"once; update the change '{change.what}'")
     return source[:start] + new + source[end:]

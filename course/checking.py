@@ -1,14 +1,15 @@
-"""The process that runs checks on a student's folder; course/grade.py starts it, asks it and ends it.
+"""The process that runs checks on a student's folder; course/grade.py starts, asks and ends it.
 
-A question is a line of JSON on standard input, {"folder", "checks", "name"}; the answer on standard output is one
-line that says what failed, or null. An empty name only loads the checks. What the student's code prints goes to
-standard error.
+A question is a line of JSON on standard input, {"folder", "checks", "name", "limit"}; the answer is a line of JSON
+on standard output, what failed or null. An empty name only loads the checks. After `limit` seconds without an
+answer the process ends and prints where it was.
 
-Once torch is loaded, an audit hook (sys.addaudithook) refuses sockets and other processes. It keeps ordinary code
-from fetching answers and from sending files. This is NO SANDBOX: the code runs with your rights, reads and writes
-your files, and can deceive the grader. Grade the code of strangers on a machine that you can throw away.
+An audit hook (sys.addaudithook) refuses sockets and other processes, so that ordinary code can neither fetch
+answers nor send files. This is NO SANDBOX: the code runs with your rights, reads and writes your files, and can
+deceive the grader. Grade the code of strangers on a machine that you can throw away.
 """
 
+import faulthandler
 import importlib.util
 import json
 import os
@@ -16,8 +17,8 @@ import sys
 import traceback
 from pathlib import Path
 
-REFUSED = ("socket.", "subprocess.", "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "os.startfile",
-           "pty.spawn")
+REFUSED = ("socket.", "subprocess.", "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn",
+           "os.startfile", "pty.spawn")
 PROJECT = ("brd", "model", "td_distill", "train", "adapters", "course", "data", "experiments")
 
 
@@ -34,8 +35,8 @@ def project_modules():
 
 
 def load_checks(path, folder):
-    """The checks file as a module, whose imports come from `folder`; ValueError for one that does not."""
-    for name in project_modules():              # of the folder before
+    """The checks as a module that imports from `folder`; ValueError where something comes from elsewhere."""
+    for name in project_modules():                          # of the folder before
         del sys.modules[name]
     sys.path[0] = folder
     importlib.invalidate_caches()
@@ -50,8 +51,7 @@ def load_checks(path, folder):
 
 def one_line(error, folder):
     """The text of an assert, or the error and its place in the student's files."""
-    frames = traceback.extract_tb(error.__traceback__)
-    text = " ".join(str(error).split())
+    frames, text = traceback.extract_tb(error.__traceback__), " ".join(str(error).split())
     if isinstance(error, AssertionError):
         return f"{text:.300}" or f"this does not hold: {frames[-1].line}"
     inside = [frame for frame in frames if Path(folder).resolve() in Path(frame.filename).resolve().parents]
@@ -60,24 +60,26 @@ def one_line(error, folder):
 
 
 def main():
-    """Answers questions until the input ends."""
-    questions, answers = os.fdopen(os.dup(0), encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)            # the student's code reads nothing,
-    os.dup2(2, 1)                                           # and prints to standard error
+    """Answers questions until the input ends. The student's code reads nothing and prints to standard error."""
+    questions, answers = open(os.dup(0), encoding="utf-8"), open(os.dup(1), "w", encoding="utf-8")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
     import torch
     torch.set_num_threads(1)                                # the same results on any number of cores
     sys.addaudithook(refuse)
     loaded = module = None
     for line in questions:
         job, failed = json.loads(line), None
+        faulthandler.dump_traceback_later(job["limit"], exit=True)
         try:
             if loaded != (job["folder"], job["checks"]):
                 loaded, module = None, load_checks(job["checks"], job["folder"])
                 loaded = job["folder"], job["checks"]
             if job["name"]:
                 getattr(module, job["name"])()
-        except BaseException as error:                      # also SystemExit: a script that runs when it is imported
+        except BaseException as error:                      # also SystemExit: a script that runs when imported
             failed = one_line(error, job["folder"])
+        faulthandler.cancel_dump_traceback_later()
         print(json.dumps(failed), file=answers, flush=True)
 
 

@@ -1,15 +1,16 @@
-"""The theory of top-p distillation, solved exactly: a page of claims, each beside the numbers found.
+"""The theory of top-p distillation, solved exactly: claims, each beside the numbers found.
 
-    python course/theory.py              about 10 seconds on a CPU; --seed=1 for other random numbers
+    python td_distill.py theory             about 10 seconds on a CPU; --seed=1 for other random numbers
 
-A language model is a decision maker: a state is the text so far, an action is the next token, EOS ends it. Let texts be
-short and the vocabulary tiny, and every state fits in a table: no network, no sampling, no learning rate. What fails
-here fails because of the objective, not because of the training. The claims are those of Yu, Li, Zhang, "Language Model
-Distillation: A Temporal Difference Imitation Learning Perspective" (AAAI 2026, arXiv 2505.20335), called "the paper"
-below; td_distill.py has the same objectives for a student that is a network.
+A language model is a decision maker: a state is the text so far, an action is the next token, EOS ends the
+text. With short texts and a tiny vocabulary every state fits in a table, so there is no network, no sampling
+and no learning rate: what fails here fails because of the objective. The claims are those of Yu, Li, Zhang,
+"Language Model Distillation: A Temporal Difference Imitation Learning Perspective" (AAAI 2026, arXiv
+2505.20335), called "the paper" below. td_distill.py has the same objectives for a network.
 
-Shapes: S states, A actions (tokens; in texts action 0 is EOS); "..." in front is a batch of tables. Q (S, A) are the
-student's logits, inside (S, A) bool is A_p, V_p(s) = log sum of exp Q(s, a) over A_p(s), s' follows s after a.
+Shapes: S states, A actions (in texts action 0 is EOS); "..." in front is a batch of tables. Q (S, A) are the
+student's logits, inside (S, A) bool is A_p, V_p(s) = log sum of exp Q(s, a) over A_p(s), s' follows s after
+a, pi* is the teacher, proj_p pi* the teacher renormalised over its sets.
 """
 
 import argparse
@@ -19,8 +20,8 @@ import numpy as np
 
 
 class MDP(NamedTuple):
-    """A deterministic world with a reward."""
-    follow: np.ndarray      # (S, A) int: the state that follows, -1 where the action ends it
+    """A deterministic decision process with a reward."""
+    follow: np.ndarray      # (S, A) int: the next state, -1 where the action ends the text
     reward: np.ndarray      # (S, A)
     gamma: float
 
@@ -30,32 +31,33 @@ class World(NamedTuple):
     follow: np.ndarray      # (S, A) int, as above
     teacher: np.ndarray     # (S, A) pi*, probabilities
     inside: np.ndarray      # (S, A) bool, A_p
-    target: np.ndarray      # (S, A) proj_p pi*, the teacher renormalised over its sets
-    visits: np.ndarray      # (S,) how many of the texts come by this state
+    target: np.ndarray      # (S, A) proj_p pi*
+    visits: np.ndarray      # (S,) the share of the texts that reach this state
     gamma: float
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Worlds, and how they are solved
+# ------------------------------------------------------------------------------------------------------------
+# Worlds and their solutions
 
 
 def token_follow(letters, depth):
-    """The tree of texts of fewer than `depth` letters -> follow (S, A), A = letters + 1; state 0 is the empty text.
+    """The tree of texts of fewer than `depth` letters -> follow (S, A), A = letters + 1; state 0 is empty.
 
-    Action 0 is EOS, any other appends its letter. In the longest texts every action ends.
-    """
+    Action 0 is EOS, any other appends its letter. In the longest texts every action ends the text."""
     texts, follow = [()], []
-    for text in texts:                                          # grows while it is read: breadth first
+    for text in texts:                                          # the list grows: breadth first
         grows = len(text) < depth - 1
         follow.append([-1] + [len(texts) + i if grows else -1 for i in range(letters)])
-        texts += [text + (i,) for i in range(letters)] * grows
+        if grows:
+            texts += [text + (i,) for i in range(letters)]
     return np.array(follow)                                     # (S, A)
 
 
 def random_mdp(rng, n_states, n_actions, gamma):
-    """Any state may follow any other, so there may be no end; one action in eight is terminal -> MDP."""
+    """Any state may follow any other; one action in eight ends the text."""
     follow = rng.integers(0, n_states, (n_states, n_actions))                   # (S, A)
-    return MDP(np.where(rng.random(follow.shape) < 1 / 8, -1, follow), 2 * rng.normal(size=follow.shape), gamma)
+    follow = np.where(rng.random(follow.shape) < 1 / 8, -1, follow)
+    return MDP(follow, 2 * rng.normal(size=follow.shape), gamma)
 
 
 def top_p(probs, p):
@@ -79,15 +81,14 @@ def softmax(Q, inside=True):
 
 
 def after(V, follow):
-    """V(s') of every action, 0 where it ends; V (..., S) -> (..., S, A)."""
+    """V(s') of every action, 0 where it ends the text; V (..., S) -> (..., S, A)."""
     return np.where(follow < 0, 0, V[..., follow])
 
 
 def bellman(Q, mdp, inside, policy=None):
-    """The paper's top-p soft Bellman operator: r(s,a) + gamma E_{a'}[Q(s',a') - log pi(a'|s')], (S, A) -> (S, A).
+    """The paper's top-p soft Bellman operator: r(s,a) + gamma E_{a'}[Q(s',a') - log pi(a'|s')]; (S, A).
 
-    a' is drawn from policy (S, A), 0 outside the sets; None: from proj_p pi_Q itself, and the mean is V_p(s').
-    """
+    a' is drawn from policy (S, A), 0 outside the sets; None: from proj_p pi_Q, and the mean is V_p(s')."""
     V = soft_value(Q, inside)                                                   # (S,)
     if policy is not None:
         V = (policy * (Q - np.log(np.where(policy > 0, policy, 1)))).sum(-1)
@@ -95,18 +96,15 @@ def bellman(Q, mdp, inside, policy=None):
 
 
 def solve(mdp, inside=True, policy=None):
-    """The operator's fixed point (S, A), by dynamic programming: applied until gamma^n is lost in rounding.
-
-    Q* where all is inside, Q_p* inside the sets, Q^pi for a policy. For texts that end, n = depth would do.
-    """
+    """The operator's fixed point (S, A): Q* where all is inside, Q_p* inside the sets, Q^pi for a policy."""
     Q = np.zeros(mdp.reward.shape)
-    for _ in range(int(np.log(1e-17) / np.log(mdp.gamma))):
+    for _ in range(int(np.log(1e-17) / np.log(mdp.gamma))):     # until gamma^n is below rounding
         Q = bellman(Q, mdp, inside, policy)
     return Q
 
 
 def three_values(mdp, p):
-    """Q*, Q_p*, Q of proj_p pi*, and the sets, each (S, A); the teacher is the soft-optimal pi* = softmax(Q*)."""
+    """Q*, Q_p*, Q of proj_p pi*, and the sets, each (S, A); the teacher is soft-optimal, pi* = softmax(Q*)."""
     best = solve(mdp)
     inside = top_p(softmax(best), p)
     return best, solve(mdp, inside), solve(mdp, inside, softmax(best, inside)), inside
@@ -118,7 +116,7 @@ def distance(Q, R, inside=True):
 
 
 def world(follow, teacher, p, gamma):
-    """The teacher (S, A), its sets, and where it goes if it draws inside them -> World; no state before its parent."""
+    """A teacher (S, A), and the states that it reaches inside its sets -> World; parents have lower numbers."""
     inside = top_p(teacher, p)
     target, visits = softmax(np.log(teacher), inside), np.eye(len(follow))[0]
     for s, a in np.argwhere(follow >= 0):
@@ -126,29 +124,30 @@ def world(follow, teacher, p, gamma):
     return World(follow, teacher, inside, target, visits, gamma)
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# Objectives: World and Q (..., S, A) -> loss (...,), the mean over the teacher's texts of a sum over their tokens
+# ------------------------------------------------------------------------------------------------------------
+# Objectives: World and Q (..., S, A) -> loss (...,), the mean over the teacher's texts of a sum over tokens
 
 
 def mean(w, x, probs=None):
-    """x (..., S, A) -> (...,), a drawn from probs (..., S, A); None: from proj_p pi*."""
+    """x (..., S, A) -> (...,), with a drawn from probs (..., S, A); None: from proj_p pi*."""
     probs = w.target if probs is None else probs
     return (w.visits[:, None] * np.where(probs.real > 0, probs * x, 0)).sum((-1, -2))
 
 
 def forward_kl(w, Q):
-    """KL(pi* || pi), whole softmax: KD, and in the mean SFT on texts that the teacher draws freely."""
+    """KL(pi* || pi) of the whole softmax: KD, and in the mean SFT on texts that the teacher draws freely."""
     return mean(w, np.log(w.teacher) - Q + soft_value(Q)[..., None], w.teacher)
 
 
 def reverse_kl(w, Q, inside=True):
     """KL(pi || pi*), of the whole softmax, or of both renormalised inside."""
-    difference = Q - soft_value(Q, inside)[..., None] - np.log(w.teacher) + soft_value(np.log(w.teacher), inside)[:, None]
-    return mean(w, difference, softmax(Q, inside))
+    log_t = np.log(w.teacher)
+    log_ratio = Q - soft_value(Q, inside)[..., None] - log_t + soft_value(log_t, inside)[:, None]
+    return mean(w, log_ratio, softmax(Q, inside))
 
 
 def cloning(w, Q):
-    """-log proj_p pi_Q(a|s): nothing of Q outside the sets is in it."""
+    """-log proj_p pi_Q(a|s), which does not depend on Q outside the sets."""
     return mean(w, soft_value(Q, w.inside)[..., None] - Q)
 
 
@@ -162,39 +161,37 @@ def reward(w, Q):
     return Q - w.gamma * after(soft_value(Q, w.inside), w.follow)
 
 
-def bellman_tokens(w, Q, alpha, toward=0.0, later=None):
-    """Bellman Distill: -log proj_p pi_Q(a|s) + (reward - toward)^2 / (4 alpha) of every token, (..., S, A).
+def bellman_tokens(w, Q, alpha, target=0.0, later=None):
+    """Bellman Distill: -log proj_p pi_Q(a|s) + (reward - target)^2 / (4 alpha) of every token, (..., S, A).
 
-    later (S, A): V_p(s') is held fixed at it, so that no gradient flows into V_p(s').
-    """
+    later (S, A): fixed values in place of V_p(s'), so that no gradient flows into it."""
     r = reward(w, Q) if later is None else Q - w.gamma * later
-    return soft_value(Q, w.inside)[..., None] - Q + (r - toward) ** 2 / (4 * alpha)
+    return soft_value(Q, w.inside)[..., None] - Q + (r - target) ** 2 / (4 * alpha)
 
 
 def max_min_tokens(w, Q, alpha):
-    """As published, to minimise: V_p(s) - gamma V_p(s') - phi(Q(s,a) - gamma V_p(s')), phi(x) = x - x^2 / (4 alpha)."""
+    """As published, to minimise: V_p(s) - gamma V_p(s') - phi(reward), phi(x) = x - x^2 / (4 alpha)."""
     V, r = soft_value(Q, w.inside), reward(w, Q)
     return V[..., None] - w.gamma * after(V, w.follow) - (r - r ** 2 / (4 * alpha))         # (..., S, A)
 
 
 def released(w, Q, alpha=0.1, shift=False):
-    """The released code's Bellman term: phi averaged over the whole vocabulary, with Q set to 0 outside the sets, where the
-    paper has the token taken. shift: Q is first taken down by its maximum and clipped at -10, as the code does, so that
-    this 0 is the largest value of all. (Its epsilon and its lost EOS are left out.)"""
+    """The Bellman term of the authors' released code: phi averaged over the vocabulary, with Q = 0 outside
+    the sets, where the paper has the token taken. shift: before that, Q is reduced by its maximum and clipped
+    at -10, as in the code, so that this 0 is the largest value. (Its epsilon and lost EOS are left out.)"""
     if shift:
         Q = Q - np.take_along_axis(Q, Q.real.argmax(-1)[..., None], -1)
         Q = np.where(Q.real < -10, -10, Q)
     V = soft_value(Q, w.inside)
-    later = w.gamma * after(V, w.follow)                                        # (..., S, A), a is the token taken
-    r = np.where(w.inside, Q, 0)[..., None, :] - later[..., None]               # (..., S, A, A), every token in its place
+    later = w.gamma * after(V, w.follow)                        # (..., S, A), a is the token taken
+    r = np.where(w.inside, Q, 0)[..., None, :] - later[..., None]               # (..., S, A, A)
     return mean(w, V[..., None] - later - (r - r ** 2 / (4 * alpha)).mean(-1))
 
 
 def minimise(loss, Q, steps=200, tolerance=1e-10):
-    """Newton's method, damped, to a gradient of 1e-10; loss (..., S, A) -> (...,), Q (S, A) -> (Q, largest gradient).
+    """Damped Newton's method; loss (..., S, A) -> (...,), Q (S, A) -> (Q, largest gradient).
 
-    Gradients by the complex step, Im loss(Q + ih) / h, exact to rounding; the Hessian by differences of them.
-    """
+    Gradients by the complex step, Im loss(Q + ih) / h, exact to rounding; the Hessian by their difference."""
     eye = np.eye(Q.size).reshape(-1, *Q.shape)                                  # (S A, S, A)
 
     def gradient(Q):
@@ -205,52 +202,52 @@ def minimise(loss, Q, steps=200, tolerance=1e-10):
         if np.abs(g).max() < tolerance or damping > 1e9:
             break
         H = (gradient(Q + 1e-5 * eye) - gradient(Q - 1e-5 * eye)) / 2e-5        # (S A, S A)
-        bends, axes = np.linalg.eigh((H + H.T) / 2)
-        step = axes @ (axes.T @ g / (np.abs(bends) + damping))                  # |bends|: downhill also on a saddle
+        curvature, axes = np.linalg.eigh((H + H.T) / 2)
+        step = axes @ (axes.T @ g / (np.abs(curvature) + damping))              # abs: downhill on a saddle too
         new = Q - np.clip(step, -2, 2).reshape(Q.shape)
-        fits = loss(new) <= loss(Q) + 1e-14 * abs(loss(Q))                      # or equal, but for rounding
-        Q, g, damping = (new, gradient(new), max(damping / 8, 1e-12)) if fits else (Q, g, 8 * damping)
+        if loss(new) <= loss(Q) + 1e-14 * abs(loss(Q)):                         # not larger, up to rounding
+            Q, g, damping = new, gradient(new), max(damping / 8, 1e-12)
+        else:
+            damping *= 8
     return Q, np.abs(g).max()
 
 
 def fixed_point(w, Q, alpha):
-    """Where the gradient of Bellman Distill is 0: pi_Q / proj_p pi* (S, A), and E_{pi*}[r|s] (S,), as they must be.
+    """Where the gradient of Bellman Distill is 0: what pi_Q / proj_p pi* (S, A) and E_{pi*}[r|s] (S,) are.
 
         pi_Q / pi* = (1 - r(s,a) / (2 alpha)) / (1 - gamma e(s) / (2 alpha)),    E_{pi*}[r | s] = gamma e(s)
 
-    e(s) is the mean reward on the way into s, 0 at the start: its term is the gradient that comes back through V_p(s').
-    """
+    e(s) is the mean reward of the actions that lead into s, 0 at the start; its term is the gradient that
+    flows through V_p(s')."""
     r, e, goes = reward(w, Q), np.zeros(len(Q)), w.follow >= 0
     np.add.at(e, w.follow[goes], (w.visits[:, None] * w.target * r)[goes])
     e /= np.where(w.visits > 0, w.visits, 1)                                    # (S,)
     return (1 - r / (2 * alpha)) / (1 - w.gamma * e[:, None] / (2 * alpha)), w.gamma * e
 
 
-def seen(w, Q):
-    """What is seen of a student Q (S, A): four numbers.
-
-    KL(proj_p pi* || proj_p pi_Q), a token of the teacher's texts; mass outside the sets, likewise; of texts drawn from the
-    student's whole softmax, the part that has a token outside; mean length of those drawn inside, in tokens.
-    """
+def measures(w, Q):
+    """Of a student Q (S, A): KL(proj_p pi* || proj_p pi_Q) and mass outside the sets, both a token of the
+    teacher's texts; the share of the texts drawn from its whole softmax that leave the sets; the mean length
+    of those drawn inside, in tokens."""
     probs, proj, tokens = softmax(Q) * w.inside, softmax(Q, w.inside), w.visits.sum()
     stays, length = np.ones(len(Q)), np.ones(len(Q))
-    for s in reversed(range(len(Q))):                                           # deepest first
+    for s in reversed(range(len(Q))):                           # children first
         stays[s] = probs[s] @ np.where(w.follow[s] < 0, 1, stays[w.follow[s]])
         length[s] = 1 + proj[s] @ after(length, w.follow[s])
     kl = mean(w, np.log(np.where(w.inside, w.target, 1)) - Q + soft_value(Q, w.inside)[:, None]) / tokens
     return abs(kl), 1 - w.visits @ probs.sum(-1) / tokens, 1 - stays[0], length[0]
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# The page
+# ------------------------------------------------------------------------------------------------------------
+# The page. Each part yields lines; w is a World
 
 
 def operator_lines(rng):
-    """The paper's contraction proposition, as lines."""
-    yield "1. The top-p soft Bellman operator is a contraction on supported actions"
-    yield "   Apply it to two tables Q: their largest difference over supported actions shrinks to gamma times as much, or"
-    yield "   less. So it has one fixed point, and every start leads there. Largest ratio among 1000 random pairs:"
-    yield "     gamma (the claim)      with V_p     with a fixed policy     wrong: V over all actions"
+    yield """\
+1. The top-p soft Bellman operator is a contraction on supported actions
+   Applied to two tables Q, it shrinks their largest difference over supported actions to gamma times as much
+   or less. So it has one fixed point, which every start reaches. The largest ratio of 1000 random pairs:
+     gamma (the claim)      with V_p     with a fixed policy     wrong: V over all actions"""
     for gamma in (0.5, 0.9, 0.99):
         mdp, largest = random_mdp(rng, 6, 5, gamma), np.zeros(3)
         inside = top_p(softmax(solve(mdp)), 0.8)
@@ -261,112 +258,116 @@ def operator_lines(rng):
                      for how in ((inside,), (inside, policy), (True,))]
             largest = np.maximum(largest, np.array(moved) / distance(Q, R, inside))
         yield "     {:<20} {:>10.4f} {:>23.4f} {:>29.4f}".format(gamma, *largest)
-    yield "   The last one heeds actions that the distance does not see."
+    yield "   The last one depends on actions that the distance leaves out."
 
 
 def value_lines(rng):
-    """The paper's bound on the top-p set, and its sandwich, as lines."""
-    yield "2. The price of the sets: ||Q* - Q_p*|| <= -gamma / (1 - gamma) log p"
-    yield "3. The sandwich: Q^{proj_p pi*} <= Q_p* <= Q*"
-    yield "   To lose a mass of 1 - p costs at most -log p nats a step, for ever. Of the two differences, the smallest over"
-    yield "   all states and actions: the claim is >= 0, but for rounding. KL: from proj_p pi* to the policy of Q_p*."
-    yield "     world          gamma    p      gap    bound    Q_p* - Q^proj    Q* - Q_p*       KL"
+    yield """\
+2. The cost of the sets: ||Q* - Q_p*|| <= -gamma / (1 - gamma) log p
+3. In between: Q^{proj_p pi*} <= Q_p* <= Q*
+   Losing a mass of 1 - p costs at most -log p nats at every step. Of the two differences the smallest over all
+   states and actions is shown; the claim is >= 0, up to rounding. KL: from proj_p pi* to the policy of Q_p*.
+     world          gamma    p      gap    bound    Q_p* - Q^proj    Q* - Q_p*       KL"""
     follow = token_follow(3, 4)
     worlds = [("random", random_mdp(rng, 6, 5, 0.9)), ("random", random_mdp(rng, 6, 5, 0.99)),
               ("up to 4 tokens", MDP(follow, rng.normal(size=follow.shape), 0.99)),
               ("five equals", MDP(np.zeros((1, 5), int), np.zeros((1, 5)), 0.99))]
     for (name, mdp), p in [(one, p) for one in worlds for p in (0.8, 0.5)]:
         best, best_p, projected, inside = three_values(mdp, p)
-        log_proj, log_p = best - soft_value(best, inside)[:, None], best_p - soft_value(best_p, inside)[:, None]
-        kl = (softmax(best, inside) * (log_proj - log_p)).sum(-1).max()
+        log_ratio = best - soft_value(best, inside)[:, None] - best_p + soft_value(best_p, inside)[:, None]
+        kl = (softmax(best, inside) * log_ratio).sum(-1).max()
         yield (f"     {name:<14} {mdp.gamma:<5} {p:>4} {distance(best, best_p):8.3f} "
                f"{-mdp.gamma / (1 - mdp.gamma) * np.log(p):8.3f} {(best_p - projected).min():16.0e} "
                f"{(best - best_p).min():12.0e} {abs(kl):8.4f}")
-    yield "   At gamma .99 and p .8 the bound is 22 nats, and logits differ by a few: it is no comfort. Nor can it be"
-    yield "   better: one state, five equal actions and no end reach it. Texts of at most D tokens stay far below: for them"
-    yield "   gamma / (1 - gamma) becomes gamma + ... + gamma^(D-1). And what all actions lose alike changes no policy."
+    yield """\
+   At gamma .99 and p .8 the bound is 22 nats, far more than logits differ. It cannot be improved in general:
+   one state with five equal actions and no end reaches it. Texts of at most D tokens stay far below, because
+   gamma / (1 - gamma) is then gamma + ... + gamma^(D-1). A loss that all actions share changes no policy."""
 
 
 def identity_lines(w, rng):
-    """The published objective, written out; w World, as lines."""
     Q = 3 * rng.normal(size=w.follow.shape)
     ours, published = bellman_tokens(w, Q, 0.1), max_min_tokens(w, Q, 0.1)
-    yield "4. The published objective is cloning and a square, token by token:"
-    yield "   V_p(s) - gamma V_p(s') - phi(Q - gamma V_p(s'))  =  -log proj_p pi_Q(a|s) + (Q - gamma V_p(s'))^2 / (4 alpha)"
-    yield f"     a random Q, values up to {ours.max():.0f}: largest difference of the sides {distance(ours, published):.0e}"
 
     def linear(Q):
         return mean(w, max_min_tokens(w, Q, np.inf))
-    yield (f"     without the square: {abs(linear(Q) - cloning(w, Q)):.0e} from cloning; where it is smallest, KL to the "
-           f"teacher in its sets {seen(w, minimise(linear, Q)[0])[0]:.0e}")
-    yield "   In the linear part gamma V_p(s') cancels. All that is temporal difference is in the square."
+    kl = measures(w, minimise(linear, Q)[0])[0]
+    yield f"""\
+4. The published objective is cloning and a square, token by token. With V' = gamma V_p(s'):
+   V_p(s) - V' - phi(Q - V')  =  -log proj_p pi_Q(a|s) + (Q - V')^2 / (4 alpha)
+     a random Q, values up to {ours.max():.0f}: largest difference {distance(ours, published):.0e}
+     without the square: {abs(linear(Q) - cloning(w, Q)):.0e} from cloning; at its minimum KL {kl:.0e} in the sets
+   V' cancels in the linear part, so only the square has a temporal difference."""
 
 
 def fixed_point_lines(w, rng):
-    """The optimum of Bellman Distill; w World, as lines."""
-    yield "5. Where the square leads: pi_Q / pi* = 1 - r / (2 alpha) and E_{pi*}[r] = 0"
-    yield "   One state, two actions that end, a .9 / .1 teacher; here r = Q. A small alpha flattens the student:"
+    yield """\
+5. Where the square leads: pi_Q / pi* = 1 - r / (2 alpha) and E_{pi*}[r] = 0
+   One state, two actions that end the text, a .9 / .1 teacher; r = Q. A small alpha flattens the student:"""
     one = world(np.full((1, 2), -1), np.array([[0.9, 0.1]]), 1, 0.99)
     for alpha, claim in ((10, 0.891), (1, 0.829), (0.5, 0.784), (0.1, 0.640)):
         Q, _ = minimise(lambda Q: mean(one, bellman_tokens(one, Q, alpha)), np.zeros((1, 2)))
-        yield (f"     alpha {alpha:<4} pi_Q {softmax(Q)[0, 0]:.4f}, claimed {claim:.3f}; ratio off by "
-               f"{distance(softmax(Q) / one.teacher, 1 - Q / (2 * alpha)):.0e}, E[r] by {abs(mean(one, Q)):.0e}")
-    yield "   That holds in the first state of a text. In the others a gradient comes back through V_p(s') as well: with e"
-    yield "   the reward on the way into s, E_{pi*}[r|s] = gamma e, and the ratio is divided by 1 - gamma e / (2 alpha)."
+        off = distance(softmax(Q) / one.teacher, 1 - Q / (2 * alpha))
+        yield (f"     alpha {alpha:<4} pi_Q {softmax(Q)[0, 0]:.4f}, claimed {claim:.3f}; ratio off by {off:.0e}, "
+               f"E[r] by {abs(mean(one, Q)):.0e}")
+    yield """\
+   This holds in the first state of a text. Later a gradient flows through V_p(s') as well: with e the reward on
+   the way into s, E_{pi*}[r|s] = gamma e, and the ratio is divided by 1 - gamma e / (2 alpha)."""
     live = w.inside & (w.visits[:, None] > 0)
+
+    def off_by(Q, law):
+        return distance(softmax(Q, w.inside) / np.where(live, w.target, 1), law, live)
     for alpha in (1, 0.1):
         Q, _ = minimise(lambda Q: mean(w, bellman_tokens(w, Q, alpha)), rng.normal(size=live.shape))
-        (law, _), simple = fixed_point(w, Q, alpha), 1 - reward(w, Q) / (2 * alpha)
-        ratio = softmax(Q, w.inside) / np.where(live, w.target, 1)
-        yield (f"     alpha {alpha:<4} texts of 3 tokens, ratio off by {distance(ratio, law, live):.0e}; "
-               f"by the simple law {distance(ratio, simple, live):.3f}")
-    for _ in range(3):                                          # as many times as a text has tokens
+        yield (f"     alpha {alpha:<4} texts of 3 tokens, ratio off by {off_by(Q, fixed_point(w, Q, alpha)[0]):.0e};"
+               f" by the simple law {off_by(Q, 1 - reward(w, Q) / (2 * alpha)):.3f}")
+    for _ in range(3):                                          # the number of tokens of a text
         later = after(soft_value(Q, w.inside), w.follow)
         Q, _ = minimise(lambda Q: mean(w, bellman_tokens(w, Q, 0.1, later=later)), Q)
-    ratio = softmax(Q, w.inside) / np.where(live, w.target, 1)
-    yield "   With V_p(s') held fixed, so that no gradient flows into it, the simple law is back in every state:"
-    yield f"     alpha 0.1  ratio off by {distance(ratio, 1 - reward(w, Q) / 0.2, live):.0e}"
+    yield "   With V_p(s') held fixed, so that no gradient flows into it, the simple law holds in every state:"
+    yield f"     alpha 0.1  ratio off by {off_by(Q, 1 - reward(w, Q) / 0.2):.0e}"
 
 
 def objective_lines(w, rng):
-    """The objectives side by side; w World, as lines."""
-    start, own = rng.normal(size=w.follow.shape), reward(w, np.log(w.teacher))
-    rows = [("SFT or KD: forward KL, whole", forward_kl), ("reverse KL, whole", reverse_kl),
-            ("reverse KL inside", lambda w, Q: reverse_kl(w, Q, w.inside)), ("top-p cloning", cloning),
-            ("  + leak: SFT inside", lambda w, Q: cloning(w, Q) + leak(w, Q))]
-    rows += [(f"Bellman Distill, alpha {alpha}", lambda w, Q, alpha=alpha: mean(w, bellman_tokens(w, Q, alpha)))
-             for alpha in (10, 1, 0.5, 0.1)]
-    rows += [("  + leak", lambda w, Q: mean(w, bellman_tokens(w, Q, 0.1)) + leak(w, Q)),
-             ("  to the teacher's reward", lambda w, Q: mean(w, bellman_tokens(w, Q, 0.1, own)))]
-    yield "6. Which objectives give the teacher back"
-    yield "   Texts of up to 3 tokens, p .8, each objective minimised from one random student. KL to the teacher inside its"
-    yield "   sets and mass outside, a token; texts drawn from the whole softmax that leave the sets; mean length of texts"
-    yield "   drawn inside; gradient left."
-    yield "     objective                             KL    outside    leave   length   gradient"
-    teacher, row = np.log(w.teacher), "     {:<31} {:9.6f} {:10.6f} {:8.4f} {:8.3f} {:10.0e}"
-    found = [("the start", start, np.nan), ("the teacher", teacher, np.nan), ("uniform", 0 * start, np.nan)]
-    found += [(name, *minimise(lambda Q: loss(w, Q), start)) for name, loss in rows]
-    found += [("released average, from teacher", *minimise(lambda Q: released(w, Q), teacher)),
-              ("  shifted and clipped", *minimise(lambda Q: released(w, Q, shift=True), teacher))]
-    for name, Q, slope in found:
-        yield row.format(name, *seen(w, Q), slope).replace("nan", "").rstrip()
-    leave = {name: seen(w, Q)[2] for name, Q, _ in found}
-    yield "   Cloning has the proportions right and trains nothing outside: the logits that a student had there, it keeps."
-    yield (f"   Drawn from its whole softmax {leave['top-p cloning']:.0%} of the texts leave the sets, of the teacher's "
-           f"{leave['the teacher']:.0%}. Leak mends that, and")
-    yield "   changes no proportion; so it does not mend those that the square bends. As alpha falls the reward goes to 0"
-    yield "   and all texts become about equally probable: a token after which much can follow wins over EOS, and texts grow"
-    yield "   longer. A square around the teacher's own reward bends nothing. In the average over the vocabulary only the"
-    yield "   sets are left of the teacher: begun at the teacher itself, it ends at equal proportions in every set. With the"
-    yield "   shift by the maximum it leaves the teacher too, and stops in a kink, where two tokens are equally probable."
+    start, teacher = rng.normal(size=w.follow.shape), np.log(w.teacher)
+    bd = {alpha: lambda Q, alpha=alpha: mean(w, bellman_tokens(w, Q, alpha)) for alpha in (10, 1, 0.5, 0.1)}
+    losses = {
+        "SFT or KD: forward KL, whole": lambda Q: forward_kl(w, Q),
+        "reverse KL, whole": lambda Q: reverse_kl(w, Q),
+        "reverse KL inside": lambda Q: reverse_kl(w, Q, w.inside),
+        "top-p cloning": lambda Q: cloning(w, Q),
+        "  + leak: SFT inside": lambda Q: cloning(w, Q) + leak(w, Q),
+        **{f"Bellman Distill, alpha {alpha}": loss for alpha, loss in bd.items()},
+        "  + leak": lambda Q: bd[0.1](Q) + leak(w, Q),
+        "  to the teacher's reward": lambda Q: mean(w, bellman_tokens(w, Q, 0.1, reward(w, teacher)))}
+    found = {"the start": (start, np.nan), "the teacher": (teacher, np.nan), "uniform": (0 * start, np.nan)}
+    found |= {name: minimise(loss, start) for name, loss in losses.items()}
+    found["released average, from teacher"] = minimise(lambda Q: released(w, Q), teacher)
+    found["  shifted and clipped"] = minimise(lambda Q: released(w, Q, shift=True), teacher)
+    yield """\
+6. Which objectives give the teacher back
+   Texts of up to 3 tokens, p .8, each objective minimised from the same random student. KL to the teacher inside
+   its sets and mass outside, both a token; texts drawn from the whole softmax that leave the sets; mean length
+   of texts drawn inside; the gradient that is left.
+     objective                             KL    outside    leave   length   gradient"""
+    for name, (Q, slope) in found.items():
+        row = "     {:<31} {:9.6f} {:10.6f} {:8.4f} {:8.3f} {:10.0e}".format(name, *measures(w, Q), slope)
+        yield row.replace("nan", "").rstrip()
+    left, of_teacher = (measures(w, found[name][0])[2] for name in ("top-p cloning", "the teacher"))
+    yield f"""\
+   Cloning has the right proportions but trains nothing outside: the student keeps the logits it had there, and
+   {left:.0%} of the texts that it draws leave the sets, of the teacher's {of_teacher:.0%}. The leak corrects that; it changes no
+   proportion, so it does not correct those that the square changes. As alpha falls the reward goes to 0 and all
+   texts become about equally probable: a token after which much can follow wins over EOS, and texts grow longer.
+   A square around the teacher's own reward changes nothing. The average over the vocabulary keeps only the sets:
+   from the teacher itself it goes to equal proportions in every set. With the shift it leaves the teacher too,
+   and stops where two tokens are equally probable, because its gradient jumps there."""
 
 
 def lines(seed=0):
-    """The page, line by line (str); the same seed gives the same numbers."""
-    rng = np.random.default_rng(seed)
-    follow = token_follow(3, 3)
-    w = world(follow, softmax(1.5 * rng.normal(size=follow.shape)), 0.8, 0.99)
-    while not w.inside[0, 0] or w.inside[0].sum() < 3:          # a teacher that may end at once, or go on in two ways
+    """The parts of the page (str, some of several lines); the same seed gives the same numbers."""
+    rng, follow, w = np.random.default_rng(seed), token_follow(3, 3), None
+    while w is None or not w.inside[0, 0] or w.inside[0].sum() < 3:     # a text may end at once or go on
         w = world(follow, softmax(1.5 * rng.normal(size=follow.shape)), 0.8, 0.99)
     for part in (operator_lines(rng), value_lines(rng), identity_lines(w, rng), fixed_point_lines(w, rng),
                  objective_lines(w, rng)):
@@ -374,11 +375,11 @@ def lines(seed=0):
         yield ""
 
 
-def main(argv=None):
+def main(arguments=None):
     """Prints the page."""
-    parser = argparse.ArgumentParser(description="The theory of top-p distillation: claims beside the numbers found.")
+    parser = argparse.ArgumentParser(prog="td_distill.py theory", description="Claims beside the numbers found.")
     parser.add_argument("--seed", type=int, default=0, help="of the random worlds")
-    for line in lines(parser.parse_args(argv).seed):
+    for line in lines(parser.parse_args(arguments).seed):
         print(line, flush=True)
 
 

@@ -1,1 +1,1 @@
-"""What the default run reads: the built-in world, its annotations, documents, tokenizer, batches and the teacher cache."""
+"""What the default run reads: world, annotations, documents, tokenizer, batches, the teacher cache."""

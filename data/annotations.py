@@ -25,7 +25,6 @@ FIELDS = {"entities": ("text", "type", "about"), "questions": ("kind", "question
 
 # --- records ------------------------------------------------------------------------------------------------
 
-
 def check_text(value, name):
     """ValueError unless `value` is a string of one line, not empty, without white space at its ends."""
     if not isinstance(value, str) or not value or value != value.strip() or CONTROL.search(value):
@@ -120,16 +119,10 @@ BRIDGES = tuple("|A:|Answer:|Reply:|Say:|-|Why,|Well,|I say:|It is|Result:|=|Cle
                 "My answer:|Let us say|Solution:|Hm,|...|They say|Then|I think|=>".split("|"))
 ALL_FORMS = max(len(OPENERS), len(BRIDGES))
 NO_ENTITY = "none"
-
-
-def pattern(form):
-    """The regular expression that parses an entity form; `text` is as short as possible."""
-    escaped = re.escape(form).replace(r"\{", "{").replace(r"\}", "}")
-    return re.compile(escaped.format(text="(?P<text>.+?)", a="an?", type=f"(?P<type>{'|'.join(TYPES)})",
-                                     about="(?P<about>.+)"))
-
-
-ENTITY_PATTERNS = tuple(pattern(form) for form in ENTITY_FORMS)
+PARTS = {"text": "(?P<text>.+?)", "type": "(?P<type>" + "|".join(TYPES) + ")", "a": "an?",
+         "about": "(?P<about>.+)"}      # `text` is as short as possible
+ENTITY_PATTERNS = [re.compile(re.sub(r"\\{(\w+)\\}", lambda match: PARTS[match[1]], re.escape(form)))
+                   for form in ENTITY_FORMS]
 
 
 def fill(form, entity):

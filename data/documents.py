@@ -65,7 +65,7 @@ def render(paragraph, behaviour, rng, forms=ALL_FORMS, join_prob=0.0):
     with a space, so that pieces encoded one by one are the tokens of the running text. ValueError for another
     behaviour."""
     if behaviour not in BEHAVIOURS or forms < 1:
-        raise ValueError(f"behaviour {behaviour!r} with {forms} forms, expected ori, ner or qra and at least 1")
+        raise ValueError(f"behaviour {behaviour!r}, {forms} forms; expected ori, ner or qra and at least 1")
     pieces, waiting = [], []
     for record in paragraph:
         pieces.append((" " + record["text"] if pieces else record["text"], "text"))
@@ -259,7 +259,7 @@ def annotated_text(corpus):
     raises."""
     paragraphs = annotations.read_annotations(PRIMER if corpus == "primer" else corpus)
     if len(paragraphs) < 3:
-        raise ValueError(f"{corpus}: {len(paragraphs)} paragraphs, every third is held out; expected at least 3")
+        raise ValueError(f"{corpus}: {len(paragraphs)} paragraphs, every third held out; expected at least 3")
     return [paragraph for i, paragraph in enumerate(paragraphs) if i % 3 != 2], paragraphs[2::3]
 
 

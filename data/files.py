@@ -4,8 +4,7 @@ stage.
     with folder_lock(out):                           # one process at a time
         open_run(out, identity, names)               # a folder belongs to one set of options and inputs
         if not is_finished(out, "brd"):              # a finished stage is not done again
-            ...
-            save_finished(out, "brd", out / "brd" / "model.pt")
+            ... save_finished(out, "brd", out / "brd" / "model.pt")
 
 A checksum finds accidents: a bad disk, half a copy, a file of another run. With torchrun only the first
 process writes (data/machine.py).

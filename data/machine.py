@@ -3,7 +3,7 @@ for one.
 
     device, dtype = pick_device("auto")
     with worker_pool(2) as pool: ...                     # two students at the same time, a core each
-    torchrun --nproc_per_node=2 train.py                 # one student on two GPUs, or in two processes on a CPU
+    torchrun --nproc_per_node=2 train.py                 # one student on two GPUs, or in two processes
 
 With torchrun every process runs the whole program. Of each batch a process computes every size-th document;
 gradients and losses are summed, which gives the step of one process. The first process (rank 0) tests and
@@ -51,7 +51,7 @@ def pick_device(name):
     return device, torch.bfloat16 if any(getattr(torch.cpu, test, bool)() for test in tests) else None
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Worker processes
 
 
@@ -84,7 +84,7 @@ def worker_pool(n):
                 child.terminate()
             pool.shutdown(wait=True, cancel_futures=True)
             if isinstance(error, BrokenProcessPool):
-                raise OSError("a worker process was killed; is there enough memory? The same command goes on") from None
+                raise OSError("a worker process was killed; is there enough memory?") from None
             raise
 
 
@@ -96,7 +96,8 @@ def delayed_stop():
     if threading.current_thread() is not threading.main_thread():
         yield wanted
         return
-    before = {number: signal.signal(number, lambda *_: wanted.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = signal.SIGINT, signal.SIGTERM
+    before = {number: signal.signal(number, lambda *_: wanted.set()) for number in numbers}
     try:
         yield wanted
     finally:
@@ -104,7 +105,7 @@ def delayed_stop():
             signal.signal(number, handler)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # torchrun
 
 
@@ -115,7 +116,7 @@ def start_processes(device):
         if device.type == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        atexit.register(dist.destroy_process_group)         # a thread of it that still runs at the end would abort
+        atexit.register(dist.destroy_process_group)         # a thread that still runs at the end would abort
         if rank():
             sys.stdout = open(os.devnull, "w", encoding="utf-8")
 
@@ -141,7 +142,7 @@ def sum_gradients(model, *numbers):
     if size() == 1:
         return numbers
     parameters = [p for p in model.parameters() if p.requires_grad]
-    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]      # None: it had no document
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]     # None: no document
     flat = torch.cat([grad.flatten().float() for grad in grads] + [grads[0].new_tensor(numbers).float()])
     dist.all_reduce(flat)
     parts = flat.split([*(grad.numel() for grad in grads), len(numbers)])

@@ -61,7 +61,7 @@ def blocks(path, size=BLOCK):
             try:
                 while part := source.read(size):
                     if "\0" in part:
-                        raise ValueError(f"{file}: holds a NUL character; expected UTF-8 text, convert it first")
+                        raise ValueError(f"{file}: holds a NUL character; expected UTF-8 text")
                     rest, blank = rest + part, blank and not part.strip()
                     at = rest.rfind("\n\n") if len(rest) >= size else 0
                     if at <= 0 and len(rest) > 4 * size:
@@ -70,8 +70,9 @@ def blocks(path, size=BLOCK):
                         yield rest[:at]
                         rest = rest[at:]
             except UnicodeDecodeError as error:
-                raise ValueError(f"{file}: not UTF-8 ({error.reason}, byte 0x{error.object[error.start]:02x}); if it "
-                                 f"is Latin-1, try `iconv -f LATIN1 -t UTF-8 {file.name} > new.txt`") from None
+                byte = f"byte 0x{error.object[error.start]:02x}"
+                raise ValueError(f"{file}: not UTF-8 ({error.reason}, {byte}); if it is Latin-1: "
+                                 f"iconv -f LATIN1 -t UTF-8 {file.name} > new.txt") from None
     if blank:
         raise ValueError(f"{path}: empty; expected text, paragraphs separated by blank lines")
     yield rest

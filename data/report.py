@@ -14,7 +14,7 @@ FILES = {                   # what a run leaves in --out_dir; --redo throws it a
 READING = {"entity_f1": "entity F1", "answer.wh": "wh questions, exact",
            "answer.yes_no": "yes/no questions, exact", "answer.attitude": "attitude, exact",
            "raised.right": "own questions, right"}
-PLACES = {"single": "single sentences", "paragraph": "paragraphs, two people", "corpus": "paragraphs of the text"}
+PLACES = {"single": "single sentences", "paragraph": "paragraphs, two people", "corpus": "text of the corpus"}
 
 
 def table(students):
@@ -38,8 +38,9 @@ def report(results):
     """A run as text: its tables, or bits per byte and a sample for a text of one's own."""
     plain = results["students"]["plain"]
     if "sample" in plain:
-        lines = [f"{plain['bits_per_byte']:.3f} bits per byte of held-out text, {plain['tokens_seen']:,} tokens",
-                 "", "A sample that continues the first held-out words:", *plain["sample"].split("\n")]
+        read = f"{plain['tokens_seen']:,} tokens read"
+        lines = [f"{plain['bits_per_byte']:.3f} bits per byte of held-out text, {read}", "",
+                 "A sample that continues the first held-out words:", *plain["sample"].split("\n")]
         return "\n".join(map(printable, lines))
     lines = []
     for label, cells in [("", list(results["students"])), *table(results["students"])]:

@@ -114,7 +114,6 @@ def tokenizer_hash(ranks, pattern, specials):
 
 # --- training -----------------------------------------------------------------------------------------------
 
-
 def train_bpe(texts, n_vocab):
     """Learn a byte-level BPE with n_vocab ids: 256 bytes, n_vocab - 258 merges, 2 special tokens.
 

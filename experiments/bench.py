@@ -1,25 +1,14 @@
-"""What it costs: each figure is a ratio of two ways to do the same thing, timed in turns in one run.
+"""What it costs, on a CPU: each figure is a ratio of two ways to do the same thing, timed in turns.
 
-    python -m experiments.bench losses --threads=1      a loss at GPT-2's vocabulary (10 minutes; 1 minute with
-                                                        --positions=256 --rounds=3)
+    python -m experiments.bench losses --threads=1      a loss at GPT-2's vocabulary, 10 minutes, or 1 minute
+                                                        with --positions=256 --rounds=3
     python -m experiments.bench cache                   bytes a token of the sparse cache
-    python -m experiments.bench teacher                 drawing and caching against drawing alone
-    python -m experiments.bench --nanogpt=../nanoGPT    training and generation beside nanoGPT (15 minutes)
-    python -m experiments.bench shakespeare --nanogpt=../nanoGPT --rounds=3    seconds to a loss (race.py)
+    python -m experiments.bench teacher --threads=1     drawing and caching against drawing alone
+    python -m experiments.bench --nanogpt=../nanoGPT    training and generation beside a checkout of
+                                                        github.com/karpathy/nanoGPT, 20 minutes (race.py)
+    python -m experiments.bench shakespeare --nanogpt=../nanoGPT --rounds=3     seconds to a loss (race.py)
 
-A ratio is the median over `--rounds` rounds of the ratio within a round. Elapsed and CPU time are both given:
-trust the second where other programs run. losses goes from the last hidden states to their gradient and that
-of the head's weight:
-
-    dense masks       the loss of the authors' code of Bellman Distill (not the paper's, see course/theory.py):
-                      logits, mask, Q, its exponential and a residual, each over the whole vocabulary, and a
-                      sort of the teacher's logits, which are given, for its top-p set
-    dense ...         cross-entropy, and td_distill's losses on student_terms of dense logits
-    head_terms ...    the same losses; logits are kept once, softmax and gradient never
-    the head alone    three matrix products, for the logits and two gradients
-
-Memory is the peak of the resident set (on CUDA, of what is allocated) above the inputs, in a fresh process for
-each row, without the gradient of the weight (V, C), which every row would have to return.
+A ratio is the median over rounds of the ratio within a round. Trust CPU time where other programs run.
 Shapes: B documents, T tokens, C channels, V vocabulary, K teacher tokens kept.
 """
 
@@ -29,6 +18,7 @@ import math
 import sys
 import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -43,296 +33,270 @@ from data.machine import pick_device, worker_pool
 from experiments import race
 from experiments.losses import head_terms
 from model import GPT, GPTConfig
-from train import Config
 
-K, C = 16, 768          # of the losses
-P, K_CAP = 0.8, 64      # of the caches
-KEEP = 0.9999           # mass of the made-up teacher's sets: a sort finds just the K tokens that are known
+V, C, K = 50257, 768, 16        # of losses; cache has V tokens as well
+P, K_CAP = 0.8, 64              # of the caches
 
 
 @dataclass
 class Options:
     nanogpt: str = ""           # folder of a checkout of nanoGPT
     text: str = "input.txt"     # of shakespeare: nanoGPT's data/shakespeare_char/input.txt
-    positions: int = 1024       # of losses: B * T
-    n_vocab: int = 50257        # of losses and cache: V
+    positions: int = 1024       # of losses: T
     rounds: int = 5             # of timing; of shakespeare: trainings, each with a seed of its own
     threads: int = 0            # of PyTorch; 0: as many as there are cores
-    device: str = "cpu"         # of losses and teacher: cpu, cuda, mps or auto
 
     def __post_init__(self):
-        Config(device=self.device)
-        for name, above in (("positions", 0), ("n_vocab", K), ("rounds", 0)):
-            check_range(name, getattr(self, name), above=above)
+        check_range("positions", self.positions, least=1)
+        check_range("rounds", self.rounds, least=1)
 
 
-def in_turns(calls, rounds):
-    """calls {name: function -> (elapsed, CPU) seconds} -> {name: (rounds, 2)}. A round runs each of them once,
-    so that what disturbs one disturbs all."""
-    seconds = {name: [] for name in calls}
-    for _ in tqdm(range(rounds), "rounds", disable=None, leave=False):
-        for name, call in calls.items():
-            seconds[name].append(call())
-    return {name: np.array(pairs) for name, pairs in seconds.items()}
+def in_fresh_process(function, *arguments):
+    """What function(*arguments) returns in a new process with as many threads as this one."""
+    with worker_pool(1) as pool:
+        pool.submit(torch.set_num_threads, torch.get_num_threads()).result()
+        return pool.submit(function, *arguments).result()
 
 
-def ratio(seconds, name, base):
-    """Median over rounds of name / base -> [elapsed, CPU]."""
-    return np.median(seconds[name] / seconds[base], axis=0).tolist()
+def in_turns(ways, timed, rounds):
+    """timed(way, round) -> (elapsed seconds, CPU seconds, ...) gives {way: array (rounds, ...)}. A round runs
+    each way once, so that what disturbs one disturbs all."""
+    found = {way: [] for way in ways}
+    for i, way in tqdm([(i, way) for i in range(rounds) for way in ways], disable=None, leave=False):
+        found[way].append(timed(way, i))
+    return {way: np.array(values) for way, values in found.items()}
 
 
-def extra_memory(call, device):
-    """Peak bytes of a call above what stood before; NaN where the system does not tell: no CUDA, no Linux."""
-    def resident(field):
-        with open("/proc/self/status", encoding="utf-8") as file:
-            return 1024 * int(next(line for line in file if line.startswith(field)).split()[1])
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call()
-        return torch.cuda.max_memory_allocated() - before
-    try:
-        with open("/proc/self/clear_refs", "w", encoding="utf-8") as file:
-            file.write("5")                         # the peak, VmHWM, begins anew at VmRSS
-        before = resident("VmRSS")
-        call()
-        return resident("VmHWM") - before
-    except OSError:
-        return math.nan
+def ratios(found, way, base):
+    """Median over rounds of way / base, as columns of a table."""
+    elapsed, cpu = np.median(found[way][:, :2] / found[base][:, :2], axis=0)
+    return {"time": elapsed, "CPU time": cpu}
 
 
 def print_table(title, rows):
     """rows: dicts with the same keys, of strings and numbers."""
-    def text(x):
-        if isinstance(x, str):
-            return x
-        return f"{x:,}" if isinstance(x, int) else f"{x:,.3f}" if x < 100 else f"{x:,.0f}"
-    lines = [list(rows[0])] + [[text(x) for x in row.values()] for row in rows]
+    lines = [rows[0], *map(dict.values, rows)]
+    lines = [[x if isinstance(x, str) else f"{x:,.4g}" for x in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(*lines)]
     print("\n" + title)
-    for first, *others in lines:
-        print(" ", first.ljust(widths[0]), *(x.rjust(width + 1) for x, width in zip(others, widths[1:])))
+    for line in lines:
+        print(*(text.rjust(width + 1) for text, width in zip(line, widths)))
 
 
 # ------------------------------------------------------------------------------------------------------------
-# losses
+# losses: from the last hidden states (1, T, C) and the weight of the head (V, C) to the gradients of both
+
+KEEP = 0.9999       # mass of the teacher's sets: a sort finds just the K tokens
+WAYS = ("dense masks", "dense cross-entropy", "dense forward KL", "dense Bellman", "head_terms forward KL",
+        "head_terms Bellman", "the head alone")
 
 
-def loss_inputs(positions, V, C, device):
-    """Random hidden states (B, T, C), head (V, C) and teacher, with the arguments of the losses."""
+def loss_inputs(T, V, C):
+    """Random hidden states, head and teacher, and what the losses take, as attributes."""
     torch.manual_seed(0)
-    B = max(1, positions // 256)
-    shape = B, positions // B
-    x = SimpleNamespace(hidden=torch.randn(*shape, C, device=device, requires_grad=True),
-                        weight=(torch.randn(V, C, device=device) / math.sqrt(C)).requires_grad_(),
-                        weights=torch.ones(shape, device=device))
-    x.teacher = torch.randn(*shape, V, device=device)                                      # (B, T, V)
-    x.ids = x.teacher.topk(K).indices                                                      # (B, T, K)
-    x.teacher.scatter_add_(-1, x.ids, torch.full(x.ids.shape, 16.0, device=device))
-    x.taken = x.ids.gather(-1, torch.randint(K, (*shape, 1), device=device))[..., 0]       # (B, T)
-    terminal = (torch.arange(shape[1], device=device) == shape[1] - 1).expand(shape)
-    x.sets = td_distill.TeacherSets(x.teacher.log_softmax(-1).gather(-1, x.ids), torch.ones_like(x.ids, dtype=torch.bool),
-                                    x.ids == x.taken[..., None], terminal)
-    return x
+    hidden = torch.randn(1, T, C, requires_grad=True)
+    weight, teacher = (torch.randn(V, C) / math.sqrt(C)).requires_grad_(), torch.randn(1, T, V)
+    ids = teacher.topk(K).indices                                                          # (1, T, K)
+    teacher.scatter_add_(-1, ids, torch.full(ids.shape, 16.0))
+    taken = ids.gather(-1, torch.randint(K, (1, T, 1)))[..., 0]                            # (1, T)
+    is_taken, terminal = ids == taken[..., None], torch.arange(T)[None] == T - 1
+    log_probs = teacher.log_softmax(-1).gather(-1, ids)
+    sets = td_distill.TeacherSets(log_probs, torch.ones_like(is_taken), is_taken, terminal)
+    return SimpleNamespace(hidden=hidden, weight=weight, teacher=teacher, ids=ids, taken=taken, sets=sets)
 
 
-def sorted_mask(logits, p):
-    """Top-p by a sort of the whole vocabulary: logits (B, T, V) -> (B, T, V) float, 1 inside the set."""
-    logits, ids = logits.sort(dim=-1, descending=True)
-    probs = logits.softmax(-1)
-    return torch.zeros_like(probs).scatter_(-1, ids, (probs.cumsum(-1) - probs < p).float())
-
-
-def dense_masks(x, alpha=0.1, gamma=0.99):
-    """The loss of the released code plus cross-entropy -> scalar."""
-    logits, mask = F.linear(x.hidden, x.weight).float(), sorted_mask(x.teacher, KEEP)      # (B, T, V)
+def dense_masks(logits, teacher, alpha=0.1, gamma=0.99):
+    """The loss of the authors' code of Bellman Distill (not the paper's, see course/theory.py): mask, Q, its
+    exponential and a residual over the whole vocabulary. The teacher's logits are given, and sorted here."""
+    ranked, ids = teacher.sort(dim=-1, descending=True)                                    # (B, T, V)
+    probs = ranked.softmax(-1)
+    mask = torch.zeros_like(probs).scatter_(-1, ids, (probs.cumsum(-1) - probs < KEEP).float())
     Q = ((logits - logits.amax(-1, keepdim=True)) * mask).clamp(min=-10)    # outside: 0, its largest value
-    V = (Q.exp() + 1e-8).sum(-1).log()                                                     # (B, T)
-    later = gamma * F.pad(V[:, 1:], (0, 1))
+    values = (Q.exp() + 1e-8).sum(-1).log()                                                # (B, T)
+    later = gamma * F.pad(values[:, 1:], (0, 1))
     residual = Q - later[..., None]                                                        # (B, T, V)
-    phi = residual - residual ** 2 / (4 * alpha)                            # of every token, not of the one taken
-    return (V - later - phi.mean(-1)).mean() + cross_entropy(x, logits)
+    phi = residual - residual ** 2 / (4 * alpha)                # of every token, not of the one taken
+    return (values - later - phi.mean(-1)).mean()
 
 
-def cross_entropy(x, logits):
-    return F.cross_entropy(logits.float().flatten(0, 1), x.taken.flatten())
+def loss_of(way, x):
+    """The scalar of one of WAYS. Both Bellman losses have cross-entropy in it. "the head alone" gives the
+    logits, and costs three matrix products with its gradients."""
+    weights = torch.ones(x.taken.shape)
+    if way.startswith("head_terms"):
+        student = head_terms(x.hidden, x.weight, x.ids, x.taken)
+    else:
+        logits = F.linear(x.hidden, x.weight)
+        if way == "the head alone":
+            return logits
+        if way in ("dense masks", "dense cross-entropy"):
+            nll = F.cross_entropy(logits.float().flatten(0, 1), x.taken.flatten())
+            return nll + dense_masks(logits.float(), x.teacher) if way == "dense masks" else nll
+        student = td_distill.student_terms(logits, x.ids, x.taken)
+    if way.endswith("KL"):
+        return td_distill.topp_forward_kl(student, x.sets, weights)[0]
+    loss, _ = td_distill.bellman_distill(student, x.sets, weights, leak=1.0)
+    return loss + td_distill.sft_loss(student, weights)[0]
 
 
-def forward_kl(x, student):
-    return td_distill.topp_forward_kl(student, x.sets, x.weights)[0]
-
-
-def bellman(x, student):
-    """With leak, and with cross-entropy, which the released code has too."""
-    loss, _ = td_distill.bellman_distill(student, x.sets, x.weights, leak=1.0)
-    return loss + td_distill.sft_loss(student, x.weights)[0]
-
-
-def dense_terms(x):
-    return td_distill.student_terms(F.linear(x.hidden, x.weight), x.ids, x.taken)
-
-
-def lean_terms(x):
-    return head_terms(x.hidden, x.weight, x.ids, x.taken)
-
-
-WAYS = {     # name -> function of loss_inputs -> what is differentiated; the first one is the base of the ratios
-    "dense masks": dense_masks,
-    "dense cross-entropy": lambda x: cross_entropy(x, F.linear(x.hidden, x.weight)),
-    "dense forward KL": lambda x: forward_kl(x, dense_terms(x)),
-    "dense Bellman": lambda x: bellman(x, dense_terms(x)),
-    "head_terms forward KL": lambda x: forward_kl(x, lean_terms(x)),
-    "head_terms Bellman": lambda x: bellman(x, lean_terms(x)),
-    "the head alone": lambda x: F.linear(x.hidden, x.weight),
-}
-
-
-def forward_backward(name, x, dtype):
-    """One row: the loss, under autocast to dtype unless that is None, and both gradients; returns the loss."""
+def forward_backward(way, x, dtype):
+    """The loss, under autocast to dtype unless that is None, and both gradients -> the loss."""
     x.hidden.grad = x.weight.grad = None
-    with torch.autocast(x.hidden.device.type, dtype, enabled=dtype is not None):
-        loss = WAYS[name](x)
+    with torch.autocast("cpu", dtype, enabled=dtype is not None):
+        loss = loss_of(way, x)
     loss.backward(loss.detach() if loss.dim() else None)        # for the head alone any gradient will do
     return loss.detach()
 
 
-def peak_of(name, positions, V, C, device, dtype):
-    """For a fresh process -> extra_memory of one row, bytes."""
-    torch.set_num_threads(1)
-    forward_backward(name, loss_inputs(2, K + 1, C, device), dtype)         # libraries take their memory
-    x = loss_inputs(positions, V, C, device)
+def peak_of(way, T, V, C, dtype):
+    """Peak bytes of one way above its inputs, for a fresh process, without the gradient (V, C) that all ways
+    must return. OSError where the system is not Linux."""
+    def resident(field):
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
+    forward_backward(way, loss_inputs(2, K + 1, C), dtype)                  # libraries take their memory
+    x = loss_inputs(T, V, C)
     x.weight.requires_grad_(False)
-    return extra_memory(lambda: forward_backward(name, x, dtype), device)
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")         # the peak begins anew
+    before = resident("VmRSS")
+    forward_backward(way, x, dtype)
+    return resident("VmHWM") - before
 
 
 def bench_losses(options):
-    """Yields a table for float32, and one for autocast to bf16 where the device computes in it."""
-    device, best = pick_device(options.device)
-    sizes, (base, *_) = (options.positions, options.n_vocab, C, device), WAYS
+    """Yields a table for float32, and one for autocast to bf16 where the processor has it."""
+    sizes, (_, best) = (options.positions, V, C), pick_device("cpu")
     x = loss_inputs(*sizes)
     for dtype in [None, best] if best else [None]:
-        calls = {name: lambda name=name: race.clock(lambda: forward_backward(name, x, dtype), device) for name in WAYS}
-        seconds, rows, extra = in_turns(calls, options.rounds), [], {}
-        for name in tqdm(WAYS, "memory", disable=None, leave=False):
-            with worker_pool(1) as pool:
-                extra[name] = pool.submit(peak_of, name, *sizes, dtype).result()
-        for name in WAYS:
-            (elapsed, cpu), (of, cpu_of) = np.median(seconds[name], axis=0).tolist(), ratio(seconds, name, base)
-            rows.append({"way": name, "seconds": elapsed, "ratio": of, "CPU s": cpu, "CPU ratio": cpu_of,
-                         "extra MB": extra[name] / 1e6, "memory ratio": extra[name] / max(extra[base], 1)})
-        yield (f"{options.positions:,} positions, {options.n_vocab:,} tokens, {C} channels, {K} kept; "
-               f"{'bf16 autocast' if dtype else 'float32'}, {device}, threads: {torch.get_num_threads()}"), rows
+        def timed(way, _):
+            return race.clock(lambda: forward_backward(way, x, dtype))
+        found = in_turns(WAYS, timed, options.rounds)
+        extra = {way: in_fresh_process(peak_of, way, *sizes, dtype) / 1e6 for way in WAYS}
+        yield f"{sizes} positions, tokens, channels; {K} kept; {'bf16' if dtype else 'float32'}", [
+            {"way": way, "seconds": np.median(found[way][:, 0]), **ratios(found, way, WAYS[0]),
+             "extra MB": extra[way], "memory": extra[way] / extra[WAYS[0]]} for way in WAYS]
 
 
 # ------------------------------------------------------------------------------------------------------------
 # cache and teacher
 
-# The made-up teachers give a token of rank i a probability of i^-s / sum, with an s of its own at every position:
-# .95 + Gamma(shape, mean - .95). Sharp: the top 50 hold .96 of the mass and the top 7 .90, as Yu et al. report.
-# Flat, as GPT-2 is on free text: 3.2 nats. Where s varies, half of the sets at p .8 have about a dozen tokens or
-# fewer, and some have thousands, which the cap cuts.
+# A made-up teacher gives the token of rank i a probability of i^-s / sum; s is .95 + Gamma(shape, mean - .95)
+# at every position. Sharp: the top 50 hold .96 of the mass and the top 7 .90, as Yu et al. report. Flat, as
+# GPT-2 is on free text: 3.2 nats. Where s varies, half of the sets have a dozen tokens, and some thousands.
 TEACHERS = {"sharp": (2, 2.8), "flat, even": (math.inf, 1.5), "flat, varied": (4, 1.6)}
-K_CAPS = (64, 32, 16, 8)
 
 
-def made_up_teacher(kind, n, n_vocab):
-    """Logits (n, n_vocab) float32 of a teacher of TEACHERS at n positions."""
+def made_up_teacher(kind, n, V):
+    """Logits (n, V) float32 of a teacher of TEACHERS at n positions."""
     rng, (shape, mean) = np.random.default_rng(0), TEACHERS[kind]
     s = np.full(n, mean) if shape == math.inf else 0.95 + rng.gamma(shape, (mean - 0.95) / shape, n)
-    return -torch.from_numpy(s).float()[:, None] * torch.from_numpy(rng.permutation(n_vocab) + 1.0).float().log()
+    ranks = torch.from_numpy(rng.permutation(V) + 1.0).float()
+    return -torch.from_numpy(s).float()[:, None] * ranks.log()
 
 
-def write(folder, n_vocab, k_cap, documents):
-    """A cache of documents (tokens, sets), all tokens drawn by the teacher."""
-    writer = CacheWriter(folder, n_vocab=n_vocab, tokenizer_hash="none", p=P, k_cap=k_cap, temperature=1.0,
-                         teacher={"hash": "made up"}, made_by="experiments.bench", roles=["text"])
-    for tokens, sets in documents:
-        writer.add(tokens, [0] * len(tokens), sets)
-    writer.close()
+def cost_of_cache(V, k_cap, documents):
+    """Writes a cache of documents (tokens, sets), all drawn by the teacher -> the figures of inspect."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        writer = CacheWriter(folder, n_vocab=V, tokenizer_hash="", p=P, k_cap=k_cap, temperature=1.0,
+                             teacher={}, made_by="experiments.bench", roles=["text"])
+        for tokens, sets in documents:
+            writer.add(tokens, [0] * len(tokens), sets)
+        writer.close()
+        return inspect(folder)
 
 
 def bench_cache(options, n=2000):
     """Yields one table: what a cache of n positions costs a token, for each teacher and cap."""
     rows = []
     for kind in TEACHERS:
-        log_probs = made_up_teacher(kind, n, options.n_vocab).log_softmax(-1)              # (n, V)
-        nats = -(log_probs.exp() * log_probs).sum(-1).mean().item()
-        for k_cap in K_CAPS:
+        log_probs = made_up_teacher(kind, n, V).log_softmax(-1)                            # (n, V)
+        for k_cap in (64, 32, 16, 8):
             parts = [zip(*td_distill.top_p_sets(part, P, k_cap)) for part in log_probs.split(64)]
             sets = [(ids[mask].numpy(), values[mask].numpy()) for part in parts for ids, values, mask in part]
-            with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-                write(folder, options.n_vocab, k_cap, [([int(ids[0]) for ids, _ in sets], sets)])
-                found = inspect(folder)
-            rows.append({"teacher": kind, "nats": nats, "cap": k_cap, "mean kept": found["mean_kept"],
-                         "coverage": found["coverage"], "bytes a token": found["bytes_per_token"],
-                         "dense float16": found["dense_bytes_per_token"]})
-    yield f"p={P}, {options.n_vocab:,} tokens, {n:,} positions", rows
+            found = cost_of_cache(V, k_cap, [([int(ids[0]) for ids, _ in sets], sets)])
+            shown = "mean_kept", "coverage", "bytes_per_token", "dense_bytes_per_token"
+            rows.append({"teacher": kind, "cap": k_cap, **{name: found[name] for name in shown}})
+    yield f"p={P}, {V:,} tokens, {n:,} positions", rows
 
 
 def bench_teacher(options, B=32, new=32):
-    """Yields one table. A random model, nearly uniform: every set is as large as the cap."""
+    """Yields one table. The model is random and nearly uniform: every set is as large as the cap."""
     torch.manual_seed(0)
-    device, _ = pick_device(options.device)
-    model = GPT(GPTConfig(n_vocab=1014, n_layer=4, n_embd=192, block_size=16 + new)).to(device)
+    model = GPT(GPTConfig(n_vocab=1014, n_layer=4, n_embd=192, block_size=16 + new))
     torch.nn.init.normal_(model.transformer.ln_f.weight, std=0.1)
-    prompts = torch.randint(model.config.n_vocab, (B, 16)).tolist()
+    prompts = torch.randint(1014, (B, 16)).tolist()
 
     def drawn():
         model.generate(prompts, new, top_k=K_CAP, top_p=P, seed=0)
 
     def cached():
         documents = zip(*td_distill.draw_with_sets(model, prompts, new, p=P, k_cap=K_CAP, seed=0))
-        with tempfile.TemporaryDirectory() as folder:
-            write(folder, model.config.n_vocab, K_CAP, documents)
-
-    calls = {"drawn from top-p sets": drawn, "drawn and cached": cached}
-    seconds = in_turns({name: lambda call=call: race.clock(call, device) for name, call in calls.items()}, options.rounds)
-    rows = [{"way": name, "tokens/s": B * new / np.median(seconds[name][:, 0]).item(),
-             "speed": 1 / ratio(seconds, name, "drawn from top-p sets")[0],
-             "CPU speed": 1 / ratio(seconds, name, "drawn from top-p sets")[1]} for name in calls]
-    yield f"4x192, 1,014 tokens: {B} rows of {new} new tokens; {device}, threads: {torch.get_num_threads()}", rows
+        cost_of_cache(1014, K_CAP, documents)
+    ways = {"drawn": drawn, "drawn and cached": cached}
+    found = in_turns(ways, lambda way, _: race.clock(ways[way]), options.rounds)
+    yield f"4x192, 1,014 tokens, {B} rows of {new} new tokens", [
+        {"way": way, "tokens/s": B * new / np.median(found[way][:, 0]), **ratios(found, way, "drawn")}
+        for way in ways]
 
 
 # ------------------------------------------------------------------------------------------------------------
 # race and shakespeare
 
 
+def matrix_rates(n=1024):
+    """{type: operations a second} of products of n x n matrices, the best of five."""
+    rates = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = (torch.randn(n, n).to(dtype) for _ in range(2))
+        seconds = [race.clock(lambda: [a @ b for _ in range(10)])[0] for _ in range(6)]
+        rates[dtype] = 10 * 2 * n ** 3 / min(seconds[1:])
+    return rates
+
+
+def race_works(ways, folder, new=256):
+    """Yields (what, tokens of a round, timed as in in_turns, {way: operations of a token}) of each work."""
+    for name, shape in race.SHAPES.items():
+        counts = {way: race.operations(race.new_model(way, folder, shape), shape) for way in ways}
+        yield (f"training {name}", shape.T * shape.B * shape.steps,
+               lambda way, _: in_fresh_process(race.seconds_of_training, way, folder, shape), counts)
+    shape = race.SHAPES["4x128"]._replace(T=16 + new)
+    models = {way: race.new_model(way, folder, shape).eval() for way in ways}
+    for B in (64, 1):
+        prompts = torch.randint(shape.V, (B, 16))
+
+        def generate(way, _):                                   # drawn as in nanoGPT's sample.py
+            given = prompts if way == "nanoGPT" else prompts.tolist()
+            return race.clock(lambda: models[way].generate(given, new, temperature=0.8, top_k=200))
+        in_turns(ways, generate, 1)                             # the first call is slower
+        yield f"generation, {B} x {new}", B * new, generate, {}
+
+
 def bench_race(options):
-    """Yields one table: a row for each way to do each work, divided by the last way."""
-    ways, (_, best) = ("modern", "gpt2", "nanoGPT")[:3 if options.nanogpt else 2], pick_device("cpu")
-    rates, threads = race.multiply_rates(), torch.get_num_threads()
-    rows = [{"what": "matrix multiply", "way": str(dtype)[6:], "figure": rate / 1e9, "unit": "GFLOP/s", "ratio": "",
-             "CPU ratio": "", "share": 1.0} for dtype, rate in rates.items()]
-    for works in (race.training(ways, options.nanogpt, threads), race.generation(ways, options.nanogpt)):
-        for what, amount, calls, operations in works:
-            for call in calls.values():
-                call()                              # the first call is slower
-            seconds = in_turns(calls, options.rounds)
-            for way in ways:
-                figure = amount / np.median(seconds[way][:, 0]).item()
-                dtype = torch.float32 if best is None or way == "nanoGPT" else best
-                of, cpu = (1 / x for x in ratio(seconds, way, ways[-1]))
-                share = figure * operations[way] / rates[dtype] if operations else ""
-                rows.append({"what": what, "way": way, "figure": figure, "unit": "tokens/s", "ratio": of,
-                             "CPU ratio": cpu, "share": share})
-    yield f"cpu, {'bf16' if best else 'float32'}, threads: {threads}; median of {options.rounds}", rows
+    """Yields one table: a row for each way to do each work. A share is that of the rate of matrix products,
+    in the type that the model computes in."""
+    ways = ["modern", "gpt2"] + (["nanoGPT"] if options.nanogpt else [])
+    rates, (_, best), rows = matrix_rates(), pick_device("cpu"), []
+    for what, amount, timed, operations in race_works(ways, options.nanogpt):
+        found = in_turns(ways, timed, options.rounds)
+        for way in ways:
+            speed = amount / np.median(found[way][:, 0])
+            rate = rates[torch.float32 if best is None or way == "nanoGPT" else best]
+            rows.append({"what": what, "way": way, "tokens/s": speed, **ratios(found, way, ways[-1]),
+                         "share": speed * operations[way] / rate if operations else ""})
+    told = ", ".join(f"{rate / 1e9:.0f} in {str(dtype)[6:]}" for dtype, rate in rates.items())
+    yield f"matrix products, GFLOP/s: {told}", rows
 
 
 def bench_shakespeare(options):
-    """Yields one table: a row for each way, seconds are medians over rounds and losses means."""
-    ways, found = ("ours", "nanoGPT")[:2 if options.nanogpt else 1], {}
-    for seed in tqdm(range(options.rounds), "rounds", disable=None, leave=False):
-        for way in ways:
-            with worker_pool(1) as pool:
-                arguments = way, options.text, options.nanogpt, seed, torch.get_num_threads()
-                found.setdefault(way, []).append(pool.submit(race.seconds_to_loss, *arguments).result())
-    seconds, rows = {way: np.array(values)[:, :2] for way, values in found.items()}, []
-    for way in ways:
-        (elapsed, cpu), (of, cpu_of) = np.median(seconds[way], axis=0).tolist(), ratio(seconds, way, ways[-1])
-        loss = np.mean([nats for *_, nats in found[way]]).item()
-        rows.append({"way": way, "seconds": elapsed, "ratio": of, "CPU s": cpu, "CPU ratio": cpu_of,
-                     "nats a character": loss, f"to {race.GOAL}": "yes" if loss <= race.GOAL else "no"})
-    yield f"the last tenth of {options.text}, threads: {torch.get_num_threads()}, seeds: {options.rounds}", rows
+    """Yields one table: a row for each way; seconds are medians over seeds, losses means."""
+    ways = ["ours"] + (["nanoGPT"] if options.nanogpt else [])
+
+    def timed(way, seed):
+        return in_fresh_process(race.seconds_to_loss, way, options.text, options.nanogpt, seed)
+    found = in_turns(ways, timed, options.rounds)
+    yield f"the last tenth of {options.text}, {options.rounds} seeds", [
+        {"way": way, "seconds": np.median(found[way][:, 0]), **ratios(found, way, ways[-1]),
+         "nats a character": found[way][:, 2].mean()} for way in ways]
 
 
 BENCHES = {"losses": bench_losses, "cache": bench_cache, "teacher": bench_teacher, "race": bench_race,
@@ -342,13 +306,13 @@ BENCHES = {"losses": bench_losses, "cache": bench_cache, "teacher": bench_teache
 def main(arguments=None):
     """Runs one bench, "race" where none is named; ValueError or OSError for what cannot be."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "race"
+    name = "race" if not arguments or arguments[0].startswith("-") else arguments.pop(0)
     if name not in BENCHES:
         raise ValueError(f"{name}: expected one of {', '.join(BENCHES)}")
     options = parse_options(Options, arguments, __doc__)
     torch.set_num_threads(options.threads or torch.get_num_threads())
     for title, rows in BENCHES[name](options):
-        print_table(title, rows)
+        print_table(f"{title}; threads: {torch.get_num_threads()}", rows)
 
 
 if __name__ == "__main__":

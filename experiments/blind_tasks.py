@@ -1,7 +1,7 @@
 """Writes the blind tests: seven tasks about the built-in world, in BIG-bench's JSON. No student trains on
 them.
 
-    python -m experiments.blind_tasks        # writes data/tasks/*.json; run it after a change of data/world.py
+    python -m experiments.blind_tasks        # writes data/tasks/*.json; to do after a change of data/world.py
 
 TASKS says what each task asks. All facts and false claims use pairs that `world.held_out` keeps out of the
 training text, so no paragraph has been read before. Within every wrapper right answers are balanced, and so

@@ -29,7 +29,7 @@ from experiments.blind_tasks import (FOLDER, ONE, PAIR, SHORT, SHORT_PAIR, draw_
                                      false_pair, sentiment, text)
 
 WRAPPERS = FOLDER / "wrappers"
-N = 360                      # items of a task and seed: divisible by 2 or 3 wrappers times 2, 3, 4 or 5 answers
+N = 360                      # items of a task and seed; divisible by 2 or 3 wrappers times 2, 3 or 5 answers
 SETS = {                     # set of wrappers: (slots, number of labels); the labels in this order
     "yes_no": ("pq", 2),     # yes, no
     "nli": ("pc", 3),        # it follows, it is denied, nothing is told
@@ -60,14 +60,15 @@ def plain(n, seed):
         if rng.random() < 0.125:
             people = world.WORDS["person"]
             named = [p for p in people if re.search(rf"\b{p}\b", " ".join(sentences))]
-            # mostly the number that is right here; sentences that need more people get others
-            form = PLAIN_EXTRA[len(named) - 1] if named and rng.random() < 0.6 else world.pick(rng, PLAIN_EXTRA)
+            # mostly the right number of people; a sentence that needs more of them gets others
+            counted = named and rng.random() < 0.6
+            form = PLAIN_EXTRA[len(named) - 1] if counted else world.pick(rng, PLAIN_EXTRA)
             others = sorted((p for p in people if p not in named), key=lambda _: rng.random())
             sentences = sentences + [form.format(*(named + others)[:3])]
         yield sentences
 
 
-# --- items: (rng, turn) -> (slots, candidates where the wrapper has no labels, index of the right one) -------
+# --- items: (rng, turn) -> (slots, candidates where a wrapper has no labels, index of the right one) --------
 # turn counts up within a wrapper: right answers and ways to be false alternate with it.
 
 def yes_no(rng, turn, change="absent"):
@@ -149,6 +150,9 @@ def two_hop(rng, turn):
     return {"p": text(paragraph), "q": question}, [f.value for f in more], turn % 2
 
 
+WHO = ("go", "buy", "live", "work", "job")
+
+
 def negation(rng, turn):
     """Of two people one did a thing and the other did not: who did?"""
     kind = WHO[turn // 2 % 5]
@@ -166,17 +170,16 @@ def counting(rng, turn):
     return {"p": text(world.draw_paragraph(rng, at, split="test", asides=0.0))}, None, turn % 3
 
 
-WHO, DATED, PLACES, THINGS = ("go", "buy", "live", "work", "job"), ("go", "buy"), ("go", "live"), ("buy", "job")
 TASKS = {  # name: (set of wrappers, maker of items, number of answers)
     "yes_no": ("yes_no", yes_no, 2), "swapped": ("yes_no", partial(yes_no, change="swap"), 2),
     "nli": ("nli", nli, 3), "paraphrase": ("paraphrase", paraphrase, 2),
     **{name + ending: ("question", about(n, kinds, asked), n)
-       for name, kinds, asked in (("who", WHO, "who"), ("what", THINGS, "what"), ("where", PLACES, "what"),
-                                  ("when", DATED, "dated"))
+       for name, kinds, asked in (("who", WHO, "who"), ("what", ("buy", "job"), "what"),
+                                  ("where", ("go", "live"), "what"), ("when", ("go", "buy"), "dated"))
        for ending, n in (("", 2), ("_three", 3))},
     "counting": ("counting", counting, 3), "two_hop": ("question", two_hop, 2),
     "negation": ("question", negation, 2), "entity_type": ("entity_type", entity_type, 5),
-    "entity_new": ("entity_type", partial(entity_type, reserved=True), 5),     # words that are never annotated
+    "entity_new": ("entity_type", partial(entity_type, reserved=True), 5),    # words that are never annotated
     "sentiment": ("sentiment", sentiment, 2), "sentiment_words": ("sentiment_words", sentiment, 2)}
 
 
@@ -186,7 +189,7 @@ def read_wrappers(path):
     """{set: [{"text", "labels"}, ...]} of a file; ValueError names what is not as SETS has it."""
     try:
         sets = json.loads(Path(path).read_text(encoding="utf-8"))
-        found = {name: {wrapper["text"]: wrapper.get("labels", []) for wrapper in sets[name]} for name in SETS}
+        found = {name: {one["text"]: one.get("labels", []) for one in sets[name]} for name in SETS}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{path}: expected JSON with wrappers for {', '.join(SETS)}") from None
     for name, (slots, n) in SETS.items():
@@ -194,11 +197,14 @@ def read_wrappers(path):
             raise ValueError(f"{path}: {name}: expected two or three wrappers with different texts")
         for text, labels in found[name].items():
             right = sorted(re.findall(r"\{(.*?)\}", text)) == sorted(slots) and text == text.rstrip()
-            if name.startswith("sentiment") and labels != ["good", "bad"]:
-                right &= [mood for word in labels for mood in world.MOODS if word in world.MOODS[mood]] == ["good", "bad"]
-            if not right or not n == len(set(labels)) == sum(label.strip() == label != "" for label in labels):
-                raise ValueError(f"{path}: {name}: {text!r} with labels {labels}; expected the slots {' '.join(slots)}, "
-                                 f"no space at the end, and {n} labels (for sentiment a good and a bad word of world.MOODS)")
+            right &= len(set(labels)) == len(labels) == n and all(str(x).strip() == x != "" for x in labels)
+            if name.startswith("sentiment"):
+                moods = zip(labels, ("good", "bad"))
+                right &= all(label == mood or label in world.MOODS[mood] for label, mood in moods)
+            if not right:
+                raise ValueError(f"{path}: {name}: {text!r} with labels {labels}; expected the slots "
+                                 f"{' '.join(slots)} once each, no space at the end, and {n} labels (for "
+                                 "sentiment good and bad, or such words of world.MOODS)")
     return sets
 
 

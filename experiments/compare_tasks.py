@@ -1,32 +1,27 @@
-"""The two tasks of the comparison (course/compare.py): prompts, a judge of answers, a teacher and its cached answers.
-
-    task = open_task("grammar", Path("out/compare-grammar"), SIZES["grammar"])       # made on the first call, kept in the folder
-
-Shapes: B documents, T positions, K teacher tokens kept.
-"""
+"""The two tasks of experiments/compare.py: prompts, a judge of answers, a teacher and its cached answers."""
 
 import functools
-import hashlib
 import random
+from dataclasses import replace
 from typing import Callable, NamedTuple
 
 import torch
 from tqdm import tqdm
 
-import brd
 import train
-from experiments.objectives import Row, learn, new_model, settings, sft
-from data import annotations, grammar, reads, world
-from data.cache import TeacherCache, CacheWriter
-from data.documents import course_tokenizer, reading_rows
+from data import world
+from data.annotations import lines_of, parse_question
 from data.batches import Rows
-from data.files import read_json
+from data.cache import TeacherCache
+from data.cache_tools import CacheWriter
+from data.documents import ROLES, SEP, course_tokenizer, encode_documents, reading_rows, render
+from data.files import hash_of, is_finished, read_json, save_finished, write_json
+from experiments import grammar
+from experiments.losses import narrow_cache
+from experiments.objectives import Row, learn, sft
+from experiments.teacher import DOCUMENT_TOKENS, TeacherConfig, train_teacher, write_cache
 from model import GPT, GPTConfig
-
-MASSES = (1.0, 0.95, 0.8)           # p of the sets that are kept on disk; p = 1 is the dense teacher
-
-
-REMEDY = "remove it, and they are drawn again"
+from td_distill import draw_with_sets
 
 
 class Size(NamedTuple):
@@ -41,27 +36,41 @@ class Size(NamedTuple):
 
 class Task(NamedTuple):
     teacher: GPT
-    references: Rows                # right answers to the training prompts, in documents like those of the caches
-    caches: dict                    # (draw, p) -> Cache; draw: "free" or "nucleus", how the teacher's answers were drawn
-    prompts: list                   # prompts to be tested on: the first half in tuning, the second half in the table
-    answers: list                   # the teacher's answer to each of them
+    fill: Callable                  # fill(folder, p) writes a cache of the teacher's answers, sets of mass p
+    references: Rows                # right answers to the training prompts, as documents like those of caches
+    prompts: list                   # test prompts: the first half in tuning, the second half in the table
     judge: Callable                 # judge(number of a prompt, answer) -> True where the answer is right
     stop: int                       # token that ends an answer
     max_new: int                    # longest answer
     weights: torch.Tensor           # (roles,) float32: what a token of each role weighs
     student: GPTConfig              # of some number of channels
+    answers: list = ()              # the teacher's answer to each test prompt
+    caches: dict = {}               # (draw, p) -> TeacherCache; draw: "free", or "nucleus" for draws inside p
 
 
 SIZES = {"grammar": Size(4000, 4, 800, 5_000_000, 1_000_000, 72),
          "reading": Size(6000, 1, 400, 4_000_000, 800_000, 64)}
-STUDENTS = {"grammar": (64, 1_000_000), "reading": (128, 300_000)}       # channels, and tokens after the start
+STUDENTS = {"grammar": (64, 1_000_000), "reading": (128, 300_000)}   # channels, tokens after the start
+TEXT, ANSWER = ROLES.index("text"), ROLES.index("answer")
 
 
-def grammar_documents(prompts, n, seed):
-    """n right answers to every prompt, those of more than 64 tokens left out: list of (ids, roles)."""
-    rng, text, answer = random.Random(seed), brd.ROLES.index("text"), brd.ROLES.index("answer")
-    drawn = [(prompt, grammar.answer(rng, prompt)) for _ in range(n) for prompt in prompts]
-    return [(p + a, [text] * len(p) + [answer] * len(a)) for p, a in drawn if len(a) <= 64]
+@functools.cache
+def open_task(name, out, size):
+    """The task "grammar" or "reading", of a Size -> Task. What is missing in the folder `out`, which
+    data.files.open_run has opened, is made and kept there."""
+    task = {"grammar": grammar_task, "reading": reading_task}[name](out, size)
+    if not (out / "answers.json").exists():
+        answers = task.teacher.generate(task.prompts, size.max_new, stop=task.stop, seed=1)
+        write_json(out / "answers.json", {"answers": answers})
+    answers, caches = read_json(out / "answers.json", "remove it, and they are drawn again")["answers"], {}
+    for draw, p in (("free", 1.0), ("free", 0.95), ("free", 0.8), ("nucleus", 0.8)):        # p = 1: dense
+        folder = out / "caches" / f"{draw}-{p}"
+        if not (folder / "header.json").exists() and draw == "free" and p < 1:
+            narrow_cache(caches["free", 1.0], folder, p)
+        elif not (folder / "header.json").exists():
+            task.fill(folder, p)
+        caches[draw, p] = TeacherCache(folder)
+    return task._replace(answers=answers, caches=caches)
 
 
 def grammar_prompts(n, seed):
@@ -69,99 +78,81 @@ def grammar_prompts(n, seed):
     return [grammar.prompt(rng) for _ in range(n)]
 
 
+def grammar_rows(prompts, seed):
+    """Rows of a right answer to every prompt, those of more than 64 tokens left out."""
+    rng = random.Random(seed)
+    drawn = [(prompt, grammar.answer(rng, prompt)) for prompt in prompts]
+    documents = [(p + a, [TEXT] * len(p) + [ANSWER] * len(a)) for p, a in drawn if len(a) <= 64]
+    return Rows.pack(documents, grammar.N_VOCAB)
+
+
 def grammar_task(out, size):
-    """The stack-and-copy grammar (data/grammar.py): a teacher that is good but not perfect, and a smaller student."""
-    layers = dict(n_vocab=grammar.N_VOCAB, block_size=96)
-    references = Rows.pack(grammar_documents(grammar_prompts(size.prompts, "train"), size.answers, "references"), grammar.N_VOCAB)
-    weights = torch.tensor([float(role == "answer") for role in brd.ROLES])
+    """The stack-and-copy grammar: a teacher that is good but not perfect, and a smaller student."""
+    V, layers = grammar.N_VOCAB, dict(n_vocab=grammar.N_VOCAB, block_size=96, n_head=4)
     prompts = grammar_prompts(size.tests, "test")
-    task = Task(None, references, {}, prompts, [], lambda i, answer: grammar.valid(prompts[i], answer), grammar.END, size.max_new, weights,
-                GPTConfig(n_layer=2, n_head=4, n_embd=64, **layers))
-    if not (out / "teacher" / "config.json").exists():
-        texts = grammar_documents(grammar_prompts(size.teacher_tokens // 42, "teacher"), 1, "teacher")
-        teacher = new_model(GPTConfig(n_layer=4, n_head=4, n_embd=128, **layers), 1)
-        learn("teacher", teacher, Rows.pack(texts, grammar.N_VOCAB), size.teacher_tokens, settings(0.01, 1),
-              Row("references", 1, sft), task, decay=0.5)
+    known = grammar_prompts(size.prompts, "train") * size.answers
+    weights = torch.tensor([float(role == "answer") for role in ROLES])
+    task = Task(None, None, grammar_rows(known, "references"), prompts,
+                lambda i, answer: grammar.valid(prompts[i], answer), grammar.END, size.max_new, weights,
+                GPTConfig(n_layer=2, n_embd=64, **layers))
+    if not is_finished(out, "teacher"):
+        rows = grammar_rows(grammar_prompts(size.teacher_tokens // 42, "teacher"), "teacher")
+        torch.manual_seed(1)
+        teacher, config = GPT(GPTConfig(n_layer=4, n_embd=128, **layers)), train.Config(device="cpu")
+        learn("teacher", teacher, rows, size.teacher_tokens, config, Row("references", 1, sft), task)
         teacher.save(out / "teacher")
+        save_finished(out, "teacher", out / "teacher" / "model.pt")
     teacher = GPT.load(out / "teacher")
-    if not (out / "answers.json").exists():
-        train.write_json(out / "answers.json", {"answers": teacher.generate(prompts, size.max_new, stop=grammar.END, seed=1)})
-    task = task._replace(teacher=teacher, answers=read_json(out / "answers.json", REMEDY)["answers"])
-    for draw, p in (("free", 1.0), ("nucleus", 0.8)):
-        if not (out / f"{draw}-{p}" / "header.json").exists():
-            grammar_cache(out / f"{draw}-{p}", task.teacher, grammar_prompts(size.prompts, "train"), size, p)
-    return task._replace(caches=open_caches(out))
+    about = {"hash": hash_of(out / "teacher" / "model.pt"), "params": teacher.num_params()}
 
-
-def open_caches(out):
-    """The caches of a task by (draw, p), those of a smaller p made from that of the whole teacher."""
-    for p in MASSES:
-        if not (out / f"free-{p}" / "header.json").exists():
-            reads.narrow_cache(Cache(out / "free-1.0"), out / f"free-{p}", p)
-    return {(folder.name.split("-")[0], float(folder.name.split("-")[1])): Cache(folder)
-            for folder in sorted(out.glob("free-*")) + sorted(out.glob("nucleus-*"))}
-
-
-def grammar_cache(folder, teacher, prompts, size, p):
-    """The teacher answers every prompt `size.answers` times, its sets of mass p go into a cache."""
-    digest = hashlib.sha256(b"".join(w.detach().numpy().tobytes() for w in teacher.parameters())).hexdigest()[:16]
-    writer = CacheWriter(folder, n_vocab=grammar.N_VOCAB, tokenizer_hash="grammar", p=p, k_cap=grammar.N_VOCAB, temperature=1.0,
-                         teacher={"hash": digest, "params": teacher.num_params()}, roles=brd.ROLES,
-                         made_by="python td_distill.py compare --task=grammar")
-    text, answer = brd.ROLES.index("text"), brd.ROLES.index("answer")
-    prompts = prompts * size.answers
-    begin = writer.done                        # prompts that were answered before it was cut off
-    for start in tqdm(range(begin, len(prompts), 256), desc=f"teacher answers, p={p}", disable=None, leave=False):
-        some = prompts[start:start + 256]
-        new, sets = reads.draw_with_sets(teacher, some, size.max_new, p=p, k_cap=grammar.N_VOCAB, temperature=1.0,
-                                         stop=grammar.END, seed=start)
-        for prompt, tokens, kept in zip(some, new, sets):
-            if tokens[-1] == grammar.END:      # one that was cut is not an answer
-                writer.add(prompt + tokens, [text] * len(prompt) + [answer] * len(tokens), [None] * len(prompt) + kept)
-        writer.checkpoint(start + 256)
-    writer.close()
+    def fill(folder, p):
+        writer = CacheWriter(folder, n_vocab=V, tokenizer_hash="grammar", p=p, k_cap=V, temperature=1.0,
+                             teacher=about, roles=ROLES, made_by="python td_distill.py compare")
+        for start in tqdm(range(writer.done, len(known), 256), f"answers, p={p}", disable=None, leave=False):
+            some = known[start:start + 256]
+            drawn = draw_with_sets(teacher, some, size.max_new, p=p, k_cap=V, stop=grammar.END, seed=start)
+            for prompt, tokens, sets in zip(some, *drawn):
+                if tokens[-1] == grammar.END:      # one that was cut is not an answer
+                    roles = [TEXT] * len(prompt) + [ANSWER] * len(tokens)
+                    writer.add(prompt + tokens, roles, [None] * len(prompt) + sets)
+            writer.checkpoint(start + 256)
+        writer.close()
+    return task._replace(teacher=teacher, fill=fill)
 
 
 def reading_prompts(tokenizer, n, longest):
-    """(n prompts of at most `longest` tokens, judge): a held-out paragraph with the readings of all but its last sentence."""
-    rng = random.Random("compare test")
-    prompts, known = [], []
+    """n prompts of at most `longest` tokens, each a held-out paragraph with the readings of all but its last
+    sentence -> (prompts, judge)."""
+    rng, prompts, known = random.Random("compare test"), [], []
     while len(prompts) < n:
         paragraph = world.draw_paragraph(rng, world.FULL, split="test")
         *before, last = world.annotate(rng, paragraph)
-        pieces = brd.render(before, "qra", rng)[:-1] + [(" " + last["text"], "text"), brd.SEP]
-        prompt = brd.encode_document(pieces, tokenizer)[0]
+        pieces = render(before, "qra", rng)[:-1] + [(" " + last["text"], "text"), SEP]
+        prompt = encode_documents([pieces], tokenizer)[0][0]
         if len(prompt) <= longest:
             prompts.append(prompt)
             known.append(world.all_answers(paragraph, len(paragraph.facts) - 1))
 
     def judge(i, answer):
-        lines = annotations.lines_of(tokenizer.decode(answer[:-1]))
-        raised = [annotations.parse_question(line) for line in lines]
-        return answer[-1] == tokenizer.sep and bool(lines) and all(r and known[i].get(r["question"]) == r["answer"] for r in raised)
+        raised = map(parse_question, lines_of(tokenizer.decode(answer[:-1])))
+        right = [one is not None and known[i].get(one["question"]) == one["answer"] for one in raised]
+        return answer[-1] == tokenizer.sep and bool(right) and all(right)
     return prompts, judge
 
 
 def reading_task(out, size):
     """The built-in world: the student raises and answers questions about the last sentence of a paragraph.
-
-    Right is an answer of which every line is a question that the scripted reader could have asked, with his answer. The
-    teacher is that of train.py, but draws from its whole distribution (its 64 most probable tokens)."""
-    tokenizer = course_tokenizer("world", 1024)
-    config = train.Config(teacher="train", p=1.0, teacher_tokens=size.teacher_tokens, cache_tokens=49 * size.prompts * size.answers, device="cpu")
-    weights = torch.from_numpy(train.role_weights(config)) * torch.tensor([float(role != "text") for role in brd.ROLES])
+    Every line must be a question that the scripted reader could have asked, with its answer. The teacher is
+    that of experiments/teacher.py, whose caches have at most 64 tokens a set."""
+    tokenizer, n = course_tokenizer("world", 1024), size.prompts * size.answers
+    config = TeacherConfig(p=1.0, teacher_tokens=size.teacher_tokens, cache_tokens=DOCUMENT_TOKENS * n,
+                           device="cpu", out_dir=str(out))
     prompts, judge = reading_prompts(tokenizer, size.tests, config.block_size - size.max_new)
-    paragraphs = list(world.annotated(size.prompts * size.answers, "references"))
+    paragraphs = list(world.annotated(n, "references"))
     references = reading_rows(paragraphs, "qra", tokenizer, "references", config.block_size)
-    teacher = train.train_teacher(out / "teacher", tokenizer, config)
-    if not (out / "answers.json").exists():
-        train.write_json(out / "answers.json", {"answers": teacher.generate(prompts, size.max_new, stop=tokenizer.sep, seed=1)})
-    if not (out / "free-1.0" / "header.json").exists():
-        train.write_cache(out / "free-1.0", teacher, tokenizer, config)
-    return Task(teacher, references, open_caches(out), prompts, read_json(out / "answers.json", REMEDY)["answers"], judge,
-                tokenizer.sep, size.max_new, weights, GPTConfig(n_vocab=tokenizer.n_vocab, block_size=384, n_layer=3, n_head=4, n_embd=128))
+    weights = torch.from_numpy(train.role_weights(replace(config, text_weight=0.0)))
+    teacher, student = train_teacher(config, tokenizer), GPTConfig(tokenizer.n_vocab, 384, 3, 4, 128)
 
-
-@functools.cache
-def open_task(name, out, size):
-    return {"grammar": grammar_task, "reading": reading_task}[name](out, size)
+    def fill(folder, p):
+        write_cache(folder, teacher, tokenizer, replace(config, p=p))
+    return Task(teacher, fill, references, prompts, judge, tokenizer.sep, size.max_new, weights, student)

@@ -108,7 +108,6 @@ def topp_jsd(student, teacher, weights, denominator=None, *, beta, tail="inside"
 def charge(x, alpha, phi):
     """x - phi(x): the cost of an implied reward x (any shape). phi of IQ-Learn (Garg et al. 2021):
 
-        linear      phi(x) = x                 no cost: cloning
         chi2        phi(x) = x - x^2 / 4       Pearson chi^2, as in td_distill.bellman_distill
         kl          phi(x) = 1 - exp(-x)       KL, as in the authors' code; the dual is -exp(-x - 1)
         js          phi(x) = log(2 - exp(-x))  Jensen-Shannon, x > -log 2
@@ -117,10 +116,10 @@ def charge(x, alpha, phi):
     each concave with slope 1 at 0, used as alpha phi(x / alpha), so the cost is convex and 0 at 0. js and
     hellinger end, and exp overflows: left of u = x / alpha = -1/2 (kl: -8) the cost continues along its
     tangent. ValueError for another phi, and for an alpha that is not positive and finite."""
-    if phi not in ("linear", "chi2", "kl", "js", "hellinger") or not 0 < alpha < math.inf:
-        raise ValueError(f"{phi=}, {alpha=}; expected linear, chi2, kl, js or hellinger, and 0 < alpha < inf")
-    if phi in ("linear", "chi2"):
-        return torch.zeros_like(x) if phi == "linear" else x * (x / (4 * alpha))
+    if phi not in ("chi2", "kl", "js", "hellinger") or not 0 < alpha < math.inf:
+        raise ValueError(f"{phi=}, {alpha=}; expected chi2, kl, js or hellinger, and 0 < alpha < inf")
+    if phi == "chi2":
+        return x * (x / (4 * alpha))
     end = -8.0 if phi == "kl" else -0.5
     u = (x / alpha).clamp(min=end)
     if phi == "kl":
@@ -136,9 +135,9 @@ def bellman_variant(student, teacher, weights, denominator=None, *, cost, toward
                     expected=False, **options):
     """td_distill.bellman_distill with another cost of the residual, or another target of it.
 
-    cost: function of a residual (B, T), such as partial(charge, alpha=10.0, phi="kl"). toward: "zero", or
-    "teacher", the residual of the teacher itself, Q_T(s,a) - gamma V_T(s') with Q_T = log_probs. options:
-    gamma (.99), and those of bellman_terms. figures: as there. ValueError for another toward."""
+    cost: function of a residual (B, T), such as partial(charge, alpha=10.0, phi="kl"); torch.zeros_like for
+    cloning alone. toward: "zero", or "teacher", the residual of the teacher itself, Q_T(s,a) - gamma V_T(s')
+    with Q_T = log_probs. options: gamma (.99), and those of bellman_terms. ValueError for another toward."""
     if toward not in ("zero", "teacher"):
         raise ValueError(f"toward={toward!r}; expected 'zero' or 'teacher'")
     options = {"gamma": 0.99} | options

@@ -1,87 +1,87 @@
-"""A task with answers of several words, for methods that distil what a teacher says: a question is answered in a full sentence.
+"""A task with answers of several words, for methods that distil what a teacher says.
 
     Hugo went to Rome. Clara has a house in Lima.
     In full, where does Clara live?                     Clara is at home in Lima.<|end|>
 
-Any way of the world to tell the fact is right. It stands for the instructions (Dolly) on which the papers distil: in their
-experiment on orthogonality (Zhou et al., ACL 2025) each method is applied to a student with and without basic reading.
-
-    teacher = instructed_teacher(folder, reader, tokenizer, config)    # a reader that has learnt the task from references
-    source = sources(folder, teacher, tokenizer, config)["topp_kd"]    # references, or the cache of the teacher's answers
-    credits = test(model, tokenizer)                                   # 1.0 for each right answer about held-out facts
+Any way of the world to tell the fact is right. The task stands for the instructions (Dolly) of the papers: in
+the experiment on orthogonality (Zhou et al., ACL 2025) each method is applied to a student with and without
+BRD.
 """
 
 import dataclasses
 import random
+from pathlib import Path
 
 import brd
 import train
-from course import pair
-from data import runs, world
-from data.tasks import items
+from data import world
+from data.batches import DataMix
+from experiments import claim_items, pair
 
-# What each method learns from, and the fields of train.Config that make it; "cache": the teacher's answers and their sets.
-METHODS = {"SFT": ("references", {}), "SeqKD": ("cache", {"objective": "seqkd"}), "top-p KD": ("cache", {"objective": "topp_kd"}),
-           "top-p TD": ("cache", {"objective": "bellman"})}
-RATE, P = 0.005, 0.8                # of all methods alike; mass of the teacher's nucleus, as the Bellman paper has it
+# What each method learns from, the references or the teacher's answers with their sets, and its objective.
+METHODS = {"SFT": ("references", "topp_kd"), "SeqKD": ("cache", "seqkd"), "top-p KD": ("cache", "topp_kd"),
+           "top-p TD": ("cache", "bellman")}
+RATE, P = 0.005, 0.8                # learning rate of all methods; the teacher's nucleus, as in the Bellman paper
 KINDS = tuple(kind for kind in world.KINDS if kind != "feel")
 TESTS = 300                         # questions of the test
 
 
 def exchanges(n, split, seed):
-    """n questions about one of two people who did the same kind of thing -> list of (prompt, the ways to answer it right)."""
+    """n questions about one of two people who did the same kind of thing -> list of (prompt, the right
+    answers)."""
     rng, found = random.Random(f"retelling {split} {seed}"), []
     while len(found) < n:
         if split == "test":
-            paragraph, facts, _ = items.scene(rng, 2, KINDS[len(found) % len(KINDS)])
+            paragraph, facts, _ = claim_items.scene(rng, 2, KINDS[len(found) % len(KINDS)])
         else:
             paragraph = world.draw_paragraph(rng, world.FULL)
             facts = [f for f in paragraph.facts if f.kind in KINDS and not f.denied]
-        if not facts:
-            continue
-        fact = world.pick(rng, facts)
-        kind = world.KINDS[fact.kind]
-        question = world.pick(rng, kind.what).format(n=fact.person)
-        prompt = f"{' '.join(paragraph.sentences)}\nIn full, {question[0].lower()}{question[1:]}"
-        found.append((prompt, [form.format(s=fact.person, a=fact.value) + "." for form in kind.says]))
+        if facts:
+            fact = world.pick(rng, facts)
+            kind = world.KINDS[fact.kind]
+            question = world.pick(rng, kind.what).format(n=fact.person)
+            prompt = f"{' '.join(paragraph.sentences)}\nIn full, {question[0].lower()}{question[1:]}"
+            found.append((prompt, [form.format(s=fact.person, a=fact.value) + "." for form in kind.says]))
     return found
 
 
 def config_of(config, tokens, method="SFT"):
     """The Config of one short training: answers alone are learnt, at a small rate."""
-    return dataclasses.replace(config, text_weight=0.0, answer_weight=1.0, learning_rate=RATE, student_tokens=tokens, p=P,
-                               alpha=10.0, gamma=0.99, leak=1.0, **METHODS[method][1])
+    return dataclasses.replace(config, text_weight=0.0, answer_weight=1.0, learning_rate=RATE, student_tokens=tokens,
+                               p=P, objective=METHODS[method][1])
 
 
-def references(tokens, tokenizer, config):
+def references(tokens, tokenizer, block_size):
     """(prompts, rows) of about this many tokens, each answered in one of the right ways."""
     rng, asked = random.Random("retelling answers"), exchanges(tokens // 50 + 1, "train", 1)
-    return pair.encode_pairs([(prompt, world.pick(rng, right)) for prompt, right in asked], tokenizer, config.block_size)
+    pairs = [(prompt, world.pick(rng, right)) for prompt, right in asked]
+    return pair.encode_pairs(pairs, tokenizer, block_size)
 
 
-def instructed_teacher(folder, reader, tokenizer, config):
-    """The teacher, a reader, after two passes over references of config.student_tokens tokens; kept in the folder."""
-    config = config_of(config, config.student_tokens)
-    _, rows = references(config.student_tokens, tokenizer, config)
-    of = runs.made_of("instructed teacher", config, tokenizer, "", reader=pair.weights_hash(reader))
-    model = train.kept(folder, config, of)
-    if not model:
-        model = reader
-        _, seen = train.fit("instructed teacher", model, [rows], [1.0], 2 * config.student_tokens, config, config.decay, folder=folder)
-        train.keep(model, folder, tokenizer, {"tokens_seen": reader.extra["tokens_seen"] + seen}, of)
+def instructed_teacher(reader, tokenizer, config):
+    """The reader after two passes over references of config.student_tokens tokens; kept in
+    out_dir/instructed."""
+    model = train.finished_model("instructed", config)
+    if model is None:
+        _, rows = references(config.student_tokens, tokenizer, config.block_size)
+        mix, tokens = DataMix([rows], [1.0]), 2 * config.student_tokens
+        model = train.train_model("instructed", reader, mix, tokens, config, tokenizer)
     return model
 
 
-def sources(folder, teacher, tokenizer, config):
-    """{"references": Rows, "cache": Cache} of the same prompts."""
-    own = train.Config(student_tokens=config.student_tokens, p=P, teacher="instructed", answers=1, device=config.device)
-    prompts, rows = references(own.student_tokens, tokenizer, own)
-    of = runs.made_of("retelling cache", own, tokenizer, "", teacher=pair.weights_hash(teacher))
-    return {"references": rows, "cache": pair.answer_cache(folder, teacher, tokenizer, prompts, own, of, "python course/claims.py 5")}
+def source(method, tokenizer, config):
+    """What a method learns from: Rows of references, or the cache of the teacher's answers to the same
+    prompts."""
+    prompts, rows = references(config.student_tokens, tokenizer, config.block_size)
+    if METHODS[method][0] == "references":
+        return rows
+    teacher = train.finished_model("instructed", config)
+    return pair.answer_cache(Path(config.out_dir) / "cache", teacher, tokenizer, prompts, p=P, seed=1,
+                             made_by="python -m experiments.claims 5")
 
 
 def test(model, tokenizer, n=TESTS, seed=1):
-    """1.0 for each of n questions about held-out facts that is answered right in a full sentence, greedily, else 0.0."""
+    """1.0 for each of n questions about held-out facts whose greedy answer is a right sentence, else 0.0."""
     asked = exchanges(n, "test", seed)
     prompts = tokenizer.encode_batch([prompt for prompt, _ in asked])
     texts = [tokenizer.decode([t for t in new if t != tokenizer.end]).strip()

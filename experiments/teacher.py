@@ -12,7 +12,7 @@ import hashlib
 import random
 import shutil
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -35,6 +35,7 @@ CHUNK = 256             # documents that are read between two checkpoints of the
 DOCUMENT_TOKENS = 49    # of an average document of the cache
 MAX_NEW = 96            # tokens of a reading at most, for the cache
 SHARES = {"ner": 0.25, "qra": 0.75}                                         # parts of the cache's documents
+FILES = {"stages": "finished stages", "teacher": "the model", "cache": "its cache"}
 FIGURES = ("entity_f1", "answer.wh", "answer.yes_no", "answer.attitude")    # noted in the cache's header
 
 
@@ -91,7 +92,7 @@ def reading_roles(tokens, behaviour, tokenizer):
 def read_batch(model, tokenizer, paragraphs, behaviour, max_new, rng, **drawing):
     """Documents of paragraphs that are read together: lists of (token, role, set or None), None where one is
     left out. drawing: p, k_cap and temperature of draw_with_sets. See teacher_reads."""
-    documents, sep = [[] for _ in paragraphs], tokenizer.sep
+    documents, sep, ends = [[] for _ in paragraphs], tokenizer.sep, {tokenizer.sep, tokenizer.end}
     for k in range(max(map(len, paragraphs))):                  # round k reads sentence k of every paragraph
         for i, sentences in enumerate(paragraphs):
             if documents[i] is not None and k < len(sentences):
@@ -107,8 +108,7 @@ def read_batch(model, tokenizer, paragraphs, behaviour, max_new, rng, **drawing)
                 model, tokenizer, prompts, [paragraphs[i][0] for i in rows], behaviour,
                 temperature=drawing["temperature"], top_p=drawing["p"], generator=generator)
             prompts, firsts = [prompt + [t] for prompt, t in zip(prompts, tokens)], [[t] for t in tokens]
-        seed, ends = rng.getrandbits(63), {sep, tokenizer.end}
-        drawn = draw_with_sets(model, prompts, max_new, stop=ends, seed=seed, **drawing)
+        drawn = draw_with_sets(model, prompts, max_new, stop=ends, seed=rng.getrandbits(63), **drawing)
         for i, first, new, sets in zip(rows, firsts, *drawn):
             if first == [sep]:                  # the reading is empty, what was drawn behind it means nothing
                 new, sets = [], []
@@ -175,10 +175,9 @@ def main(arguments=None):
         raise ValueError(f"--corpus={config.corpus}; expected annotations: world, primer or a .jsonl file")
     torch.set_num_threads(config.threads or torch.get_num_threads())
     out, tokenizer = Path(config.out_dir), course_tokenizer(config.corpus, config.n_vocab)
-    decisive = {name: value for name, value in asdict(config).items()
-                if name not in ("out_dir", "redo", "device", "threads", "compile")}
+    decisive = asdict(replace(config, out_dir="", redo=False, device="auto", threads=0, compile=False))
     with folder_lock(out):
-        open_run(out, decisive, {"tokenizer": tokenizer.hash}, ("stages", "teacher", "cache"), config.redo)
+        open_run(out, decisive | {"tokenizer hash": tokenizer.hash}, FILES, config.redo)
         teacher = train_teacher(config, tokenizer)
         if not is_finished(out, "cache"):
             write_cache(out / "cache", teacher, tokenizer, config)

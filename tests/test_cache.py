@@ -1,39 +1,43 @@
-"""The sparse teacher cache: round trips, batches by hand, and what is refused."""
-import hashlib
+"""The teacher's cache: round trips, batches by hand, resumed writers, and what is refused."""
 import json
 import math
 import os
 import shutil
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from data.cache import ARRAYS, FORMAT, Cache, CacheWriter, array_types, inspect, round_down_to_half
-from data.files import sealed
+from data.cache import ARRAYS, FORMAT, TeacherCache
+from data.cache_tools import CacheWriter, array_types, inspect, round_down_to_half
+from data.files import with_checksum, write_json
 
 ROLES = ["text", "sep", "answer", "end"]
 
 
-def write_cache(folder, documents, n_vocab=300, k_cap=64, **changes):
-    fields = dict(n_vocab=n_vocab, tokenizer_hash="abc", p=0.8, k_cap=k_cap, temperature=1.0,
-                  teacher={"hash": "t", "params": 7, "figures": {"wh": 0.9}}, made_by="a command", roles=ROLES)
-    writer = CacheWriter(folder, **(fields | changes))
+def new_writer(folder, n_vocab=300, k_cap=64, roles=ROLES):
+    return CacheWriter(folder, n_vocab=n_vocab, tokenizer_hash="abc", p=0.8, k_cap=k_cap, temperature=1.0,
+                       teacher={"hash": "t", "params": 7}, made_by="a command", roles=roles)
+
+
+def write_cache(folder, documents, **settings):
+    writer = new_writer(folder, **settings)
     for document in documents:
         writer.add(*document)
     return writer.close()
 
 
-def random_document(rng, length, n_vocab=300, largest=5):
-    """Tokens drawn from sets of 1 to `largest`, and tokens given: some with None, some with an empty set."""
+def random_document(rng, length, n_vocab=300, k_cap=5):
+    """(tokens, roles, sets): given tokens, with None or an empty set, and tokens drawn from up to k_cap ids."""
     sets = []
     for _ in range(length):
-        K = int(rng.integers(0, largest + 1))
-        log_probs = np.sort(np.log(rng.dirichlet(np.ones(K + 1))[:K].clip(1e-9)))[::-1].astype(np.float32)
-        sets.append(None if K == 0 and rng.random() < 0.5 else (rng.choice(n_vocab, K, replace=False), log_probs))
-    return rng.integers(0, n_vocab, length).tolist(), rng.integers(0, len(ROLES), length).tolist(), sets
+        ids = np.unique(rng.integers(0, n_vocab, rng.integers(0, k_cap + 1)))
+        log_probs = np.log(np.sort(rng.dirichlet(np.ones(len(ids) + 1)))[::-1][:len(ids)].clip(1e-30))
+        sets.append((ids, log_probs) if len(ids) or rng.random() < 0.5 else None)
+    return rng.integers(0, n_vocab, length).tolist(), rng.integers(0, 4, length).tolist(), sets
 
 
 @pytest.fixture
@@ -42,44 +46,84 @@ def documents():
     return [random_document(rng, length) for length in (6, 1, 0, 9)]
 
 
-@pytest.mark.parametrize("n_vocab, k_cap, token_type, count_type", [
-    (300, 64, "<u2", "|u1"), (65536, 255, "<u2", "|u1"), (65537, 256, "<u4", "<u2"), (200000, 300, "<u4", "<u2")])
-def test_cache_round_trip(tmp_path, n_vocab, k_cap, token_type, count_type):
-    rng = np.random.default_rng(1)
-    sizes = ((6, 5), (1, 1), (0, 0), (4, k_cap))
-    documents = [random_document(rng, length, n_vocab, largest) for length, largest in sizes]
-    documents.append(([n_vocab - 1], [3], [([n_vocab - 1], [-0.0])]))                # the largest id, K = 1, sure
-    header = write_cache(tmp_path / "cache", documents, n_vocab, k_cap)
-    cache = Cache(tmp_path / "cache", n_vocab=n_vocab, tokenizer_hash="abc")
-    assert sealed(header) == json.loads((tmp_path / "cache" / "header.json").read_text(encoding="utf-8")) and header == cache.header
-    assert header["roles"] == ROLES
-    assert header["arrays"]["ids"]["dtype"] == token_type and header["arrays"]["counts"]["dtype"] == count_type
-    assert len(cache) == 5 and cache.lengths.tolist() == [6, 1, 0, 4, 1]
-    for i, (tokens, roles, sets) in enumerate(documents):
-        found_tokens, found_roles, counts, ids, log_probs = cache.document(i)
-        assert found_tokens.tolist() == tokens and found_roles.tolist() == roles
-        assert counts.tolist() == [0 if one is None else len(one[0]) for one in sets]
-        kept = [one for one in sets if one is not None]
-        assert ids.tolist() == [token for one in kept for token in one[0]]
-        exact = np.array([x for one in kept for x in one[1]], np.float32)
-        assert log_probs.dtype == np.float16 and (log_probs == round_down_to_half(exact)).all()
+@st.composite
+def caches(draw):
+    """(n_vocab, k_cap, documents): empty documents, given and drawn tokens, sets of one and of many."""
+    n_vocab, k_cap = draw(st.sampled_from([1, 300, 65_536, 65_537])), draw(st.sampled_from([1, 3, 255, 256]))
+    rng, lengths = np.random.default_rng(draw(st.integers(0, 2**32 - 1))), draw(st.lists(st.integers(0, 8), max_size=6))
+    return n_vocab, k_cap, [random_document(rng, length, n_vocab, k_cap) for length in lengths]
 
 
-def test_cache_of_given_tokens_alone(tmp_path):
-    """No set at all: ids.bin is empty, which a plain memmap refuses."""
-    write_cache(tmp_path, [([1, 2], [0, 3], [None, None])])
-    batch = Cache(tmp_path).batch([0])
-    assert batch["mask"].shape == (1, 2, 1) and not batch["mask"].any()
-    assert Cache(tmp_path).header["kept"] == 0
-    write_cache(tmp_path / "empty", [])
-    assert len(Cache(tmp_path / "empty")) == 0
+@settings(max_examples=100, deadline=None)
+@given(caches())
+def test_a_cache_gives_back_what_was_written(made):
+    n_vocab, k_cap, documents = made
+    with tempfile.TemporaryDirectory() as folder:
+        header = write_cache(folder, documents, n_vocab=n_vocab, k_cap=k_cap)
+        cache = TeacherCache(folder, n_vocab=n_vocab, tokenizer_hash="abc")
+        assert header == cache.header and header["documents"] == len(cache) == len(documents)
+        assert header["arrays"]["ids"]["dtype"] == ("<u4" if n_vocab > 65_536 else "<u2")
+        assert header["arrays"]["counts"]["dtype"] == ("<u2" if k_cap > 255 else "|u1")
+        for d, (tokens, roles, sets) in enumerate(documents):
+            found, kept = [array.tolist() for array in cache.document(d)], [one for one in sets if one]
+            assert found[:3] == [tokens, roles, [0 if one is None else len(one[0]) for one in sets]]
+            assert found[3] == [i for ids, _ in kept for i in ids]
+            assert found[4] == [x for _, log_probs in kept for x in round_down_to_half(log_probs).tolist()]
+        chosen = [d for d, length in enumerate(cache.lengths) if length][::-1]
+        batch = cache.batch(chosen) if chosen else {}
+        for b, d in enumerate(chosen):
+            real, (tokens, roles, counts, ids, log_probs) = batch["real"][b], cache.document(d)
+            mask = batch["mask"][b]
+            assert batch["tokens"][b][real].tolist() == tokens.tolist() and real.sum() == len(tokens)
+            assert batch["roles"][b][real].tolist() == roles.tolist()
+            assert mask.sum(-1)[real].tolist() == counts.tolist() and not mask[~real].any()
+            assert batch["ids"][b][mask].tolist() == ids.tolist()
+            assert batch["log_probs"][b][mask].tolist() == log_probs.tolist()
+
+
+@settings(max_examples=100, deadline=None)
+@given(caches(), st.integers(0, 6), st.integers(0, 6))
+def test_a_writer_that_was_killed_is_continued(made, stop, more):
+    """Killed after a checkpoint and `more` documents: the next writer continues, and every byte is the same."""
+    n_vocab, k_cap, documents = made
+    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
+        write_cache(one, documents, n_vocab=n_vocab, k_cap=k_cap)
+        writer, stop = new_writer(two, n_vocab, k_cap), min(stop, len(documents))
+        for document in documents[:stop]:
+            writer.add(*document)
+        writer.checkpoint(stop)
+        for document in documents[stop:stop + more]:
+            writer.add(*document)
+        for file in writer.files.values():
+            file.close()
+        writer = new_writer(two, n_vocab, k_cap)
+        assert writer.done == stop
+        for document in documents[stop:]:
+            writer.add(*document)
+        writer.close()
+        assert len({tuple((p.name, p.read_bytes()) for p in sorted(Path(x).iterdir())) for x in (one, two)}) == 1
+
+
+@pytest.mark.parametrize("damage", ["settings", "part.json", "ids.part", "counts.part"])
+def test_a_checkpoint_of_other_settings_or_damaged_starts_over(tmp_path, documents, damage):
+    writer = new_writer(tmp_path)
+    writer.add(*documents[0])
+    writer.checkpoint(1)
+    for file in writer.files.values():
+        file.close()
+    if damage != "settings":
+        data = (tmp_path / damage).read_bytes()
+        (tmp_path / damage).write_bytes(bytes([data[0] ^ 1]) + data[1:])
+    header = write_cache(tmp_path, documents[1:], k_cap=65 if damage == "settings" else 64)
+    assert header["documents"] == len(TeacherCache(tmp_path)) == 3
 
 
 def test_batch_by_hand(tmp_path):
     write_cache(tmp_path, [
         ([5, 6, 7], [0, 2, 3], [None, ([6, 9], [-0.5, -1.5]), ([7], [-0.25])]),
         ([8], [1], [None])])
-    batch = Cache(tmp_path).batch([1, 0], T=4)
+    cache = TeacherCache(tmp_path)
+    batch = cache.batch([1, 0], T=4)
     assert batch["tokens"].tolist() == [[8, 0, 0, 0], [5, 6, 7, 0]]
     assert batch["roles"].tolist() == [[1, 0, 0, 0], [0, 2, 3, 0]]
     assert batch["real"].tolist() == [[True, False, False, False], [True, True, True, False]]
@@ -87,125 +131,58 @@ def test_batch_by_hand(tmp_path):
     assert batch["mask"].tolist() == [[[False] * 2] * 4, [[False] * 2, [True] * 2, [True, False], [False] * 2]]
     assert batch["log_probs"][1, 1].tolist() == [-0.5, -1.5] and batch["log_probs"][1, 2, 0] == -0.25
     assert (batch["log_probs"].exp()[~batch["mask"]] == 0).all() and torch.isfinite(batch["log_probs"]).all()
-    assert {name: tensor.dtype for name, tensor in batch.items()} == dict(
-        tokens=torch.int64, roles=torch.int64, real=torch.bool, ids=torch.int64, log_probs=torch.float32, mask=torch.bool)
-
-
-def test_batch_equals_its_documents(tmp_path, documents):
-    write_cache(tmp_path, documents)
-    cache = Cache(tmp_path)
-    batch = cache.batch([3, 2, 0, 1, 3])
-    assert batch["tokens"].shape == (5, 9)
-    for b, i in enumerate([3, 2, 0, 1, 3]):
-        tokens, _, counts, ids, log_probs = cache.document(i)
-        assert batch["tokens"][b][batch["real"][b]].tolist() == tokens.tolist()
-        assert batch["mask"][b].sum(-1).tolist() == counts.tolist() + [0] * (9 - len(counts))
-        assert batch["ids"][b][batch["mask"][b]].tolist() == ids.tolist()
-        assert batch["log_probs"][b][batch["mask"][b]].tolist() == log_probs.tolist()
-    with pytest.raises(ValueError, match="a document of 9 tokens, but T is 8"):
-        cache.batch([0, 3], T=8)
+    types = dict(tokens=torch.int64, roles=torch.int64, real=torch.bool, ids=torch.int64,
+                 log_probs=torch.float32, mask=torch.bool)
+    assert {name: tensor.dtype for name, tensor in batch.items()} == types
+    assert cache.batch([1])["mask"].shape == (1, 1, 1)
+    with pytest.raises(ValueError, match="a document of 3 tokens, but T is 2"):
+        cache.batch([0, 1], T=2)
     with pytest.raises(IndexError):
-        cache.document(4)
-
-
-def one_line(error):
-    message = str(error.value)
-    assert "\n" not in message and len(message) < 400
-    return message
-
-
-def test_contract_is_checked_with_both_values(tmp_path, documents):
-    write_cache(tmp_path, documents)
-    with pytest.raises(ValueError) as error:
-        Cache(tmp_path, n_vocab=301)
-    assert "of 300 ids" in one_line(error) and "of 301;" in one_line(error)
-    with pytest.raises(ValueError) as error:
-        Cache(tmp_path, n_vocab=301, tokenizer_hash="other")
-    assert "tokenizer abc of 300 ids, but the student has other of 301" in one_line(error)
-    with pytest.raises(ValueError, match="has other of 300;"):
-        Cache(tmp_path, tokenizer_hash="other")
+        cache.document(2)
+    with pytest.raises(ValueError, match="tokenizer abc of 300 ids, but the student has other of 301"):
+        TeacherCache(tmp_path, n_vocab=301, tokenizer_hash="other")
 
 
 @pytest.mark.parametrize("name", ARRAYS)
-def test_damaged_arrays_are_refused(tmp_path, documents, name):
-    write_cache(tmp_path, documents)
-    path = tmp_path / f"{name}.bin"
+def test_damaged_arrays_and_those_of_another_cache_are_refused(tmp_path, documents, name):
+    write_cache(tmp_path / "one", documents)
+    path = tmp_path / "one" / f"{name}.bin"
     whole = path.read_bytes()
     for damaged, word in ((whole[:-1], "truncated"), (whole + b"\0", "truncated"), (b"", "truncated"),
-                          (whole[:-1] + bytes([whole[-1] ^ 1]), "sha256")):
+                          (whole[:-1] + bytes([whole[-1] ^ 1]), "from another cache")):
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=f"{name}.bin.*{word}"):
-            Cache(tmp_path)
+        with pytest.raises(ValueError, match=f"{name}.bin: .*{word}"):
+            TeacherCache(tmp_path / "one")
     path.unlink()
     with pytest.raises(ValueError, match=f"{name}.bin: missing"):
-        Cache(tmp_path)
-    path.write_bytes(whole)
-    Cache(tmp_path)
+        TeacherCache(tmp_path / "one")
+    write_cache(tmp_path / "two", documents[:2])            # another cache, then the array under its checksum
+    header = json.loads((tmp_path / "two" / "header.json").read_text(encoding="utf-8"))
+    shutil.copy(tmp_path / "two" / f"{name}.bin", path)
+    ours = json.loads((tmp_path / "one" / "header.json").read_text(encoding="utf-8"))
+    ours["arrays"][name] = header["arrays"][name]
+    write_json(tmp_path / "one" / "header.json", {k: v for k, v in ours.items() if k != "sha256"})
+    with pytest.raises(ValueError, match="the arrays contradict header.json"):
+        TeacherCache(tmp_path / "one")
 
 
-def test_arrays_of_another_cache_are_refused(tmp_path, documents):
-    write_cache(tmp_path / "one", documents)
-    write_cache(tmp_path / "two", [(list(reversed(tokens)), roles, sets) for tokens, roles, sets in documents])
-    shutil.copy(tmp_path / "two" / "tokens.bin", tmp_path / "one" / "tokens.bin")
-    with pytest.raises(ValueError, match="tokens.bin: sha256 .* from another cache"):
-        Cache(tmp_path / "one")
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"format": "other"}', "\udcff",
-                                  json.dumps({"format": FORMAT}), json.dumps(sealed({"format": FORMAT})), "[" * 100_000,
-                                  json.dumps(sealed({"format": "nanoreader teacher cache 1"}))])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": "other"}', "\udcff", json.dumps({"format": FORMAT}),
+                                  "[" * 100_000, json.dumps(with_checksum({"format": "nanoreader teacher cache 1"}))])
 def test_foreign_headers_are_refused(tmp_path, documents, text):
     write_cache(tmp_path, documents)
     (tmp_path / "header.json").write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(ValueError) as error:
-        Cache(tmp_path)
-    assert "header.json" in one_line(error) and "make the cache again" in one_line(error)
+    with pytest.raises(ValueError, match="header.json.*make the cache again") as error:
+        TeacherCache(tmp_path)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
 
 
-@pytest.mark.parametrize("field, value", [
-    ("n_vocab", 10), ("n_vocab", 70000), ("n_vocab", "300"), ("k_cap", 1000), ("roles", ["text"]), ("roles", 3),
-    ("tokens", 15), ("tokens", -1), ("documents", 3), ("documents", None), ("kept", 1), ("drawn", 0), ("arrays", {}),
-    ("arrays", 5), ("format", "2")])
-def test_headers_that_contradict_the_arrays_are_refused(tmp_path, documents, field, value):
-    header = write_cache(tmp_path, documents)
-    (tmp_path / "header.json").write_text(json.dumps(sealed(header | {field: value})), encoding="utf-8")
-    with pytest.raises(ValueError) as error:
-        Cache(tmp_path)
-    assert "checksum" not in one_line(error)
-    (tmp_path / "header.json").write_text(json.dumps({**sealed(header), field: value}), encoding="utf-8")
-    with pytest.raises(ValueError, match="header.json: not as it was written"):
-        Cache(tmp_path)
-
-
-@pytest.mark.parametrize("offsets", [[1, 7, 7, 7, 16], [0, 7, 6, 7, 16], [0, 6, 7, 7, 15]])
-def test_offsets_that_do_not_span_the_tokens_are_refused(tmp_path, documents, offsets):
-    """With a sha256 that is right: a file that another program wrote."""
-    header = write_cache(tmp_path, documents)
-    data = np.array(offsets, "<u4").tobytes()
-    (tmp_path / "documents.bin").write_bytes(data)
-    header["arrays"]["documents"]["sha256"] = hashlib.sha256(data).hexdigest()
-    (tmp_path / "header.json").write_text(json.dumps(sealed(header)), encoding="utf-8")
-    with pytest.raises(ValueError, match="documents.bin: the offsets do not span 16 tokens"):
-        Cache(tmp_path)
-
-
-def test_an_unfinished_cache_is_none_and_leaves_the_old_one_whole(tmp_path, documents):
-    fields = dict(n_vocab=300, tokenizer_hash="abc", p=0.8, k_cap=9, temperature=1.0, teacher={}, made_by="",
-                  roles=ROLES)
-    CacheWriter(tmp_path / "new", **fields).add([1], [0], [None])
+def test_an_unfinished_cache_is_none_and_leaves_the_old_one_whole(tmp_path, documents, monkeypatch):
+    new_writer(tmp_path / "new").add(*documents[0])
     with pytest.raises(ValueError, match="no teacher cache here"):
-        Cache(tmp_path / "new")
+        TeacherCache(tmp_path / "new")
     write_cache(tmp_path / "old", documents)
-    CacheWriter(tmp_path / "old", **fields).add([1], [0], [None])
-    assert len(Cache(tmp_path / "old")) == 4
-    write_cache(tmp_path / "old", documents[:2])
-    assert len(Cache(tmp_path / "old")) == 2
-    assert not list((tmp_path / "old").glob("*.tmp"))
-
-
-def test_a_close_that_fails_half_way_leaves_no_header(tmp_path, documents, monkeypatch):
-    """Old header, new arrays: the one state that must not arise."""
-    write_cache(tmp_path, documents)
+    new_writer(tmp_path / "old", k_cap=9).add(*documents[0])
+    assert len(TeacherCache(tmp_path / "old")) == 4
     replace, calls = os.replace, []
 
     def full_disk(source, target):
@@ -213,41 +190,31 @@ def test_a_close_that_fails_half_way_leaves_no_header(tmp_path, documents, monke
         if len(calls) == 3:
             raise OSError("disk full")
         replace(source, target)
-    monkeypatch.setattr(os, "replace", full_disk)
+    monkeypatch.setattr(os, "replace", full_disk)       # an old header must never stand beside new arrays
     with pytest.raises(OSError, match="disk full"):
-        write_cache(tmp_path, documents[:1])
+        write_cache(tmp_path / "old", documents[:1])
     with pytest.raises(ValueError, match="no teacher cache here"):
-        Cache(tmp_path)
+        TeacherCache(tmp_path / "old")
 
 
 @pytest.mark.parametrize("document, word", [
     (([1, 2], [0], [None, None]), "2 tokens, 1 roles, 2 sets"),
     (([1], [4], [None]), "roles 4 to 4; expected 0 to 3"), (([1], [-1], [None]), "roles -1 to -1"),
     (([300], [0], [None]), "tokens 300 to 300; expected 0 to 299"),
-    (([-1], [0], [None]), "-1 to -1"),
-    (([1], [0], [([300], [-1.0])]), "300 to 300"),
-    (([1], [0], [([3, 4], [-1.0])]), "one log-probability for each"),
+    (([1], [0], [([300], [-1.0])]), "300 to 300"), (([1], [0], [([3, 4], [-1.0])]), "one log-probability for each"),
     (([1], [0], [(list(range(65)), [-9.0] * 65)]), "up to 65 ids; expected at most k_cap=64"),
-    (([1], [0], [([3], [math.nan])]), "NaN"), (([1], [0], [([3, 4], [-0.5, -math.inf])]), "no token of probability 0"),
-    (([1], [0], [([3], [0.7])]), "above 0")])
+    (([1], [0], [([3], [math.nan])]), "NaN"), (([1], [0], [([3], [0.7])]), "above 0"),
+    (([1], [0], [([3, 4], [-0.5, -math.inf])]), "no token of probability 0")])
 def test_documents_that_do_not_fit_are_refused(tmp_path, documents, document, word):
     with pytest.raises(ValueError, match=f"document 4: .*{word}"):
         write_cache(tmp_path, documents + [document])
 
 
 def test_the_limits_of_a_header(tmp_path):
-    """Sets of one token, and as many roles as a byte holds, are still caches; what no array could hold is refused at once."""
-    for k_cap, roles in ((1, 1), (65535, 256)):
-        names = [f"role {i}" for i in range(roles)]
-        write_cache(tmp_path, [([1], [roles - 1], [([2], [-0.5])])], k_cap=k_cap, roles=names)
-        assert Cache(tmp_path).document(0)[1].tolist() == [roles - 1]
     for k_cap, roles in ((0, 1), (65536, 1), (64, 257)):
         with pytest.raises(ValueError, match="expected 1 to 65535 and at most 256"):
-            write_cache(tmp_path, [], k_cap=k_cap, roles=["role"] * roles)
-
-
-def test_offsets_are_wide_where_there_are_many_tokens():
-    assert [array_types(300, 64, n)["documents"] for n in (0, (1 << 32) - 1, 1 << 32)] == ["<u4", "<u4", "<u8"]
+            new_writer(tmp_path, k_cap=k_cap, roles=["role"] * roles)
+    assert [array_types(300, 64, n)["documents"] for n in ((1 << 32) - 1, 1 << 32)] == ["<u4", "<u8"]
 
 
 def test_inspect_figures(tmp_path, capsys):
@@ -256,17 +223,11 @@ def test_inspect_figures(tmp_path, capsys):
     assert figures["coverage"] == pytest.approx((0.75 + 1) / 2, abs=1e-3) and figures["coverage"] <= 0.875
     assert (figures["documents"], figures["tokens"], figures["drawn"]) == (1, 4, 2)
     assert (figures["mean_kept"], figures["size_one"]) == (1.5, 0.5)
-    size = sum(path.stat().st_size for path in tmp_path.glob("*.bin"))
-    assert figures["bytes_per_token"] == size / 4 == (4 * (2 + 1 + 1) + 2 * 4 + 3 * 4) / 4
-    assert figures["dense_bytes_per_token"] == (size - 3 * 4 + 2 * 300 * 2) / 4
+    assert figures["bytes_per_token"] == (4 * (2 + 1 + 1) + 2 * 4 + 3 * 4) / 4
+    assert figures["dense_bytes_per_token"] == (4 * (2 + 1 + 1) + 2 * 4 + 2 * 300 * 2) / 4
     assert "50.0%" in capsys.readouterr().out
-
-
-def test_inspect_a_cache_where_nothing_was_drawn(tmp_path):
     write_cache(tmp_path, [([1, 2], [0, 3], [None, None])])
-    assert inspect(tmp_path)["mean_kept"] == 0
-    write_cache(tmp_path, [([1], [0], [None])])
-    assert inspect(tmp_path)["bytes_per_token"] == 2 + 1 + 1 + 2 * 4              # token, role, count, two offsets
+    assert inspect(tmp_path)["mean_kept"] == 0 and not TeacherCache(tmp_path).batch([0])["mask"].any()
     write_cache(tmp_path, [])
     assert inspect(tmp_path)["tokens"] == 0
 

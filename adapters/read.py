@@ -1,0 +1,57 @@
+"""Reading at the command line: what a student reads in a text, or in lines that are typed or piped in.
+
+    python brd.py read out/distilled "Anna took a train to Oslo."
+    python brd.py read out/distilled "Anna took a train to Oslo." --ask "Where did Anna go?"
+    python brd.py read out/distilled --json < sentences.txt          # a line of JSON for each sentence
+
+    [Anna|person] took a train to [Oslo|place].
+        Where did Anna go? Oslo                                      # its own questions, and its answers
+"""
+
+import argparse
+import json
+import random
+import sys
+
+import brd
+from data.annotations import marked
+from data.cli import printable, run_command
+from data.tokenizer import Tokenizer
+from model import GPT
+
+
+def answer(model, tokenizer, records, question):
+    """The student's answer to a question after the last of these sentences (what brd.read returns) -> str."""
+    asked = [{"text": record["text"], "questions": []} for record in records]
+    asked[-1]["questions"] = [{"question": question, "kind": "content", "answer": ""}]
+    ((_, found),), = brd.free_answers(model, tokenizer, [asked], random.Random(0), forms=1)
+    return found
+
+
+def main(arguments=None):
+    """The command brd.py read; ValueError for a folder without a student, and where there is no text."""
+    parser = argparse.ArgumentParser(prog="brd.py read", description="A student reads a text.")
+    parser.add_argument("folder", help="a trained student, for example out/distilled")
+    parser.add_argument("text", nargs="*", help="the text, in quotes; none: lines that are typed or piped in")
+    parser.add_argument("--ask", metavar="QUESTION", help="the answer to this question is printed instead")
+    parser.add_argument("--json", action="store_true", help="a line of JSON for each sentence")
+    options = parser.parse_args(arguments)
+    model, tokenizer = GPT.load(options.folder).eval(), Tokenizer.load(options.folder)
+    if not options.text and sys.stdin.isatty():
+        print("Type a sentence, or a paragraph in one line; the end of the input (Ctrl-D) ends.")
+    for text in [" ".join(options.text)] if options.text else filter(str.strip, sys.stdin):
+        records = brd.read(model, tokenizer, text)
+        if options.ask:
+            print(printable(answer(model, tokenizer, records, options.ask)), flush=True)
+            continue
+        for record in records:
+            if options.json:
+                print(json.dumps(record), flush=True)                # ASCII: safe in a terminal
+                continue
+            print(printable(marked(record["text"], record["entities"])), flush=True)
+            for own in record["questions"]:
+                print(f"    {printable(own['question'])} {printable(own['answer'])}", flush=True)
+
+
+if __name__ == "__main__":
+    run_command(main)
