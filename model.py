@@ -1,8 +1,8 @@
 """A small GPT that trains fast on a CPU: configuration, blocks, cached generation, save and load.
 
-A pre-norm transformer as in nanoGPT with rotary positions (Su et al. 2021), normalised queries and keys (Henry
-et al. 2020), causal convolutions (So et al. 2021), attention to the past only, and heads whose keys are their
-queries (Kitaev et al. 2020). The last three let a small model learn to read from few tokens.
+A pre-norm transformer as in nanoGPT: rotary positions (Su et al. 2021), normalised queries and keys (Henry
+et al. 2020), causal convolutions (So et al. 2021), attention to the past only, and heads whose keys are
+their queries (Kitaev et al. 2020). The last three let a small model learn to read from few tokens.
 
     model = GPT(GPTConfig(n_vocab=800))
     logits = model(ids)                                                        # (B, T) -> (B, T, V)
@@ -156,12 +156,12 @@ class Block(nn.Module):
 class KVCache:
     """What the next token needs of those before it: keys, values, and the last inputs of the convolutions.
 
-    Rows are padded on the left. A pad is masked, and its embedding is zero. Without biases it stays zero in
-    every layer, as the empty key and what a convolution finds before a row. Positions do not count pads."""
+    Rows are padded on the left. A pad is masked, and its embedding is zero. As nothing has a bias, it stays
+    zero in every layer: the empty key, and what a convolution finds before a row. Positions skip pads."""
     shift = 1  # column 0 is the empty key
 
     def __init__(self, config, pads):
-        self.length, self.pads, self.padded = 0, pads, bool(pads.any())                # columns seen; (B,)
+        self.length, self.pads, self.padded = 0, pads, bool(pads.any())                # columns so far; (B,)
         L, B, H, C, W = config.n_layer, len(pads), config.n_head, config.n_embd, config.conv_width
         self.kv = list(torch.zeros(L, 2, B, H, 0, C // H, device=pads.device))          # (2, B, H, room, D)
         self.tails = list(torch.zeros(2 * L, B, max(W - 1, 0), C, device=pads.device))  # (B, W - 1, C)
@@ -208,7 +208,7 @@ class GPT(nn.Module):
         cos, sin = torch.cat([angle.cos()] * 2, -1), torch.cat([-angle.sin(), angle.sin()], -1)    # (T, D)
         self.register_buffer("rotary", torch.stack([cos, sin]), persistent=False)      # (2, T, D)
         self.register_buffer("mask", torch.full((T, T), -math.inf).triu(1), persistent=False)
-        # Start: N(0, 1 / fan_in), and 0 for what a block adds, so that it is the identity.
+        # N(0, 1 / fan_in), and 0 for what a block adds, so that it starts as the identity.
         for name, p in self.named_parameters():
             if name.endswith("c_proj.weight"):
                 nn.init.zeros_(p)
@@ -320,11 +320,11 @@ class GPT(nn.Module):
 
 
 def sample(logits, temperature=1.0, top_k=None, top_p=None, generator=None):
-    """One id a row, (b,), drawn from logits (b, V) / temperature, the most probable one at temperature 0: out of
-    the top_k most probable ids, and then of the smallest set of these with a mass of at least top_p."""
+    """One id a row, (b,), drawn from logits (b, V) / temperature; the most probable one at temperature 0.
+    top_k keeps the most probable ids, then top_p the smallest set of these with at least this mass."""
     k, p = logits.size(-1) if top_k is None else top_k, 1 if top_p is None else top_p
     if not (0 <= temperature < math.inf and k >= 1 and 0 < p <= 1):
-        raise ValueError(f"{temperature=}, {top_k=}, {top_p=}; expected >= 0, >= 1, above 0 up to 1")
+        raise ValueError(f"{temperature=}, {top_k=}, {top_p=}; try temperature 1, top_k 50 or top_p 0.9")
     if temperature == 0:
         return logits.argmax(-1)
     logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # the maximum is 0, at any temperature

@@ -8,8 +8,8 @@ student. A loss is then a function of three terms that the student gives at a po
     z_a    its logit on the token that was taken
     log_Z  the logarithm of its softmax denominator over the whole vocabulary
 
-from which follow V_p = logsumexp of z_K over the set, the student's soft value inside it, and the leak log_Z
-- V_p = -log(student's mass inside), what the student still spends on tokens outside. The objectives:
+From these follow V_p = logsumexp of z_K over the set, the student's soft value inside it, and the leak
+log_Z - V_p = -log(student's mass inside), what it spends on tokens outside. The objectives:
 
     sft_loss          the token taken, as a hard target    reverse_kl        KL(student || teacher) on the set
     topp_forward_kl   KL(teacher || student) on the set    bellman_distill   cloning, and a TD residual
@@ -76,8 +76,7 @@ def top_p_sets(logits, p, k_cap, temperature=1.0):
 
 
 def restrict_to_p(log_probs, mask, p):
-    """The part of cached sets (..., K), most probable tokens first, that a smaller p would keep, as a
-    mask."""
+    """What a smaller p would keep of cached sets (..., K), the most probable tokens first, as a mask."""
     probs = log_probs.double().exp() * mask
     return mask & (probs.cumsum(-1) - probs < p - SLACK)
 
@@ -85,8 +84,7 @@ def restrict_to_p(log_probs, mask, p):
 def draw_with_sets(model, prompts, max_new, *, p, k_cap, temperature=1.0, stop=None, seed=None):
     """Continues every prompt with tokens drawn from their top-p sets -> (new, sets), two lists of lists.
 
-    new: the new ids of each prompt; sets: for each of them the (ids (K,), log_probs (K,)) that
-    CacheWriter.add takes.
+    new: the new ids of each prompt; sets: (ids (K,), log_probs (K,)) for each, as CacheWriter.add takes them.
     """
     sets = [[] for _ in prompts]
 
@@ -124,11 +122,9 @@ def at_least_float32(x):
 
 
 def student_terms(logits, ids, taken):
-    """logits (B, T, V), ids (B, T, K) long, taken (B, T) long -> StudentTerms in float32 (float64 for
-    float64).
+    """logits (B, T, V), ids (B, T, K) long, taken (B, T) long -> StudentTerms, of at least float32.
 
-    Any leading shape will do in place of (B, T). Where a set is padded, z_K is that of id 0; the losses mask
-    it.
+    Any leading shape will do in place of (B, T). Where a set is padded, z_K is that of id 0; losses mask it.
     """
     logits = at_least_float32(logits)
     return StudentTerms(logits.gather(-1, ids), logits.gather(-1, taken[..., None])[..., 0],
@@ -150,8 +146,7 @@ def weighted_mean(values, weights, denominator=None):
 def mask_terms(student, teacher, weights):
     """What does not count is made harmless: -> z_K, log_Z, log_t, weights, of at least float32.
 
-    Masked BEFORE any arithmetic: a where() afterwards hides a NaN in the value, but 0 * NaN returns in the
-    gradient.
+    Masked BEFORE any arithmetic: where() hides a NaN in the value, but 0 * NaN returns in the gradient.
     """
     z_K, log_Z, log_t = map(at_least_float32, (student.z_K, student.log_Z, teacher.log_probs))
     live = teacher.mask.any(-1) & (weights > 0)                             # (B, T)
@@ -161,16 +156,14 @@ def mask_terms(student, teacher, weights):
 
 
 def log_outside(log_mass):
-    """log(1 - exp(log_mass)), the mass that is left. Close to a mass of 1 the argument has no digits left:
-    the clamp keeps the logarithm finite, and ends every pull where the outside is below 8 roundings (1e-6 in
-    float32)."""
+    """log(1 - exp(log_mass)), of the mass that is left. Close to a mass of 1 no digits are left: the clamp
+    keeps it finite, and ends every pull where the outside is below 8 roundings (1e-6 in float32)."""
     return torch.log(-torch.expm1(log_mass.clamp(max=-8 * torch.finfo(log_mass.dtype).eps)))
 
 
 # ------------------------------------------------------------------------------------------------------------
-# The objectives. Each returns (loss, figures): a scalar, and a dict of detached scalars over the same
-# denominator. weights (B, T) >= 0; denominator: see weighted_mean. Positions whose set is empty are left out
-# of all but sft_loss.
+# The objectives. Each returns (loss, figures): a scalar, and a dict of detached scalars. weights (B, T) >= 0;
+# denominator: see weighted_mean. Positions whose set is empty are left out of all but sft_loss.
 
 
 def sft_loss(student, weights, denominator=None):
@@ -223,8 +216,8 @@ def reverse_kl(student, teacher, weights, denominator=None, *, leak=1.0):
 
         loss = mean of  sum over A_p of s / S (log(s / S) - log(t / M))  +  leak (log_Z - V_p)
 
-    The student may leave out some of the teacher's tokens, where the forward KL must cover them all. figures:
-    kl and leak, in nats.
+    The student may leave out some of the teacher's tokens, where the forward KL must cover them all.
+    figures: kl and leak, in nats.
     """
     z_K, log_Z, log_t, weights = mask_terms(student, teacher, weights)
     V_p = torch.logsumexp(z_K, dim=-1)                                      # (B, T)
@@ -310,7 +303,7 @@ def bellman_distill(student, teacher, weights, denominator=None, *, alpha=0.1, g
 
 def expected_cloning(student, teacher):
     """Cross-entropy to the teacher, both renormalised over A_p -> (B, T)."""
-    log_t = torch.where(teacher.mask, at_least_float32(teacher.log_probs), MASKED)             # (B, T, K)
+    log_t = torch.where(teacher.mask, at_least_float32(teacher.log_probs), MASKED)     # (B, T, K)
     log_s = torch.where(teacher.mask, at_least_float32(student.z_K), MASKED).log_softmax(-1)
     return -(log_t.softmax(-1) * log_s).sum(-1)
 
@@ -343,15 +336,13 @@ def cached_loss(model, rows, weights, terminal, config, denominator):
 def main(arguments=None):
     """The commands inspect, theory and compare; ValueError for what cannot be read."""
     command, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    if command == "inspect" and len(rest) == 1:
-        importlib.import_module("data.cache_tools").inspect(rest[0])
-    elif command in ("theory", "compare"):
-        wing = {"theory": "course.theory", "compare": "experiments.compare"}[command]
-        importlib.import_module(wing).main(rest)
+    wings = {"inspect": "data.cache_tools", "theory": "course.theory", "compare": "experiments.compare"}
+    if command in wings:
+        importlib.import_module(wings[command]).main(rest)
     elif command in ("-h", "--help"):
         print(__doc__)
     else:
-        raise ValueError(f"{' '.join([command, *rest])}: expected inspect FOLDER, theory or compare")
+        raise ValueError(f"{command}: expected inspect, theory or compare; --help shows how")
 
 
 if __name__ == "__main__":

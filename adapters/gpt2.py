@@ -111,8 +111,8 @@ class GPT2(GPT):
     def from_pretrained(cls, where, n_vocab=None, device="cpu"):
         """The model of a folder, or by name. ValueError for another architecture or damaged files.
 
-        n_vocab: grow to so many ids, for `<|sep|>`, which GPT-2 lacks. A new embedding is the mean of the others:
-        its logit is the mean logit, so its probability is at most 1 / V, and all other ratios stay."""
+        n_vocab: grow to so many ids, for `<|sep|>`, which GPT-2 lacks. A new embedding is the mean of the old
+        ones: its logit is their mean logit, so its probability is at most 1 / V."""
         folder = locate(where)
         config, state = read_config(folder), read_weights(folder)
         if n_vocab is not None:
@@ -163,9 +163,9 @@ def read_config(folder):
     """The GPT2Config of a folder; ValueError of one line for another architecture."""
     path = os.path.join(folder, "config.json")
     found = read_json(path)
-    if found.get("model_type") != "gpt2":
-        kind = found.get("model_type")
-        raise ValueError(f"{path}: model_type is {kind!r:.60}, expected 'gpt2'; GPT.load opens its own")
+    kind = found.get("model_type")
+    if kind != "gpt2":
+        raise ValueError(f"{path}: model_type is {kind!r:.60}, expected 'gpt2'; is it a folder for GPT.load?")
     try:
         config = GPT2Config(**{ours: found.get(theirs) for ours, theirs in FIELDS.items()})
     except ValueError as error:

@@ -1,11 +1,10 @@
 """The process that runs checks on a student's folder; course/grade.py starts, asks and ends it.
 
-A question is a line of JSON on standard input, {"folder", "checks", "name", "limit"}; the answer is a line of JSON
-on standard output, what failed or null. An empty name only loads the checks. After `limit` seconds without an
-answer the process ends and prints where it was.
+A question is a line of JSON, {"folder", "checks", "name", "limit"}, an answer is one as well: what failed, or
+null. An empty name only loads the checks. After `limit` seconds the process ends and prints where it was.
 
 An audit hook (sys.addaudithook) refuses sockets and other processes, so that ordinary code can neither fetch
-answers nor send files. This is NO SANDBOX: the code runs with your rights, reads and writes your files, and can
+answers nor send files. This is NO SANDBOX: the code has your rights, reads and writes your files, and can
 deceive the grader. Grade the code of strangers on a machine that you can throw away.
 """
 
@@ -60,7 +59,7 @@ def one_line(error, folder):
 
 
 def main():
-    """Answers questions until the input ends. The student's code reads nothing and prints to standard error."""
+    """Answers questions until the input ends; what the student's code prints goes to standard error."""
     questions, answers = open(os.dup(0), encoding="utf-8"), open(os.dup(1), "w", encoding="utf-8")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
@@ -77,7 +76,7 @@ def main():
                 loaded = job["folder"], job["checks"]
             if job["name"]:
                 getattr(module, job["name"])()
-        except BaseException as error:                      # also SystemExit: a script that runs when imported
+        except BaseException as error:                      # also SystemExit of a file that is imported
             failed = one_line(error, job["folder"])
         faulthandler.cancel_dump_traceback_later()
         print(json.dumps(failed), file=answers, flush=True)

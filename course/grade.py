@@ -58,10 +58,11 @@ def ask(process, question):
 
 
 def run_checks(jobs, stop=False, limit=LIMIT):
-    """Runs the checks of jobs (number, folder) -> for each a dict of check -> (failed, seconds); failed is None,
-    or one line that says what is wrong. stop: after the first check of a job that fails."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
-    pipes, process, results = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"), None, []
+    """Runs the checks of jobs (number, folder) -> for each a dict of check -> (failed, seconds); failed is
+    None, or one line that says what is wrong. stop: after the first check of a job that fails."""
+    same = {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+    options = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8", env=os.environ | same)
+    results, process = [], None
     with tempfile.TemporaryDirectory() as cwd:
         for number, folder in jobs:
             checks = str(COURSE / "checks" / f"{ASSIGNMENTS[number].name}.py")
@@ -70,8 +71,7 @@ def run_checks(jobs, stop=False, limit=LIMIT):
             problem = None
             for name in ["", *(name for name, *_ in read_checks(number))]:
                 if process is None or process.poll() is not None:
-                    command = [sys.executable, str(COURSE / "checking.py")]
-                    process = subprocess.Popen(command, cwd=cwd, env=environment, **pipes)
+                    process = subprocess.Popen([sys.executable, COURSE / "checking.py"], cwd=cwd, **options)
                 begin = time.perf_counter()
                 failed = problem or ask(process, {**question, "name": name})
                 if not name:
@@ -142,9 +142,9 @@ def run_mutants(number):
     with tempfile.TemporaryDirectory() as top:
         jobs = [(number, write_mutant(change, f"{top}/{i}")) for i, change in enumerate(changes)]
         for change, found in zip(changes, run_checks(jobs, stop=True)):
-            check, failed = next(((name, failed) for name, (failed, _) in found.items() if failed), ("", ""))
-            caught += bool(check)
-            print(f"  {'caught' if check else 'MISSED'}  {change.what}\n          {check}: {printable(failed):.90}")
+            check, (failed, _) = list(found.items())[-1]                # the one that failed, if any
+            caught += failed is not None
+            print(f"  {'caught' if failed else 'MISSED'}  {change.what}\n          {check}: {failed!s:.90}")
     return caught, len(changes)
 
 
@@ -155,7 +155,7 @@ def main(arguments=None):
     parser.add_argument("folder", nargs="?", help="the student's")
     parser.add_argument("number", nargs="?", type=int, choices=ASSIGNMENTS, help="of the assignment")
     parser.add_argument("--json", help="a file for points and messages")
-    parser.add_argument("--limit", type=float, default=LIMIT, help="seconds that a check may take [%(default)s]")
+    parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for a check [%(default)g]")
     parser.add_argument("--mutants", nargs="?", type=int, const=0, choices=[0, *ASSIGNMENTS], metavar="N",
                         help="try the wrong answers, of all assignments or of one")
     options = parser.parse_args(arguments)
@@ -173,7 +173,7 @@ def main(arguments=None):
         print(printable(line))
     if options.json:
         sums = {name: sum(result[name] for result in graded.values()) for name in ("points", "out_of")}
-        book = {"folder": options.folder, "time": time.strftime("%Y-%m-%d %H:%M:%S"), **sums, "assignments": graded}
+        book = {"folder": options.folder, "time": time.strftime("%F %T"), **sums, "assignments": graded}
         Path(options.json).write_text(json.dumps(book, indent=1) + "\n", encoding="utf-8")
     return 0
 

@@ -1,9 +1,8 @@
-"""Makes a student's copy of the repository for one assignment: the functions that the student writes are empty.
+"""Makes a student's copy of the repository for one assignment, without the bodies of the functions to write.
 
     python -m course.make 5 out/assignment-5
 
-Their signatures and docstrings stay. The copy has no tests, wrong answers, notes for the teacher or history, because
-these reveal solutions. The folder must be new or empty.
+The copy has no tests, wrong answers, notes for the teacher or history, because these reveal solutions.
 """
 
 import argparse
@@ -14,8 +13,8 @@ from course.assignments import ASSIGNMENTS, take_out
 from data.cli import printable, run_command
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-COPIED = ("*.py", "pyproject.toml", "README.md", "LICENSE", "adapters/*.py", "course/*.py", "data/**/*",
-          "experiments/*.py")
+COPIED = ("*.py", "pyproject.toml", "README.md", "LICENSE", "data/**/*", "adapters/*.py", "experiments/*.py",
+          "course/*.py")
 
 
 def files_of(number):
@@ -29,24 +28,17 @@ def files_of(number):
 def emptied(number, file):
     """The text of one .py file as the student gets it."""
     source, assignment = (REPOSITORY / file).read_text(encoding="utf-8"), ASSIGNMENTS[number]
-    for function in assignment.write.get(file, ()):
+    for function in assignment.write.get(file, ()) + assignment.hide.get(file, ()):
         source = take_out(source, function, f"assignment {number}: {function}")
-    for function in assignment.hide.get(file, ()):
-        source = take_out(source, function, f"removed, because it reveals assignment {number}: {function}")
     return source
 
 
 def make(number, folder):
-    """Writes the copy -> the number of files. ValueError where the folder is not empty, or cannot be used."""
+    """Writes the copy -> the number of files. ValueError where the folder is not empty."""
     folder = Path(folder)
-    if not (REPOSITORY / "pyproject.toml").is_file():
-        raise ValueError(f"{REPOSITORY}: no pyproject.toml; copies need a checkout, not an installed package")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder}: not an empty folder; name a new one")
-    if any(REPOSITORY / name in folder.resolve().parents for name in ("data", "course")):
-        raise ValueError(f"{folder}: inside what is copied; name another folder, such as out/assignment-{number}")
-    names = files_of(number)
-    for name in names:
+    for name in (names := files_of(number)):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if name.endswith(".py"):
@@ -57,7 +49,7 @@ def make(number, folder):
 
 
 def main(arguments=None):
-    """The command; ValueError as `make`."""
+    """The command; ValueError where the folder is not empty."""
     parser = argparse.ArgumentParser(prog="python -m course.make", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("number", type=int, choices=ASSIGNMENTS, help="of the assignment")

@@ -9,6 +9,7 @@ import argparse
 import json
 import random
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -37,20 +38,16 @@ def observe_2():
     seen, plain = [], model.attend
 
     def attend(q, k, v, mask, causal):
-        seen.append(torch.softmax(q @ k.transpose(-2, -1) + mask, -1))                 # (B, H, T, S)
+        seen.append(torch.softmax(q @ k.transpose(-2, -1) + mask, -1))      # (B, H, T, S)
         return plain(q, k, v, mask, causal)
     torch.manual_seed(1)
-    rows = torch.stack([torch.randperm(1000)[:40] for _ in range(256)])                # (B, T), no token twice
-    rows[:, -1] = rows[:, 10]                                                          # but the last
-    gpt = model.GPT(model.GPTConfig(n_vocab=1000, conv_width=0))
-    try:
-        model.attend = attend
-        gpt.hidden(rows)
-    finally:
-        model.attend = plain
-    weights = seen[0][:, :, -1, 11].mean(0)                                            # (H,); token 10 is in column 11
-    return (f"attention to the one equal token among 39: {weights[:2].mean():.2f} in heads whose keys are their "
-            f"queries, {weights[2:].mean():.2f} in the others")
+    rows = torch.stack([torch.randperm(1000)[:40] for _ in range(256)])     # (B, T); no token twice
+    rows[:, -1] = rows[:, 10]                                               # but the last
+    with mock.patch.object(model, "attend", attend):
+        model.GPT(model.GPTConfig(n_vocab=1000, conv_width=0)).hidden(rows)
+    weights = seen[0][:, :, -1, 11].mean(0)                                 # (H,); token 10 is in column 11
+    return (f"attention to the one equal token among 39: {weights[:2].mean():.2f} in heads whose keys are "
+            f"their queries, {weights[2:].mean():.2f} in the others")
 
 
 def observe_3():
@@ -68,45 +65,43 @@ def observe_4():
     """Which of two answers, of one token and of two, an untrained model prefers."""
     tokenizer, rng = course_tokenizer("world", 1024), random.Random(1)
     torch.manual_seed(1)
-    gpt, items = model.GPT(model.GPTConfig(n_vocab=tokenizer.n_vocab, conv_width=0)).eval(), []
+    gpt, items = model.GPT(model.GPTConfig(n_vocab=tokenizer.n_vocab, conv_width=0)), []
     for _ in range(1000):
-        person, place, job = (rng.choice(world.WORDS[name]) for name in ("person", "place", "organisation"))
-        items.append((f"{person} told us. What did {person} like?", [place, job]))
+        person, short, long = (rng.choice(world.WORDS[name]) for name in ("person", "place", "organisation"))
+        items.append((f"{person} told us. What did {person} like?", [short, long]))
     scores, _ = brd.blind_scores(gpt, tokenizer, items)
-    lengths = [[len(tokenizer.encode(" " + candidate)) for candidate in candidates] for _, candidates in items]
+    lengths = [[len(tokenizer.encode(" " + word)) for word in candidates] for _, candidates in items]
     mean = sum(b > a for a, b in scores) / len(items)
     total = sum(b * m > a * n for (a, b), (n, m) in zip(scores, lengths)) / len(items)
-    return (f"the longer of two answers wins {mean:.0%} of 1,000 items by the mean log-probability, {total:.0%} by "
-            "the sum")
+    return (f"the longer of two answers wins {mean:.0%} of 1,000 items by the mean log-probability, "
+            f"{total:.0%} by the sum")
 
 
 def observe_5():
     """What a smaller p keeps of the teacher's sets in data/teacher."""
     cache, sizes, mass = TeacherCache(REPOSITORY / "data" / "teacher"), [], []
-    for some in np.array_split(np.argsort(cache.lengths), 64):                         # of similar lengths
+    for some in np.array_split(np.argsort(cache.lengths), 64):              # of similar lengths
         batch = cache.batch(some)
         kept = td.restrict_to_p(batch["log_probs"], batch["mask"], 0.8)
         drawn = batch["mask"].any(-1)
         sizes.append(kept.sum(-1)[drawn])
         mass.append((batch["log_probs"].double().exp() * kept).sum(-1)[drawn])
     sizes, mass = torch.cat(sizes), torch.cat(mass)
-    return (f"at p = .8 the teacher's sets hold {sizes.float().mean():.2f} tokens in the mean and {mass.mean():.3f} "
-            f"of its mass; {(sizes == 1).float().mean():.1%} of them hold a single token")
+    return (f"at p = .8 the teacher's sets hold {sizes.float().mean():.2f} tokens in the mean and "
+            f"{mass.mean():.3f} of its mass; {(sizes == 1).float().mean():.1%} of them hold a single token")
 
 
-def minimised(loss, logits):
-    """The logits (float64) that minimise a loss, from the given ones on."""
-    logits.requires_grad_()
-    lbfgs = torch.optim.LBFGS([logits], max_iter=100, tolerance_grad=1e-9, tolerance_change=0,
-                              line_search_fn="strong_wolfe")
+def optimum(loss, width):
+    """The probabilities (width,) of the student whose logits (1, 1, width) minimise a loss."""
+    logits = torch.zeros(1, 1, width, dtype=torch.float64, requires_grad=True)
+    lbfgs = torch.optim.LBFGS([logits], max_iter=100, tolerance_change=0, line_search_fn="strong_wolfe")
 
     def closure():
         lbfgs.zero_grad()
-        value = loss(logits)
-        value.backward()
-        return value
+        loss(logits).backward()
+        return loss(logits)
     lbfgs.step(closure)
-    return logits.detach()
+    return logits.detach()[0, 0].softmax(-1)
 
 
 def observe_6():
@@ -114,38 +109,34 @@ def observe_6():
     probs = 1 / torch.arange(1, 51).double()
     probs = probs / probs.sum()
     ids, log_probs, mask = (x[None] for x in td.top_p_sets(probs.log()[None], 0.8, 50))
-    found = {}
+    teacher, found = td.TeacherSets(log_probs, mask), {}
     for tail in ("inside", "bucket"):
         def loss(logits):
             student = td.student_terms(logits, ids, ids[..., 0])
-            return td.topp_forward_kl(student, td.TeacherSets(log_probs, mask), torch.ones(1, 1), tail=tail)[0]
-        found[tail] = minimised(loss, torch.zeros(1, 1, 50, dtype=torch.float64)).softmax(-1)[0, 0, 0]
+            return td.topp_forward_kl(student, teacher, torch.ones(1, 1), tail=tail)[0]
+        found[tail] = optimum(loss, 50)[0]
     return (f"teacher {probs[0]:.3f}, set of {int(mask.sum())} tokens of 50; "
             f"student {found['inside']:.3f} with tail='inside', {found['bucket']:.3f} with tail='bucket'")
 
 
 def observe_7():
-    """Where Bellman Distill leads a student of a .9 / .1 teacher, in one state where every token ends the text."""
-    taken = torch.tensor([[0] * 9 + [1]])                                              # ten texts of one token
-    ids, yes, found = torch.arange(2).expand(1, 10, 2), torch.ones(1, 10, dtype=torch.bool), {}
-    teacher = td.TeacherSets(torch.zeros(1, 10, 2), torch.ones(1, 10, 2).bool(), ids == taken[..., None], yes)
+    """Where Bellman Distill leads the student of a .9 / .1 teacher, for texts of one token."""
+    taken, found = torch.tensor([[0] * 9 + [1]]), {}
+    ids, yes = torch.arange(2).expand(1, 10, 2), torch.ones(1, 10, dtype=torch.bool)
+    teacher = td.TeacherSets(torch.zeros(1, 10, 2), ids >= 0, ids == taken[..., None], yes)
     for alpha in (10.0, 1.0, 0.1):
         def loss(logits):
             student = td.student_terms(logits.expand(1, 10, 2), ids, taken)
             return td.bellman_distill(student, teacher, yes.double(), alpha=alpha)[0]
-        found[alpha] = minimised(loss, torch.zeros(1, 1, 2, dtype=torch.float64)).softmax(-1)[0, 0, 0]
+        found[alpha] = optimum(loss, 2)[0]
     return "teacher .900; student " + ", ".join(f"{p:.3f} at alpha {alpha:g}" for alpha, p in found.items())
 
 
 def observe_8():
-    """The difference that a term of temporal difference makes, from course/8-results.jsonl."""
-    lines = (REPOSITORY / "course" / "8-results.jsonl").read_text(encoding="utf-8").splitlines()
-    runs = {(run["row"], run["seed"]): run["T=1"] for run in map(json.loads, lines) if run["seed"] > 0}
-    seeds = sorted(seed for row, seed in runs if row == "prize")
-    control = next(row for row, _ in runs if row != "prize")
-    pairs = np.array([runs["prize", seed] - runs[control, seed] for seed in seeds])
-    return (f"prize minus {control}, right answers at T = 1, {len(pairs)} seeds: "
-            f"{pairs.mean():+.3f} ± {pairs.std(ddof=1) / len(pairs) ** 0.5:.3f}")
+    """The difference that a term of temporal difference makes; course.grade compares it with the runs."""
+    path = REPOSITORY / "course" / "8-report.json"
+    return ("{row} minus {control}, right answers at T = 1, {seeds} seeds: {difference:+.3f} ± {standard_error:.3f}"
+            .format(**json.loads(path.read_text(encoding="utf-8"))))
 
 
 OBSERVE = (observe_1, observe_2, observe_3, observe_4, observe_5, observe_6, observe_7, observe_8)

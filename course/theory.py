@@ -2,38 +2,26 @@
 
     python td_distill.py theory             about 10 seconds on a CPU; --seed=1 for other random numbers
 
-A language model is a decision maker: a state is the text so far, an action is the next token, EOS ends the
-text. With short texts and a tiny vocabulary every state fits in a table, so there is no network, no sampling
-and no learning rate: what fails here fails because of the objective. The claims are those of Yu, Li, Zhang,
-"Language Model Distillation: A Temporal Difference Imitation Learning Perspective" (AAAI 2026, arXiv
-2505.20335), called "the paper" below. td_distill.py has the same objectives for a network.
+A language model is a decision maker: a state is the text so far, an action is the next token. With short
+texts and a tiny vocabulary every state fits in a table, so there is no network, no sampling and no learning
+rate: what fails here fails because of the objective. The claims are those of Yu, Li, Zhang, "Language Model
+Distillation: A Temporal Difference Imitation Learning Perspective" (AAAI 2026, arXiv 2505.20335).
 
-Shapes: S states, A actions (in texts action 0 is EOS); "..." in front is a batch of tables. Q (S, A) are the
-student's logits, inside (S, A) bool is A_p, V_p(s) = log sum of exp Q(s, a) over A_p(s), s' follows s after
-a, pi* is the teacher, proj_p pi* the teacher renormalised over its sets.
+Shapes: S states, A actions; "..." in front is a batch of tables. Q (S, A) are the student's logits, inside
+(S, A) bool is A_p, V_p(s) = log sum of exp Q(s, a) over A_p(s), s' follows s after a, pi* is the teacher,
+proj_p pi* the teacher renormalised over its sets.
 """
 
 import argparse
-from typing import NamedTuple
+from collections import namedtuple
 
 import numpy as np
 
-
-class MDP(NamedTuple):
-    """A deterministic decision process with a reward."""
-    follow: np.ndarray      # (S, A) int: the next state, -1 where the action ends the text
-    reward: np.ndarray      # (S, A)
-    gamma: float
-
-
-class World(NamedTuple):
-    """What a distillation loss knows: a teacher, and the texts that it draws inside its sets."""
-    follow: np.ndarray      # (S, A) int, as above
-    teacher: np.ndarray     # (S, A) pi*, probabilities
-    inside: np.ndarray      # (S, A) bool, A_p
-    target: np.ndarray      # (S, A) proj_p pi*
-    visits: np.ndarray      # (S,) the share of the texts that reach this state
-    gamma: float
+# A decision process. follow (S, A) int: the next state, -1 where the action ends the text; reward (S, A).
+MDP = namedtuple("MDP", "follow reward gamma")
+# What a distillation loss knows. teacher, target (S, A): pi* and proj_p pi*; inside (S, A): its sets A_p;
+# visits (S,): the share of the texts drawn inside the sets that reach a state.
+World = namedtuple("World", "follow teacher inside target visits gamma")
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -41,9 +29,8 @@ class World(NamedTuple):
 
 
 def token_follow(letters, depth):
-    """The tree of texts of fewer than `depth` letters -> follow (S, A), A = letters + 1; state 0 is empty.
-
-    Action 0 is EOS, any other appends its letter. In the longest texts every action ends the text."""
+    """The tree of texts of fewer than `depth` letters -> follow (S, A), A = letters + 1. State 0 is the empty
+    text, action 0 is EOS, any other appends its letter. In the longest texts every action ends the text."""
     texts, follow = [()], []
     for text in texts:                                          # the list grows: breadth first
         grows = len(text) < depth - 1
@@ -86,9 +73,8 @@ def after(V, follow):
 
 
 def bellman(Q, mdp, inside, policy=None):
-    """The paper's top-p soft Bellman operator: r(s,a) + gamma E_{a'}[Q(s',a') - log pi(a'|s')]; (S, A).
-
-    a' is drawn from policy (S, A), 0 outside the sets; None: from proj_p pi_Q, and the mean is V_p(s')."""
+    """The paper's top-p soft Bellman operator: r(s,a) + gamma E_{a'}[Q(s',a') - log pi(a'|s')] -> (S, A), a'
+    drawn from policy (S, A), 0 outside the sets. None: from proj_p pi_Q, and the mean is V_p(s')."""
     V = soft_value(Q, inside)                                                   # (S,)
     if policy is not None:
         V = (policy * (Q - np.log(np.where(policy > 0, policy, 1)))).sum(-1)
@@ -103,23 +89,16 @@ def solve(mdp, inside=True, policy=None):
     return Q
 
 
-def three_values(mdp, p):
-    """Q*, Q_p*, Q of proj_p pi*, and the sets, each (S, A); the teacher is soft-optimal, pi* = softmax(Q*)."""
-    best = solve(mdp)
-    inside = top_p(softmax(best), p)
-    return best, solve(mdp, inside), solve(mdp, inside, softmax(best, inside)), inside
-
-
 def distance(Q, R, inside=True):
     """The largest |Q - R| over the actions inside; (S, A) -> scalar."""
     return np.abs(np.where(inside, Q - R, 0)).max()
 
 
 def world(follow, teacher, p, gamma):
-    """A teacher (S, A), and the states that it reaches inside its sets -> World; parents have lower numbers."""
+    """A teacher (S, A) with its sets and the states that it reaches inside them -> World."""
     inside = top_p(teacher, p)
     target, visits = softmax(np.log(teacher), inside), np.eye(len(follow))[0]
-    for s, a in np.argwhere(follow >= 0):
+    for s, a in np.argwhere(follow >= 0):                       # parents first
         visits[follow[s, a]] += visits[s] * target[s, a]
     return World(follow, teacher, inside, target, visits, gamma)
 
@@ -163,7 +142,6 @@ def reward(w, Q):
 
 def bellman_tokens(w, Q, alpha, target=0.0, later=None):
     """Bellman Distill: -log proj_p pi_Q(a|s) + (reward - target)^2 / (4 alpha) of every token, (..., S, A).
-
     later (S, A): fixed values in place of V_p(s'), so that no gradient flows into it."""
     r = reward(w, Q) if later is None else Q - w.gamma * later
     return soft_value(Q, w.inside)[..., None] - Q + (r - target) ** 2 / (4 * alpha)
@@ -175,13 +153,9 @@ def max_min_tokens(w, Q, alpha):
     return V[..., None] - w.gamma * after(V, w.follow) - (r - r ** 2 / (4 * alpha))         # (..., S, A)
 
 
-def released(w, Q, alpha=0.1, shift=False):
+def released(w, Q, alpha=0.1):
     """The Bellman term of the authors' released code: phi averaged over the vocabulary, with Q = 0 outside
-    the sets, where the paper has the token taken. shift: before that, Q is reduced by its maximum and clipped
-    at -10, as in the code, so that this 0 is the largest value. (Its epsilon and lost EOS are left out.)"""
-    if shift:
-        Q = Q - np.take_along_axis(Q, Q.real.argmax(-1)[..., None], -1)
-        Q = np.where(Q.real < -10, -10, Q)
+    the sets, where the paper has the token taken. (Its shift and clip of Q and its lost EOS are left out.)"""
     V = soft_value(Q, w.inside)
     later = w.gamma * after(V, w.follow)                        # (..., S, A), a is the token taken
     r = np.where(w.inside, Q, 0)[..., None, :] - later[..., None]               # (..., S, A, A)
@@ -189,9 +163,8 @@ def released(w, Q, alpha=0.1, shift=False):
 
 
 def minimise(loss, Q, steps=200, tolerance=1e-10):
-    """Damped Newton's method; loss (..., S, A) -> (...,), Q (S, A) -> (Q, largest gradient).
-
-    Gradients by the complex step, Im loss(Q + ih) / h, exact to rounding; the Hessian by their difference."""
+    """Damped Newton's method; loss (..., S, A) -> (...,), Q (S, A) -> (Q, largest gradient). Gradients by the
+    complex step, Im loss(Q + ih) / h, exact to rounding; the Hessian by their differences."""
     eye = np.eye(Q.size).reshape(-1, *Q.shape)                                  # (S A, S, A)
 
     def gradient(Q):
@@ -203,7 +176,7 @@ def minimise(loss, Q, steps=200, tolerance=1e-10):
             break
         H = (gradient(Q + 1e-5 * eye) - gradient(Q - 1e-5 * eye)) / 2e-5        # (S A, S A)
         curvature, axes = np.linalg.eigh((H + H.T) / 2)
-        step = axes @ (axes.T @ g / (np.abs(curvature) + damping))              # abs: downhill on a saddle too
+        step = axes @ (axes.T @ g / (np.abs(curvature) + damping))              # abs: no step uphill
         new = Q - np.clip(step, -2, 2).reshape(Q.shape)
         if loss(new) <= loss(Q) + 1e-14 * abs(loss(Q)):                         # not larger, up to rounding
             Q, g, damping = new, gradient(new), max(damping / 8, 1e-12)
@@ -213,12 +186,11 @@ def minimise(loss, Q, steps=200, tolerance=1e-10):
 
 
 def fixed_point(w, Q, alpha):
-    """Where the gradient of Bellman Distill is 0: what pi_Q / proj_p pi* (S, A) and E_{pi*}[r|s] (S,) are.
+    """pi_Q / proj_p pi* (S, A) and E_{pi*}[r|s] (S,) where the gradient of Bellman Distill is 0:
 
         pi_Q / pi* = (1 - r(s,a) / (2 alpha)) / (1 - gamma e(s) / (2 alpha)),    E_{pi*}[r | s] = gamma e(s)
 
-    e(s) is the mean reward of the actions that lead into s, 0 at the start; its term is the gradient that
-    flows through V_p(s')."""
+    e(s): the mean reward of the actions into s, 0 at the start, from the gradient through V_p(s')."""
     r, e, goes = reward(w, Q), np.zeros(len(Q)), w.follow >= 0
     np.add.at(e, w.follow[goes], (w.visits[:, None] * w.target * r)[goes])
     e /= np.where(w.visits > 0, w.visits, 1)                                    # (S,)
@@ -226,9 +198,8 @@ def fixed_point(w, Q, alpha):
 
 
 def measures(w, Q):
-    """Of a student Q (S, A): KL(proj_p pi* || proj_p pi_Q) and mass outside the sets, both a token of the
-    teacher's texts; the share of the texts drawn from its whole softmax that leave the sets; the mean length
-    of those drawn inside, in tokens."""
+    """Of a student Q (S, A): KL(proj_p pi* || proj_p pi_Q) and mass outside the sets, both a token; the share
+    of the texts drawn from its whole softmax that leave the sets; the mean length of those drawn inside."""
     probs, proj, tokens = softmax(Q) * w.inside, softmax(Q, w.inside), w.visits.sum()
     stays, length = np.ones(len(Q)), np.ones(len(Q))
     for s in reversed(range(len(Q))):                           # children first
@@ -265,15 +236,17 @@ def value_lines(rng):
     yield """\
 2. The cost of the sets: ||Q* - Q_p*|| <= -gamma / (1 - gamma) log p
 3. In between: Q^{proj_p pi*} <= Q_p* <= Q*
-   Losing a mass of 1 - p costs at most -log p nats at every step. Of the two differences the smallest over all
-   states and actions is shown; the claim is >= 0, up to rounding. KL: from proj_p pi* to the policy of Q_p*.
+   Losing a mass of 1 - p costs at most -log p nats at every step. Of the differences in 3 the smallest is
+   shown. KL: from proj_p pi* to the policy of Q_p*.
      world          gamma    p      gap    bound    Q_p* - Q^proj    Q* - Q_p*       KL"""
     follow = token_follow(3, 4)
     worlds = [("random", random_mdp(rng, 6, 5, 0.9)), ("random", random_mdp(rng, 6, 5, 0.99)),
               ("up to 4 tokens", MDP(follow, rng.normal(size=follow.shape), 0.99)),
               ("five equals", MDP(np.zeros((1, 5), int), np.zeros((1, 5)), 0.99))]
     for (name, mdp), p in [(one, p) for one in worlds for p in (0.8, 0.5)]:
-        best, best_p, projected, inside = three_values(mdp, p)
+        best = solve(mdp)                                       # Q*; the teacher is its softmax
+        inside = top_p(softmax(best), p)
+        best_p, projected = solve(mdp, inside), solve(mdp, inside, softmax(best, inside))
         log_ratio = best - soft_value(best, inside)[:, None] - best_p + soft_value(best_p, inside)[:, None]
         kl = (softmax(best, inside) * log_ratio).sum(-1).max()
         yield (f"     {name:<14} {mdp.gamma:<5} {p:>4} {distance(best, best_p):8.3f} "
@@ -288,16 +261,11 @@ def value_lines(rng):
 def identity_lines(w, rng):
     Q = 3 * rng.normal(size=w.follow.shape)
     ours, published = bellman_tokens(w, Q, 0.1), max_min_tokens(w, Q, 0.1)
-
-    def linear(Q):
-        return mean(w, max_min_tokens(w, Q, np.inf))
-    kl = measures(w, minimise(linear, Q)[0])[0]
     yield f"""\
 4. The published objective is cloning and a square, token by token. With V' = gamma V_p(s'):
    V_p(s) - V' - phi(Q - V')  =  -log proj_p pi_Q(a|s) + (Q - V')^2 / (4 alpha)
      a random Q, values up to {ours.max():.0f}: largest difference {distance(ours, published):.0e}
-     without the square: {abs(linear(Q) - cloning(w, Q)):.0e} from cloning; at its minimum KL {kl:.0e} in the sets
-   V' cancels in the linear part, so only the square has a temporal difference."""
+   V' cancels in the linear part of phi, so only the square has a temporal difference."""
 
 
 def fixed_point_lines(w, rng):
@@ -307,25 +275,27 @@ def fixed_point_lines(w, rng):
     one = world(np.full((1, 2), -1), np.array([[0.9, 0.1]]), 1, 0.99)
     for alpha, claim in ((10, 0.891), (1, 0.829), (0.5, 0.784), (0.1, 0.640)):
         Q, _ = minimise(lambda Q: mean(one, bellman_tokens(one, Q, alpha)), np.zeros((1, 2)))
-        off = distance(softmax(Q) / one.teacher, 1 - Q / (2 * alpha))
-        yield (f"     alpha {alpha:<4} pi_Q {softmax(Q)[0, 0]:.4f}, claimed {claim:.3f}; ratio off by {off:.0e}, "
-               f"E[r] by {abs(mean(one, Q)):.0e}")
+        pi, law = softmax(Q), 1 - Q / (2 * alpha)
+        yield (f"     alpha {alpha:<4} pi_Q {pi[0, 0]:.4f}, claimed {claim:.3f}; ratio off by "
+               f"{distance(pi / one.teacher, law):.0e}, E[r] by {abs(mean(one, Q)):.0e}")
     yield """\
-   This holds in the first state of a text. Later a gradient flows through V_p(s') as well: with e the reward on
-   the way into s, E_{pi*}[r|s] = gamma e, and the ratio is divided by 1 - gamma e / (2 alpha)."""
+   This holds in the first state of a text. Later a gradient flows through V_p(s') as well: with e the reward
+   on the way into s, E_{pi*}[r|s] = gamma e, and the ratio is divided by 1 - gamma e / (2 alpha)."""
     live = w.inside & (w.visits[:, None] > 0)
 
     def off_by(Q, law):
         return distance(softmax(Q, w.inside) / np.where(live, w.target, 1), law, live)
     for alpha in (1, 0.1):
         Q, _ = minimise(lambda Q: mean(w, bellman_tokens(w, Q, alpha)), rng.normal(size=live.shape))
-        yield (f"     alpha {alpha:<4} texts of 3 tokens, ratio off by {off_by(Q, fixed_point(w, Q, alpha)[0]):.0e};"
-               f" by the simple law {off_by(Q, 1 - reward(w, Q) / (2 * alpha)):.3f}")
+        law, first = fixed_point(w, Q, alpha)[0], 1 - reward(w, Q) / (2 * alpha)
+        yield (f"     alpha {alpha:<4} texts of 3 tokens, ratio off by {off_by(Q, law):.0e}; "
+               f"by the first law {off_by(Q, first):.3f}")
     for _ in range(3):                                          # the number of tokens of a text
         later = after(soft_value(Q, w.inside), w.follow)
         Q, _ = minimise(lambda Q: mean(w, bellman_tokens(w, Q, 0.1, later=later)), Q)
-    yield "   With V_p(s') held fixed, so that no gradient flows into it, the simple law holds in every state:"
-    yield f"     alpha 0.1  ratio off by {off_by(Q, 1 - reward(w, Q) / 0.2):.0e}"
+    yield f"""\
+   With V_p(s') held fixed, so that no gradient flows into it, the first law holds in every state:
+     alpha 0.1  ratio off by {off_by(Q, 1 - reward(w, Q) / 0.2):.0e}"""
 
 
 def objective_lines(w, rng):
@@ -343,25 +313,22 @@ def objective_lines(w, rng):
     found = {"the start": (start, np.nan), "the teacher": (teacher, np.nan), "uniform": (0 * start, np.nan)}
     found |= {name: minimise(loss, start) for name, loss in losses.items()}
     found["released average, from teacher"] = minimise(lambda Q: released(w, Q), teacher)
-    found["  shifted and clipped"] = minimise(lambda Q: released(w, Q, shift=True), teacher)
     yield """\
 6. Which objectives give the teacher back
-   Texts of up to 3 tokens, p .8, each objective minimised from the same random student. KL to the teacher inside
-   its sets and mass outside, both a token; texts drawn from the whole softmax that leave the sets; mean length
-   of texts drawn inside; the gradient that is left.
+   Texts of up to 3 tokens, p .8, each objective minimised from the same random student. KL to the teacher in
+   its sets and mass outside, both a token; texts drawn from the whole softmax that leave the sets; mean
+   length of texts drawn inside; the gradient that is left.
      objective                             KL    outside    leave   length   gradient"""
     for name, (Q, slope) in found.items():
         row = "     {:<31} {:9.6f} {:10.6f} {:8.4f} {:8.3f} {:10.0e}".format(name, *measures(w, Q), slope)
         yield row.replace("nan", "").rstrip()
-    left, of_teacher = (measures(w, found[name][0])[2] for name in ("top-p cloning", "the teacher"))
+    left, its = (measures(w, found[name][0])[2] for name in ("top-p cloning", "the teacher"))
     yield f"""\
-   Cloning has the right proportions but trains nothing outside: the student keeps the logits it had there, and
-   {left:.0%} of the texts that it draws leave the sets, of the teacher's {of_teacher:.0%}. The leak corrects that; it changes no
-   proportion, so it does not correct those that the square changes. As alpha falls the reward goes to 0 and all
-   texts become about equally probable: a token after which much can follow wins over EOS, and texts grow longer.
-   A square around the teacher's own reward changes nothing. The average over the vocabulary keeps only the sets:
-   from the teacher itself it goes to equal proportions in every set. With the shift it leaves the teacher too,
-   and stops where two tokens are equally probable, because its gradient jumps there."""
+   Cloning has the right proportions but trains nothing outside: {left:.0%} of the texts that the student
+   draws leave the sets, of the teacher's {its:.0%}. The leak corrects that, and no proportion. As alpha falls
+   the reward goes to 0 and all texts become equally probable: a token after which much can follow wins over
+   EOS, and texts grow longer. A square around the teacher's own reward changes nothing. The average over the
+   vocabulary keeps only the sets: from the teacher itself it goes to equal proportions in every set."""
 
 
 def lines(seed=0):
@@ -377,10 +344,9 @@ def lines(seed=0):
 
 def main(arguments=None):
     """Prints the page."""
-    parser = argparse.ArgumentParser(prog="td_distill.py theory", description="Claims beside the numbers found.")
+    parser = argparse.ArgumentParser(prog="td_distill.py theory", description=__doc__.split("\n")[0])
     parser.add_argument("--seed", type=int, default=0, help="of the random worlds")
-    for line in lines(parser.parse_args(arguments).seed):
-        print(line, flush=True)
+    print(*lines(parser.parse_args(arguments).seed), sep="\n")
 
 
 if __name__ == "__main__":

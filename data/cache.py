@@ -124,10 +124,3 @@ class TeacherCache:
         log_probs[mask] = np.concatenate([row[4] for row in rows])
         arrays = dict(tokens=tokens, roles=roles, real=real, ids=ids, log_probs=log_probs, mask=mask)
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
-
-
-def __getattr__(name):      # TEMPORARY, until every import of these names is moved to data.cache_tools
-    if name in ("CacheWriter", "inspect", "round_down_to_half", "array_types"):
-        import importlib
-        return getattr(importlib.import_module("data.cache_tools"), name)
-    raise AttributeError(name)

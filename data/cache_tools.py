@@ -185,3 +185,10 @@ def inspect(folder):
     for name, line in lines.items():
         print(printable(f"  {name:<18}{line}"))
     return figures
+
+
+def main(arguments):
+    """The command td_distill.py inspect FOLDER."""
+    if len(arguments) != 1:
+        raise ValueError(f"inspect {' '.join(arguments)}: expected one folder, for example data/teacher")
+    inspect(arguments[0])

@@ -193,10 +193,3 @@ def merge(ids, pair, new):
             out.append(ids[i])
             i += 1
     return out
-
-
-def __getattr__(name):      # TEMPORARY, until every import of get_tokenizer is moved to adapters.tokenizers
-    if name == "get_tokenizer":
-        import importlib
-        return importlib.import_module("adapters.tokenizers").get_tokenizer
-    raise AttributeError(name)

@@ -1,20 +1,17 @@
 """What it costs, on a CPU: each figure is a ratio of two ways to do the same thing, timed in turns.
 
-    python -m experiments.bench losses --threads=1      a loss at GPT-2's vocabulary, 10 minutes, or 1 minute
-                                                        with --positions=256 --rounds=3
+    python -m experiments.bench losses                  a loss at V = 50,257 (quick: --positions=256)
     python -m experiments.bench cache                   bytes a token of the sparse cache
-    python -m experiments.bench teacher --threads=1     drawing and caching against drawing alone
-    python -m experiments.bench --nanogpt=../nanoGPT    training and generation beside a checkout of
-                                                        github.com/karpathy/nanoGPT, 20 minutes (race.py)
+    python -m experiments.bench teacher                 drawing and caching against drawing alone
+    python -m experiments.bench --nanogpt=../nanoGPT    training and generation beside nanoGPT (race.py)
     python -m experiments.bench shakespeare --nanogpt=../nanoGPT --rounds=3     seconds to a loss (race.py)
 
-A ratio is the median over rounds of the ratio within a round. Trust CPU time where other programs run.
+A ratio is the median over rounds of the ratio within a round. OMP_NUM_THREADS=1 before it: one thread.
 Shapes: B documents, T tokens, C channels, V vocabulary, K teacher tokens kept.
 """
 
-import contextlib
-import io
 import math
+import re
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -27,7 +24,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import td_distill
-from data.cache_tools import CacheWriter, inspect
+from data.cache_tools import CacheWriter
 from data.cli import check_range, parse_options, run_command
 from data.machine import pick_device, worker_pool
 from experiments import race
@@ -44,33 +41,24 @@ class Options:
     text: str = "input.txt"     # of shakespeare: nanoGPT's data/shakespeare_char/input.txt
     positions: int = 1024       # of losses: T
     rounds: int = 5             # of timing; of shakespeare: trainings, each with a seed of its own
-    threads: int = 0            # of PyTorch; 0: as many as there are cores
-
-    def __post_init__(self):
-        check_range("positions", self.positions, least=1)
-        check_range("rounds", self.rounds, least=1)
 
 
 def in_fresh_process(function, *arguments):
-    """What function(*arguments) returns in a new process with as many threads as this one."""
+    """What function(*arguments) returns in a new process."""
     with worker_pool(1) as pool:
-        pool.submit(torch.set_num_threads, torch.get_num_threads()).result()
         return pool.submit(function, *arguments).result()
 
 
-def in_turns(ways, timed, rounds):
-    """timed(way, round) -> (elapsed seconds, CPU seconds, ...) gives {way: array (rounds, ...)}. A round runs
-    each way once, so that what disturbs one disturbs all."""
-    found = {way: [] for way in ways}
+def in_turns(ways, timed, rounds, base):
+    """timed(way, round) -> (elapsed, CPU) seconds gives {way: columns of a table}: median seconds, and the
+    median over rounds of its time / that of the way `base`. A round runs each way once, in turn."""
+    seconds = {way: [] for way in ways}
     for i, way in tqdm([(i, way) for i in range(rounds) for way in ways], disable=None, leave=False):
-        found[way].append(timed(way, i))
-    return {way: np.array(values) for way, values in found.items()}
+        seconds[way].append(timed(way, i))
 
-
-def ratios(found, way, base):
-    """Median over rounds of way / base, as columns of a table."""
-    elapsed, cpu = np.median(found[way][:, :2] / found[base][:, :2], axis=0)
-    return {"time": elapsed, "CPU time": cpu}
+    def columns(pairs):
+        return np.median(pairs, axis=0)[0], *np.median(np.array(pairs) / seconds[base], axis=0)
+    return {way: dict(zip(("seconds", "time", "CPU time"), columns(pairs))) for way, pairs in seconds.items()}
 
 
 def print_table(title, rows):
@@ -83,10 +71,8 @@ def print_table(title, rows):
         print(*(text.rjust(width + 1) for text, width in zip(line, widths)))
 
 
-# ------------------------------------------------------------------------------------------------------------
-# losses: from the last hidden states (1, T, C) and the weight of the head (V, C) to the gradients of both
+# --- losses: from the last hidden states (1, T, C) and the head's weight (V, C) to the gradients of both ----
 
-KEEP = 0.9999       # mass of the teacher's sets: a sort finds just the K tokens
 WAYS = ("dense masks", "dense cross-entropy", "dense forward KL", "dense Bellman", "head_terms forward KL",
         "head_terms Bellman", "the head alone")
 
@@ -110,7 +96,7 @@ def dense_masks(logits, teacher, alpha=0.1, gamma=0.99):
     exponential and a residual over the whole vocabulary. The teacher's logits are given, and sorted here."""
     ranked, ids = teacher.sort(dim=-1, descending=True)                                    # (B, T, V)
     probs = ranked.softmax(-1)
-    mask = torch.zeros_like(probs).scatter_(-1, ids, (probs.cumsum(-1) - probs < KEEP).float())
+    mask = torch.zeros_like(probs).scatter_(-1, ids, (probs.cumsum(-1) - probs < 0.9999).float())
     Q = ((logits - logits.amax(-1, keepdim=True)) * mask).clamp(min=-10)    # outside: 0, its largest value
     values = (Q.exp() + 1e-8).sum(-1).log()                                                # (B, T)
     later = gamma * F.pad(values[:, 1:], (0, 1))
@@ -120,8 +106,7 @@ def dense_masks(logits, teacher, alpha=0.1, gamma=0.99):
 
 
 def loss_of(way, x):
-    """The scalar of one of WAYS. Both Bellman losses have cross-entropy in it. "the head alone" gives the
-    logits, and costs three matrix products with its gradients."""
+    """What one of WAYS differentiates. Dense masks and Bellman have cross-entropy in it as well."""
     weights = torch.ones(x.taken.shape)
     if way.startswith("head_terms"):
         student = head_terms(x.hidden, x.weight, x.ids, x.taken)
@@ -152,8 +137,7 @@ def peak_of(way, T, V, C, dtype):
     """Peak bytes of one way above its inputs, for a fresh process, without the gradient (V, C) that all ways
     must return. OSError where the system is not Linux."""
     def resident(field):
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
+        return 1024 * int(re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text("utf-8"))[1])
     forward_backward(way, loss_inputs(2, K + 1, C), dtype)                  # libraries take their memory
     x = loss_inputs(T, V, C)
     x.weight.requires_grad_(False)
@@ -170,19 +154,17 @@ def bench_losses(options):
     for dtype in [None, best] if best else [None]:
         def timed(way, _):
             return race.clock(lambda: forward_backward(way, x, dtype))
-        found = in_turns(WAYS, timed, options.rounds)
+        rows = in_turns(WAYS, timed, options.rounds, WAYS[0])
         extra = {way: in_fresh_process(peak_of, way, *sizes, dtype) / 1e6 for way in WAYS}
         yield f"{sizes} positions, tokens, channels; {K} kept; {'bf16' if dtype else 'float32'}", [
-            {"way": way, "seconds": np.median(found[way][:, 0]), **ratios(found, way, WAYS[0]),
-             "extra MB": extra[way], "memory": extra[way] / extra[WAYS[0]]} for way in WAYS]
+            {"way": way, **row, "extra MB": extra[way], "memory": extra[way] / extra[WAYS[0]]}
+            for way, row in rows.items()]
 
 
-# ------------------------------------------------------------------------------------------------------------
-# cache and teacher
-
-# A made-up teacher gives the token of rank i a probability of i^-s / sum; s is .95 + Gamma(shape, mean - .95)
-# at every position. Sharp: the top 50 hold .96 of the mass and the top 7 .90, as Yu et al. report. Flat, as
-# GPT-2 is on free text: 3.2 nats. Where s varies, half of the sets have a dozen tokens, and some thousands.
+# --- cache and teacher --------------------------------------------------------------------------------------
+# A made-up teacher gives the token of rank i a probability of i^-s / sum, s = .95 + Gamma(shape, mean - .95)
+# at each position. Sharp: the top 50 hold .96 of the mass and the top 7 .90, as Yu et al. report. Flat, as
+# GPT-2 is on free text: 3.2 nats; varied: half of the sets have a dozen tokens, and some thousands.
 TEACHERS = {"sharp": (2, 2.8), "flat, even": (math.inf, 1.5), "flat, varied": (4, 1.6)}
 
 
@@ -194,15 +176,14 @@ def made_up_teacher(kind, n, V):
     return -torch.from_numpy(s).float()[:, None] * ranks.log()
 
 
-def cost_of_cache(V, k_cap, documents):
-    """Writes a cache of documents (tokens, sets), all drawn by the teacher -> the figures of inspect."""
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+def write_cache(V, k_cap, documents):
+    """Writes a cache of documents (tokens, sets), all drawn by the teacher -> its header."""
+    with tempfile.TemporaryDirectory() as folder:
         writer = CacheWriter(folder, n_vocab=V, tokenizer_hash="", p=P, k_cap=k_cap, temperature=1.0,
                              teacher={}, made_by="experiments.bench", roles=["text"])
         for tokens, sets in documents:
             writer.add(tokens, [0] * len(tokens), sets)
-        writer.close()
-        return inspect(folder)
+        return writer.close()
 
 
 def bench_cache(options, n=2000):
@@ -213,10 +194,11 @@ def bench_cache(options, n=2000):
         for k_cap in (64, 32, 16, 8):
             parts = [zip(*td_distill.top_p_sets(part, P, k_cap)) for part in log_probs.split(64)]
             sets = [(ids[mask].numpy(), values[mask].numpy()) for part in parts for ids, values, mask in part]
-            found = cost_of_cache(V, k_cap, [([int(ids[0]) for ids, _ in sets], sets)])
-            shown = "mean_kept", "coverage", "bytes_per_token", "dense_bytes_per_token"
-            rows.append({"teacher": kind, "cap": k_cap, **{name: found[name] for name in shown}})
-    yield f"p={P}, {V:,} tokens, {n:,} positions", rows
+            header = write_cache(V, k_cap, [([int(ids[0]) for ids, _ in sets], sets)])
+            size = sum(np.dtype(a["dtype"]).itemsize * a["length"] for a in header["arrays"].values())
+            mass = np.mean([np.exp(values).sum() for _, values in sets])
+            rows.append({"teacher": kind, "cap": k_cap, "kept": header["kept"] / n, "mass": mass, "bytes": size / n})
+    yield f"a token of {n:,}, p={P}; logits of {V:,} in float16: {2 * V:,} bytes", rows
 
 
 def bench_teacher(options, B=32, new=32):
@@ -225,32 +207,22 @@ def bench_teacher(options, B=32, new=32):
     model = GPT(GPTConfig(n_vocab=1014, n_layer=4, n_embd=192, block_size=16 + new))
     torch.nn.init.normal_(model.transformer.ln_f.weight, std=0.1)
     prompts = torch.randint(1014, (B, 16)).tolist()
-
-    def drawn():
-        model.generate(prompts, new, top_k=K_CAP, top_p=P, seed=0)
-
-    def cached():
-        documents = zip(*td_distill.draw_with_sets(model, prompts, new, p=P, k_cap=K_CAP, seed=0))
-        cost_of_cache(1014, K_CAP, documents)
-    ways = {"drawn": drawn, "drawn and cached": cached}
-    found = in_turns(ways, lambda way, _: race.clock(ways[way]), options.rounds)
+    ways = {"drawn": lambda: model.generate(prompts, new, top_k=K_CAP, top_p=P, seed=0),
+            "drawn and cached": lambda: write_cache(1014, K_CAP, zip(
+                *td_distill.draw_with_sets(model, prompts, new, p=P, k_cap=K_CAP, seed=0)))}
+    rows = in_turns(ways, lambda way, _: race.clock(ways[way]), options.rounds, "drawn")
     yield f"4x192, 1,014 tokens, {B} rows of {new} new tokens", [
-        {"way": way, "tokens/s": B * new / np.median(found[way][:, 0]), **ratios(found, way, "drawn")}
-        for way in ways]
+        {"way": way, **row, "tokens/s": B * new / row["seconds"]} for way, row in rows.items()]
 
 
-# ------------------------------------------------------------------------------------------------------------
-# race and shakespeare
+# --- race and shakespeare -----------------------------------------------------------------------------------
 
 
-def matrix_rates(n=1024):
-    """{type: operations a second} of products of n x n matrices, the best of five."""
-    rates = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a, b = (torch.randn(n, n).to(dtype) for _ in range(2))
-        seconds = [race.clock(lambda: [a @ b for _ in range(10)])[0] for _ in range(6)]
-        rates[dtype] = 10 * 2 * n ** 3 / min(seconds[1:])
-    return rates
+def matrix_rate(dtype, n=1024):
+    """Operations a second of products of n x n matrices, the best of five."""
+    a, b = (torch.randn(n, n).to(dtype) for _ in range(2))
+    seconds = [race.clock(lambda: [a @ b for _ in range(10)])[0] for _ in range(6)]
+    return 10 * 2 * n ** 3 / min(seconds[1:])
 
 
 def race_works(ways, folder, new=256):
@@ -267,7 +239,7 @@ def race_works(ways, folder, new=256):
         def generate(way, _):                                   # drawn as in nanoGPT's sample.py
             given = prompts if way == "nanoGPT" else prompts.tolist()
             return race.clock(lambda: models[way].generate(given, new, temperature=0.8, top_k=200))
-        in_turns(ways, generate, 1)                             # the first call is slower
+        in_turns(ways, generate, 1, ways[0])                    # the first call is slower
         yield f"generation, {B} x {new}", B * new, generate, {}
 
 
@@ -275,14 +247,13 @@ def bench_race(options):
     """Yields one table: a row for each way to do each work. A share is that of the rate of matrix products,
     in the type that the model computes in."""
     ways = ["modern", "gpt2"] + (["nanoGPT"] if options.nanogpt else [])
-    rates, (_, best), rows = matrix_rates(), pick_device("cpu"), []
+    (_, best), rows = pick_device("cpu"), []
+    rates = {dtype: matrix_rate(dtype) for dtype in (torch.float32, torch.bfloat16)}
     for what, amount, timed, operations in race_works(ways, options.nanogpt):
-        found = in_turns(ways, timed, options.rounds)
-        for way in ways:
-            speed = amount / np.median(found[way][:, 0])
-            rate = rates[torch.float32 if best is None or way == "nanoGPT" else best]
-            rows.append({"what": what, "way": way, "tokens/s": speed, **ratios(found, way, ways[-1]),
-                         "share": speed * operations[way] / rate if operations else ""})
+        for way, row in in_turns(ways, timed, options.rounds, ways[-1]).items():
+            speed, dtype = amount / row["seconds"], torch.float32 if way == "nanoGPT" or not best else best
+            share = speed * operations[way] / rates[dtype] if operations else ""
+            rows.append({"what": what, "way": way, **row, "tokens/s": speed, "share": share})
     told = ", ".join(f"{rate / 1e9:.0f} in {str(dtype)[6:]}" for dtype, rate in rates.items())
     yield f"matrix products, GFLOP/s: {told}", rows
 
@@ -290,13 +261,15 @@ def bench_race(options):
 def bench_shakespeare(options):
     """Yields one table: a row for each way; seconds are medians over seeds, losses means."""
     ways = ["ours"] + (["nanoGPT"] if options.nanogpt else [])
+    nats = {way: [] for way in ways}
 
     def timed(way, seed):
-        return in_fresh_process(race.seconds_to_loss, way, options.text, options.nanogpt, seed)
-    found = in_turns(ways, timed, options.rounds)
+        seconds, loss = in_fresh_process(race.seconds_to_loss, way, options.text, options.nanogpt, seed)
+        nats[way].append(loss)
+        return seconds
     yield f"the last tenth of {options.text}, {options.rounds} seeds", [
-        {"way": way, "seconds": np.median(found[way][:, 0]), **ratios(found, way, ways[-1]),
-         "nats a character": found[way][:, 2].mean()} for way in ways]
+        {"way": way, **row, "nats a character": np.mean(nats[way])}
+        for way, row in in_turns(ways, timed, options.rounds, ways[-1]).items()]
 
 
 BENCHES = {"losses": bench_losses, "cache": bench_cache, "teacher": bench_teacher, "race": bench_race,
@@ -310,7 +283,7 @@ def main(arguments=None):
     if name not in BENCHES:
         raise ValueError(f"{name}: expected one of {', '.join(BENCHES)}")
     options = parse_options(Options, arguments, __doc__)
-    torch.set_num_threads(options.threads or torch.get_num_threads())
+    check_range("rounds", options.rounds, above=0)
     for title, rows in BENCHES[name](options):
         print_table(f"{title}; threads: {torch.get_num_threads()}", rows)
 

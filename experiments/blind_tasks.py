@@ -25,65 +25,10 @@ PAIR, SHORT_PAIR, SHORT, ONE = (
     world.Level(sentences=sentences, people=people, denied=0.12)
     for sentences, people in (((2, 4), 2), ((2, 3), 2), ((1, 2), 1), ((1, 1), 1)))
 
-# --- the wrappers -------------------------------------------------------------------------------------------
-# Test wrappers, written once before any training. Never train on them, never choose among them by a score.
-# Nearly all of their words occur in the corpus, their phrases do not. Slots: {p} paragraph, {q} question,
-# {c} clause, {w} word, {good} {bad} labels, {a} {b} sentences. Example i stands in wrapper i % 8.
-
-YES_NO = (
-    "{p}\nNow a question for you: {q} Yes or No:",
-    "A text: {p} A question on this text: {q} The answer is",
-    "{p} As the text has it, {c}. Yes or No?",
-    "{q} The text that has the answer: {p} So the answer is",
-    "{p} One person told us that {c}. Was that true?",
-    "{p} - {q} - Is it Yes or is it No? It is",
-    "{p} Is this true or not true: {c}? Reply Yes or No:",
-    "{p} He asked you: {q} Tell us the answer, Yes or No:")
-NLI = (
-    "{p} From this it is right to say that {c}. Yes or No?",
-    "A text told us this: {p} Would that text say that {c}?",
-    "What was told: {p} Now, by what was told, {c}. Yes or No:",
-    "{p} Is it told here, or not told, that {c}? Yes or No:",
-    "Would a person who knows this text say that {c}? {p} The right answer:",
-    "{p} As this text is true, {c}. Is that right?",
-    "One person told us: {p} So you say that {c}. Does that follow?",
-    "{c} - is that what this text told us? {p} - Yes or No?")
-ENTITY_TYPE = (
-    "{p} Tell us of {w}: person, place, organisation, thing or job? Answer:",
-    "{p} What is meant by {w} here is some",
-    "Which of person, place, organisation, thing, job is right for {w}? {p} The right answer:",
-    "{p} Say of {w} which it is: a place, a job, a thing, a person or an organisation. It is:",
-    "{p} Is {w} a job, a thing, a place, an organisation or a person? Well, it is named",
-    "Looking for what {w} is in this text: {p} Reply with job, organisation, person, place or thing:",
-    "{p}\nA person, a place, an organisation, a thing, a job - which is {w}? Please answer:",
-    "{p} She asked what {w} was. He told us:")
-SENTIMENT = (
-    "{p} All in all that is",
-    "{p} One person asked: was that good or bad? The answer was",
-    "Is it bad or is it good, what this text told us? {p} Well, it is",
-    "{p} Does the text feel bad or good to you? Say:",
-    "{p} The attitude of this text (good, bad) =",
-    "{p}\nNow say what the day was, good or bad:",
-    "The text is: {p} The mood in it is",
-    "{p} Would this day feel good or bad to you? Reply:")
-SENTIMENT_WORDS = (
-    "{p} As for the day, it was",
-    "{p} Is that {good} or {bad}? Well, that is",
-    "How was it here, {good} or {bad}? {p} The answer is",
-    "{p} One person named that text",
-    "{p} So {good} = good, {bad} = bad. That text =",
-    "{p} Every person here has a time that is",
-    "What feeling is in this text, {good} or {bad}? {p} The feeling is",
-    "{p} What was told here has a mood that is")
-PARAPHRASE = (
-    "{a} {b} Is it one thing that is told here? Yes or No:",
-    "You told us: {a} We told you: {b} Is that the same thing?",
-    "{a} = {b} Is that right, Yes or No?",
-    "The text was: {a} One person told it as: {b} Was it told right?",
-    "What was meant: {a} What was told: {b} Is it the same, Yes or No?",
-    "She told us this: {a} He told us this: {b} Is it as she told it?",
-    "{a} That is what was meant by this: {b} Yes or No?",
-    "It is told: {a} It is asked: {b} Would you answer with Yes or with No?")
+# Texts with slots: {p} paragraph, {q} question, {c} clause, {w} word, {good} {bad} labels, {a} {b} sentences.
+# They were written before any training: never train on them, never choose among them by a score. Nearly all
+# of their words occur in the corpus, their phrases do not.
+WRAPPERS = json.loads((FOLDER / "wrappers" / "blind.json").read_text(encoding="utf-8"))
 
 
 # --- claims -------------------------------------------------------------------------------------------------
@@ -185,18 +130,20 @@ def sentiment_words(rng, turn, w):
 
 
 TASKS = {      # name: (wrappers, function, keyword, description)
-    "yes_no": (YES_NO, yes_no, "reading comprehension",
+    "yes_no": (WRAPPERS["yes_no"], yes_no, "reading comprehension",
                "Answer a yes/no question about one fact of a paragraph."),
-    "nli": (NLI, nli, "logical reasoning", "Say whether a statement follows from a paragraph."),
-    "entity_type": (ENTITY_TYPE, entity_type, "word sense",
+    "nli": (WRAPPERS["nli"], nli, "logical reasoning",
+            "Say whether a statement follows from a paragraph."),
+    "entity_type": (WRAPPERS["entity_type"], entity_type, "word sense",
                     "Say what kind of thing a word of a text stands for."),
-    "entity_type_reserved": (ENTITY_TYPE, partial(entity_type, reserved=True), "word sense",
+    "entity_type_reserved": (WRAPPERS["entity_type"], partial(entity_type, reserved=True), "word sense",
                              "Say what kind of thing a word stands for that no annotation has explained."),
-    "sentiment": (SENTIMENT, sentiment, "emotional understanding",
+    "sentiment": (WRAPPERS["sentiment"], sentiment, "emotional understanding",
                   "Say whether the mood of a paragraph is good or bad."),
-    "sentiment_words": (SENTIMENT_WORDS, sentiment_words, "emotional understanding",
+    "sentiment_words": (WRAPPERS["sentiment_words"], sentiment_words, "emotional understanding",
                         "Say which of two ordinary words fits the mood of a paragraph."),
-    "paraphrase": (PARAPHRASE, paraphrase, "paraphrase", "Say whether two sentences tell the same fact."),
+    "paraphrase": (WRAPPERS["paraphrase"], paraphrase, "paraphrase",
+                   "Say whether two sentences tell the same fact."),
 }
 
 

@@ -1,4 +1,4 @@
-"""The arms of experiments/claims.py: what each student reads, and how it differs from the default one.
+"""The claims of experiments/claims.py, and their arms: what each student reads.
 
     config_of(job)           the train.Config of a job's student
     mix_of(job)              what it reads: a DataMix
@@ -22,9 +22,9 @@ from experiments import claim_items, retelling
 
 RATE = train.Config.learning_rate   # of starts
 NER_TOKENS = 40                     # tokens of an average paragraph in D_NER, rounded down
-APART = 0.98                        # tokens of a paragraph in D_QRA read sentence by sentence, in those of a whole one
+APART = 0.98                        # tokens of D_QRA read sentence by sentence, in those of whole paragraphs
 BINDING_TOKENS = 500_000            # of questions, after which students tell two people apart
-BINDING_LENGTH, LATER_LENGTH = 94, 68     # tokens of an average document of D_QRA until then and after; rounded down
+BINDING_LENGTH, LATER_LENGTH = 94, 68       # tokens of an average document of D_QRA until then, and after
 FEELINGS = ("Is this {0} or {1}?", "Does this sound {0} or {1}?", "Would you say {0} or {1}?",
             "What is it, {0} or {1}?")
 
@@ -32,7 +32,7 @@ FEELINGS = ("Is this {0} or {1}?", "Does this sound {0} or {1}?", "Would you say
 @dataclass(frozen=True)
 class Arm:
     what: str                       # how it differs from the default student
-    read: str = "brd"               # "plain", or a variant of the annotated text: brd, sentences, attitudes, short
+    read: str = "brd"               # "plain", or annotated text: "brd", "sentences", "attitudes", "short"
     shares: tuple = (0.1, 0.1)      # of D_ORI and D_NER; the rest is D_QRA
     tokens: float = 1.0             # what it reads after its start, in tokens of a default student
     start: str = "start"            # the arm that it starts from; "": new weights
@@ -41,7 +41,7 @@ class Arm:
 
 
 ARMS = {
-    "start": Arm("the common start of Size.start tokens", "plain", start=""),
+    "start": Arm("the common start, of Size.start tokens", "plain", start=""),
     "plain": Arm("plain text alone", "plain"),
     "brd": Arm("D_ORI .1, D_NER .1, D_QRA .8"),
     "uniform": Arm("every token weighs 1 in the loss", answer_weight=1.0),
@@ -65,17 +65,47 @@ ARMS = {
     "attitudes": Arm("attitudes also asked as a choice of two feelings", "attitudes"),
     "short": Arm("the levels of train.py, without the binding curriculum", "short"),
 }
-AFTER = tuple(f"{first}+{method}" for first in ("plain", "brd") for method in retelling.METHODS)     # claim 5
-LEARNT = tuple(f"{first}:{setting}" for first in ("plain", "brd") for setting in ("relaxed", "supervised"))
 CONTROL = ("plain", "brd")          # arms also tested without paragraphs, and compared with the teacher
-CLAIM_ARMS = {
-    "1": ("plain", "brd", "uniform"), "2": ("pretrained", "further", "further_brd"),
-    "3": ("brd", "no_ner", "no_qra", "ner_more", "uniform", "uniform_no_ner"), "4": ("brd", "sentence"),
-    "5": ("plain", "brd", *AFTER, "plain:relaxed", "brd:relaxed"), "6": ("plain", "brd"),
-    "7": ("brd_eighth", "brd_quarter", "brd_half", "brd", "brd_double"), "8": ("plain", "brd", *LEARNT),
-    "mix": ("plain", "brd", "ori_25", "ori_50", "plain_10", "plain_25", "plain_50"),
-    "mends": ("brd", "attitudes", "short")}
+AFTER = tuple(f"{first}+{method}" for first in CONTROL for method in retelling.METHODS)
+LEARNT = tuple(f"{first}:{setting}" for first in CONTROL for setting in ("relaxed", "supervised"))
 TAUGHT = ("5", "6", "8")            # claims that need a teacher
+
+
+class Claim(NamedTuple):
+    title: str
+    paper: str                      # what the paper has
+    arms: tuple
+    differences: tuple = ()         # "arm - other": columns of its table
+    rows: tuple = ("mean of tasks",)        # what the summary shows of them, by the end of a row's label
+
+
+CLAIMS = {
+    "1": Claim("blind: BRD against plain text at equal tokens", "48.0 -> 54.2 (six tasks)",
+               ("plain", "brd", "uniform"), ("brd - plain", "uniform - plain")),
+    "2": Claim("further training on plain text", "48.0 as it is, 47.1 further trained, 54.2 BRD",
+               ("pretrained", "further", "further_brd"), ("further - pretrained", "further_brd - further")),
+    "3": Claim("without entities, without questions", "70.9 whole, 68.4 -NER, 67.8 -QRA",
+               ("brd", "no_ner", "no_qra", "ner_more", "uniform", "uniform_no_ner"),
+               ("brd - no_ner", "brd - no_qra", "ner_more - brd", "uniform - uniform_no_ner"),
+               ("mean of tasks", "entity_type")),
+    "4": Claim("paragraphs against sentences", "57.5 against 55.6", ("brd", "sentence"), ("brd - sentence",)),
+    "5": Claim("before another distillation",
+               "SeqKD 51.0 -> 58.9, MiniLLM 52.6 -> 57.8, task distillation 65.5 -> 68.2",
+               (*CONTROL, *AFTER, "plain:relaxed", "brd:relaxed"), rows=("blind", "task distillation")),
+    "6": Claim("cross-entropy between teacher and student, nats at the answer's first token",
+               "falls on every task but one", CONTROL, ("brd - plain",)),
+    "7": Claim("how much BRD text", "rises, then saturates",
+               ("brd_eighth", "brd_quarter", "brd_half", "brd", "brd_double"),
+               ("brd_quarter - brd_eighth", "brd_half - brd_quarter", "brd - brd_half", "brd_double - brd")),
+    "8": Claim("blind, relaxed, supervised", "54.2 blind, 67.1 relaxed", (*CONTROL, *LEARNT),
+               ("brd - plain", "brd:relaxed - plain:relaxed", "brd:supervised - plain:supervised")),
+    "mix": Claim("the share of D_ORI, beside plain text with as many tokens of it", "not published",
+                 ("plain", "brd", "ori_25", "ori_50", "plain_10", "plain_25", "plain_50"),
+                 ("brd - plain_10", "ori_25 - plain_25", "ori_50 - plain_50"), ("bits a byte",)),
+    "mends": Claim("sentiment in other words, who, swapped facts", "not published",
+                   ("brd", "attitudes", "short"), ("attitudes - brd", "brd - short"),
+                   ("sentiment_words", "who", "swapped")),
+}
 
 
 class Size(NamedTuple):
@@ -106,13 +136,12 @@ class Job(NamedTuple):
         arm = self.arm.replace("+", "-").replace(":", "-").replace(" ", "_")
         return f"{arm}-{self.seed}-{self.rate:g}"
 
-    @property
-    def result(self):
-        """The file of its test."""
-        return Path(self.out) / self.name / f"test-{Path(self.wrappers).stem}.json"
+    def file(self, kind):
+        """The file of a test of this student, kind "test" or "agreement"."""
+        return Path(self.out) / self.name / f"{kind}-{Path(self.wrappers).stem}.json"
 
     def of(self, arm):
-        """The job of another arm of the same seed, with its learning rate: starts have RATE."""
+        """The job of another arm of the same seed; starts have RATE."""
         return self._replace(arm=arm, rate=self.rate if ARMS[arm].start else RATE)
 
 
@@ -126,13 +155,13 @@ def config_of(job):
 
 
 def family(arm):
-    """Whose learning rate an arm has, and what is learnt after it: that of plain text or of reading."""
+    """Whose learning rate an arm has, also one after it: that of plain text or of reading."""
     return "plain" if ARMS[arm.split("+")[0].split(":")[0]].read == "plain" else "brd"
 
 
 def arms_of(claims):
     """(students, what is learnt after them) that these claims need; those that take longest first."""
-    arms = dict.fromkeys(arm for claim in claims for arm in CLAIM_ARMS[claim])
+    arms = dict.fromkeys(arm for claim in claims for arm in CLAIMS[claim].arms)
     students = sorted((arm for arm in arms if arm in ARMS), key=lambda arm: -ARMS[arm].tokens)
     return students, [arm for arm in arms if arm not in ARMS]
 
@@ -167,7 +196,7 @@ def alone(record):
 
 def as_feelings(record, rng):
     """Six in ten of the questions for the attitude, with an answer good or bad, become a choice of two
-    feelings that the sentence does not hold. The answers are never words of the test sentiment_words
+    feelings that the sentence does not hold. No answer is a word of the task sentiment_words
     (world.MOODS)."""
     def reworded(item):
         if item["kind"] != "attitude" or item["answer"] == "neutral" or rng.random() > 0.6:
@@ -181,8 +210,7 @@ def as_feelings(record, rng):
 
 
 def annotated(read, n, seed, levels):
-    """n annotated paragraphs of these levels in a variant; "sentences" gives a paragraph for each
-    sentence."""
+    """n annotated paragraphs of these levels; "sentences" makes each of their sentences a paragraph."""
     rng, paragraphs = random.Random(f"{read} {seed}"), list(world.annotated(n, seed, levels))
     if read == "attitudes":
         return [[as_feelings(record, rng) for record in paragraph] for paragraph in paragraphs]
@@ -198,18 +226,21 @@ def mix_of(job):
     tokens = config.student_tokens
 
     def plain(tokens, name):
-        return plain_rows(list(claim_items.plain(int(tokens / PLAIN_TOKENS) + 1, f"{job.seed} {name}")), tokenizer)
+        texts = claim_items.plain(int(tokens / PLAIN_TOKENS) + 1, f"{job.seed} {name}")
+        return plain_rows(list(texts), tokenizer)
     if arm.read == "plain":
         return DataMix([plain(tokens, "plain" if arm.start else job.arm)], [1.0])
     ori, ner = arm.shares
     qra = round(1 - ori - ner, 6)
     usual = tokens * (1 - sum(Arm.shares))                        # tokens of questions that brd reads
-    binding = QUESTIONS_FIRST if arm.read == "short" else min(BINDING_TOKENS, usual / 2) / tokens
-    n, levels = (usual / QRA_TOKENS, world.LEVELS) if arm.read == "short" else binding_curriculum(usual)
+    if arm.read == "short":
+        begin, n, levels = QUESTIONS_FIRST, usual / QRA_TOKENS, world.LEVELS
+    else:
+        begin, (n, levels) = min(BINDING_TOKENS, usual / 2) / tokens, binding_curriculum(usual)
     n *= qra * tokens / usual / (APART if arm.read == "sentences" else 1)
     paragraphs = annotated(arm.read, int(max(n, ner * tokens / NER_TOKENS)) + 1, job.seed, levels)
     rows = [reading_rows(paragraphs, behaviour, tokenizer, job.seed, config.block_size, levels)
             for behaviour in ("ner", "qra")]
     # Questions come first and alone, until the student can tell which person a fact belongs to.
-    begin = binding if qra else 0.0
-    return DataMix([plain(tokens * ori, "D_ORI"), *rows], [ori, ner, qra], [begin, begin, 0.0])
+    start_at = [begin, begin, 0.0] if qra else [0.0, 0.0, 0.0]
+    return DataMix([plain(tokens * ori, "D_ORI"), *rows], [ori, ner, qra], start_at)

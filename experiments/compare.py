@@ -3,48 +3,49 @@
     python td_distill.py compare                              the grammar, 5 seeds
     python td_distill.py compare --task=reading --seeds=3     the built-in world: raise questions, answer them
     python td_distill.py compare --rows="KD p=.8,BD"          only these rows of experiments/objectives.py
-    python td_distill.py compare --rows="KD p=.8,KD p=1,GKD" --seconds=10,20,40 --seeds=3
-                                                              cached answers against the student's own
+    python td_distill.py compare --rows="KD p=1,GKD" --seconds=10,40     cached answers against own ones
     python td_distill.py compare --show=experiments/results/grammar.jsonl     the runs that the README reports
 
-All rows of a seed set out from the same start and read the same number of tokens, those of one cache in the
-same order. Each row tries the learning rates of --rates on a seed and on prompts of their own; the best is
-used for every seed of the table. Differences are paired: a row minus its control, within a seed. Every finished
-run is a line of results.jsonl, so a comparison that was stopped goes on, and more seeds or rows add to it.
+All rows of a seed begin with the same student and read equal tokens, those of one cache in the same order.
+Each row tries every learning rate on a seed and on prompts of their own, and runs all seeds of the table with
+the best. A finished run is a line of results.jsonl: a comparison that was stopped goes on, and more seeds or
+rows are added to it. Shapes: B documents, T positions, V vocabulary.
 """
-# Shapes: B documents, T positions, V vocabulary.
 
 import copy
-import functools
 import json
 import math
 import sys
 import time
 from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
+from itertools import chain, product
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 import train
 from data.cli import parse_options, printable, run_command
-from data.figures import mean_se
+from data.figures import cell, mean_se
 from data.files import digest, folder_lock, open_run, with_checksum, write_text
 from data.machine import worker_pool
 from experiments.compare_tasks import SIZES, STUDENTS, Size, open_task
-from experiments.objectives import OBJECTIVES, Row, learn, sft, terms
+from experiments.objectives import OBJECTIVES, learn
 from model import GPT
 
 TUNING, STARTS = 0, 100     # the seed that learning rates are chosen on; the first seed of the starts
-FILES = ("stages", "teacher", "answers.json", "caches", "starts", "results.jsonl")      # --redo removes them
+FILES = {"stages": "notes of what is finished", "teacher": "the teacher", "answers.json": "its answers to the tests",
+         "caches": "its answers to the prompts", "starts": "the students that rows begin with",
+         "results.jsonl": "the figures of every run"}
 
 
 @dataclass
 class Options:
     task: str = "grammar"               # "grammar", or "reading": questions about the built-in world
-    rows: str = ""                      # objectives, separated by commas; "": all that read a cache
+    rows: str = ""                      # objectives, separated by commas; "": all but GKD
     seeds: int = 5                      # students of each row in the table
     tokens: int = 0                     # that every student reads after the start; 0: as suits the task
     embd: int = 0                       # channels of the students; 0: as suits the task
@@ -52,7 +53,7 @@ class Options:
     seconds: str = ""                   # CPU seconds in place of tokens, separated by commas: prints curves
     out_dir: str = ""                   # folder of all that is made; "": out/compare-TASK
     redo: bool = False                  # throw away what an earlier comparison left in out_dir
-    workers: int = 0                    # processes side by side; 0: as many as there are cores
+    workers: int = torch.get_num_threads()  # processes side by side
     show: str = ""                      # print the tables of a results.jsonl, and train nothing
 
 
@@ -72,73 +73,41 @@ class Job(NamedTuple):
 KEY = Job._fields[:6]
 
 
-# ------------------------------------------------------------------------------------------------------------
-# One run
-
-
-def start(job, task):
-    """The student that all rows of a seed begin with: SFT on the references, at a constant learning rate."""
-    folder, seed = job.out / "starts" / f"{job.embd}-{job.seed}", STARTS + job.seed
-    if not (folder / "config.json").exists():
-        torch.manual_seed(seed)
-        model, row = GPT(replace(task.student, n_embd=job.embd)), Row("references", 1, sft)
-        config = train.Config(seed=seed, device="cpu", cooldown=0.0)
-        learn(f"start {job.seed}", model, task.references, job.size.start_tokens, config, row, task)
-        model.save(folder)
-    return GPT.load(folder)
-
-
-def prepare_start(job):
+def start(job):
+    """The student that all rows of a seed begin with, trained by SFT on the references -> its folder."""
     torch.set_num_threads(1)
-    start(job, open_task(job.task, job.out, job.size))
+    folder, task = job.out / "starts" / f"{job.embd}-{job.seed}", open_task(job.task, job.out, job.size)
+    if not (folder / "config.json").exists():
+        config = train.Config(seed=STARTS + job.seed, device="cpu", cooldown=0.0)
+        torch.manual_seed(config.seed)
+        model = GPT(replace(task.student, n_embd=job.embd))
+        learn(f"start {job.seed}", model, job.size.start_tokens, config, OBJECTIVES["SFT"], task)
+        model.save(folder)
+    return folder
 
 
 def run(job):
     """One student from its start to its measures, in a process of its own -> dict."""
-    torch.set_num_threads(1)
-    task, row, tokens = open_task(job.task, job.out, job.size), OBJECTIVES[job.row], job.tokens
-    draw = "free" if row.source == "own" else row.source
-    source = task.references if row.source == "references" else task.caches[draw, row.p]
-    model, config = start(job, task), train.Config(learning_rate=job.rate, seed=job.seed, device="cpu")
+    model, task = GPT.load(start(job)), open_task(job.task, job.out, job.size)
+    row, tokens = OBJECTIVES[job.row], job.tokens
+    config = train.Config(learning_rate=job.rate, seed=job.seed, device="cpu")
     torch.manual_seed(job.seed)
     figures = {name: getattr(job, name) for name in KEY}
     try:
         if job.seconds:
-            constant = replace(config, cooldown=0.0)
             for _ in range(2):       # the first pass prepares kernels and memory for the shapes of a batch
-                begin, twin = time.process_time(), copy.deepcopy(model)
-                seen = learn("speed", twin, source, 60 * config.step_tokens, constant, row, task).tokens
+                begin, constant = time.process_time(), replace(config, cooldown=0.0)
+                seen = learn("speed", copy.deepcopy(model), 60 * 1024, constant, row, task).tokens
             tokens = int(job.seconds * seen / (time.process_time() - begin))
         begin = time.process_time()
-        losses, _, seen = learn(job.row, model, source, tokens, config, row, task)
-        figures["cpu seconds"] = round(time.process_time() - begin, 1)
-        figures |= {"seen": seen, "loss": sum(losses[-50:]) / 50}
-        half = len(task.prompts) // 2
+        losses, _, seen = learn(job.row, model, tokens, config, row, task)
+        spent, half = round(time.process_time() - begin, 1), len(task.prompts) // 2
+        figures |= {"cpu seconds": spent, "seen": seen, "loss": sum(losses[-50:]) / 50}
         numbers = range(half) if job.seed == TUNING else range(half, 2 * half)
         figures |= measure(model, task, numbers, job.seed)
-        if row.source != "own":
-            figures["memory"] = kept_for_backward(model, row, source, task)
     except ValueError as error:      # a loss or a gradient that is not finite is an outcome like any other
         figures["failed"] = str(error)
     return figures
-
-
-def kept_for_backward(model, row, source, task):
-    """MB of tensors that a batch of 16 documents keeps for its backward pass; shared storage counts once."""
-    storages = {}
-
-    def note(tensor):
-        storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage          # held, so that no address is used twice
-        return tensor
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        kept = row.loss(terms(model, source, range(16), task))
-    del kept
-    return sum(storage.nbytes() for storage in storages.values()) / 1e6
-
-
-# ------------------------------------------------------------------------------------------------------------
-# What is measured
 
 
 DECODINGS = {"T=1": dict(temperature=1.0), "T=.7": dict(temperature=0.7),
@@ -148,13 +117,11 @@ DRAWS, LENGTHS = 4, (8, 16, 32)     # answers to a prompt at T = 1; lengths at w
 
 @torch.no_grad()
 def position_figures(model, teacher, documents):
-    """For each (prompt, answer): (student's log-probs, teacher's log-probs, KL(teacher || student)), each
-    (answer,)."""
+    """[student's log-probs, teacher's, KL(teacher || student)], each (answer,), for each (prompt, answer)."""
     figures = []
     for at in range(0, len(documents), 64):
         some = documents[at:at + 64]
-        width = max(len(p) + len(a) for p, a in some)
-        tokens = torch.tensor([p + a + [0] * (width - len(p) - len(a)) for p, a in some])    # (B, T + 1)
+        tokens = pad_sequence([torch.tensor(p + a) for p, a in some], batch_first=True)      # (B, T + 1)
         log_s, log_t = (m(tokens[:, :-1]).log_softmax(-1) for m in (model, teacher))         # (B, T, V)
         kl, taken = (log_t.exp() * (log_t - log_s)).sum(-1), tokens[:, 1:, None]             # (B, T)
         columns = log_s.gather(-1, taken)[..., 0], log_t.gather(-1, taken)[..., 0], kl
@@ -169,7 +136,7 @@ def excess_errors(own, teachers):
     def accumulated(kls, length):
         reached = [[kl[t] for kl in kls if len(kl) > t] for t in range(length)]
         return sum(float(torch.stack(column).mean()) for column in reached if column)
-    return {n: 100 * (accumulated(own, n) / accumulated(teachers, n) - 1) for n in LENGTHS}
+    return {f"excess {n}": 100 * (accumulated(own, n) / accumulated(teachers, n) - 1) for n in LENGTHS}
 
 
 def measure(model, task, numbers, seed):
@@ -179,8 +146,7 @@ def measure(model, task, numbers, seed):
         n = DRAWS if name == "T=1" else 1
         answers = model.generate(prompts * n, task.max_new, stop=task.stop, seed=1000 + seed, **decoding)
         right = [task.judge(i, answer) for i, answer in zip(list(numbers) * n, answers)]
-        figures[name] = sum(right) / len(right)
-        figures[f"length {name}"] = sum(map(len, answers)) / len(answers)
+        figures |= {name: sum(right) / len(right), f"length {name}": sum(map(len, answers)) / len(answers)}
         if name == "T=1":
             own = position_figures(model, task.teacher, list(zip(prompts, answers)))
             good = {(i, tuple(a)) for i, a, ok in zip(list(numbers) * n, answers, right) if ok}
@@ -189,48 +155,147 @@ def measure(model, task, numbers, seed):
     figures["teacher nll"] = -float(torch.cat([log_t for _, log_t, _ in own]).mean())
     figures["coverage"] = -float(torch.cat([log_s for log_s, _, _ in theirs]).mean())
     figures["kl"] = float(torch.cat([kl for *_, kl in theirs]).mean())
-    errors = excess_errors([kl for *_, kl in own], [kl for *_, kl in theirs])
-    return figures | {f"excess {length}": error for length, error in errors.items()}
-
-
-# ------------------------------------------------------------------------------------------------------------
-# All runs
+    return figures | excess_errors([kl for *_, kl in own], [kl for *_, kl in theirs])
 
 
 def finished(path):
-    """{key of a job: figures} of results.jsonl; an incomplete last line, as a stopped run leaves it, is ignored.
+    """{key of a job: figures} of results.jsonl. The incomplete last line of a stopped run is ignored;
     ValueError "file:line: ..." for another bad line."""
-    lines, results = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else [], {}
+    lines, results = path.read_text(encoding="utf-8", errors="replace").split("\n"), {}
     for number, line in enumerate(lines, 1):
         try:
             result = json.loads(line)
-            if "sha256" in result and result.pop("sha256") != digest(result):       # old files have none
+            sha256 = result.pop("sha256", None)             # old files have none
+            if result["row"] not in OBJECTIVES or sha256 not in (None, digest(result)):
                 raise ValueError
             results[tuple(result[name] for name in KEY)] = result
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             if number < len(lines):
-                raise ValueError(f"{path}:{number}: no run of a comparison, or not as it was written; remove the "
-                                 "line, and it is done again") from None
+                raise ValueError(f"{path}:{number}: no run of a comparison, or not as it was written; remove "
+                                 "the line, and it is done again") from None
     return results
 
 
-def run_all(jobs, path, workers, what):
+def run_all(jobs, path, pool, what):
     """Runs the jobs that are not in results.jsonl yet, and adds a line for each -> all that is in it."""
     results = finished(path)
     jobs = [job for job in jobs if job[:len(KEY)] not in results]
     write_text(path, "".join(json.dumps(with_checksum(result)) + "\n" for result in results.values()))
-    with worker_pool(workers) as pool:
-        futures = {pool.submit(run, job): job for job in jobs}
-        for future in tqdm(as_completed(futures), what, len(futures), disable=None, leave=False):
-            with open(path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(with_checksum(future.result())) + "\n")
-            results[futures[future][:len(KEY)]] = future.result()
+    futures = {pool.submit(run, job): job for job in jobs}
+    for future in tqdm(as_completed(futures), what, len(futures), disable=None, leave=False):
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(with_checksum(future.result())) + "\n")
+        results[futures[future][:len(KEY)]] = future.result()
     return results
 
 
-def compare(out, job, rows, seeds, rates, budgets, workers):
+def compare(out, size, rows, options):
     """Tunes every row and runs it with every seed and budget, a pair (tokens, seconds) of which one is 0
-    -> {(row, budget): (rate, [figures of a seed])}. job(row, rate, seed, tokens, seconds) -> Job."""
-    open_task(job.keywords["task"], out, job.keywords["size"])
-    with worker_pool(workers) as pool:
-        list(pool.map(prepare_start, [job("", 0.0, seed, tokens=0, seconds=0.0) for seed in range(seeds + 1)]))
+    -> {(row, budget): (rate, [figures of a seed])}."""
+    embd, tokens = STUDENTS[options.task]
+    budgets, rates = [(options.tokens or tokens, 0.0)], [float(rate) for rate in options.rates.split(",")]
+    if options.seconds:
+        budgets = [(0, seconds) for seconds in sorted(map(float, options.seconds.split(",")))]
+    path, seeds = out / "results.jsonl", range(1, options.seeds + 1)
+
+    def job(row, rate, seed, budget=(0, 0.0)):
+        return Job(row, rate, seed, options.embd or embd, *budget, options.task, out, size)
+    path.touch()
+    open_task(options.task, out, size)
+    with worker_pool(options.workers) as pool:
+        list(pool.map(start, [job("", 0.0, seed) for seed in (TUNING, *seeds)]))
+        trials = {(row, rate): job(row, rate, TUNING, budgets[-1]) for row in rows for rate in rates}
+        tried = run_all(trials.values(), path, pool, "learning rates")
+        right = {key: tried[trial[:len(KEY)]].get("T=1", -1.0) for key, trial in trials.items()}
+        best = {row: max(rates, key=lambda rate: right[row, rate]) for row in rows}
+        chosen = {(row, budget): [job(row, best[row], seed, budget) for seed in seeds]
+                  for row, budget in product(rows, budgets)}
+        results = run_all(chain(*zip(*chosen.values())), path, pool, "seeds")          # seed by seed
+    return {key: (best[key[0]], [results[done[:len(KEY)]] for done in jobs]) for key, jobs in chosen.items()}
+
+
+PAIRED = ("T=1", "T=.7", "nucleus", "greedy", "coverage", "distinct", "length T=1")
+COLUMNS = (*PAIRED, "teacher nll", "excess 32", "cpu seconds")
+
+
+def line(label, cells):
+    return f"{label:26}" + "".join(f"{text:>16}" for text in cells)
+
+
+def table(results):
+    """Lines: means over seeds with their standard errors, then each row minus its control, paired by seed."""
+    yield line(f"mean of {max(len(runs) for _, runs in results.values())} seeds, rate", COLUMNS)
+    for (row, _), (rate, runs) in results.items():
+        cells = [cell(mean_se([run[name] for run in runs if name in run])) for name in COLUMNS]
+        failed = [f"  failed: {run['failed']}" for run in runs if "failed" in run]
+        yield line(f"{row:20}{rate:g}", failed[:1] or cells)
+    yield from ("", line("minus the control, paired", PAIRED))
+    for (row, budget), (_, runs) in results.items():
+        control = OBJECTIVES[row].control
+        _, controls = results.get((control, budget), (0, []))
+        pairs = [(a, b) for a in runs for b in controls if a["seed"] == b["seed"] and "failed" not in a | b]
+        if pairs and control != row:
+            cells = [cell(mean_se([a[name] - b[name] for a, b in pairs])) for name in PAIRED]
+            yield line(f"{row} - {control}", cells)
+
+
+def time_to(curve, quality):
+    """Seconds at which a curve {seconds: quality} first reaches a quality, linear between its points in log
+    seconds; infinite where it never does."""
+    points = sorted(curve.items())
+    if points[0][1] >= quality:
+        return points[0][0]
+    for (t0, q0), (t1, q1) in zip(points, points[1:]):
+        if q1 >= quality:
+            return t0 * (t1 / t0) ** ((quality - q0) / (q1 - q0))
+    return math.inf
+
+
+def curves(results, figure="T=1"):
+    """Lines: quality against CPU seconds, and the time that each row takes to a quality of the first row."""
+    rows, budgets = (list(dict.fromkeys(keys)) for keys in zip(*results))
+    found = {key: mean_se([run.get(figure, 0) for run in runs]) for key, (_, runs) in results.items()}
+    means = {row: {budget[1]: found[row, budget]["value"] for budget in budgets} for row in rows}
+    yield line(f"{figure} after CPU seconds", [f"{seconds:g}" for _, seconds in budgets])
+    yield from (line(row, [cell(found[row, budget]) for budget in budgets]) for row in rows)
+    for row in rows:
+        goal = min(max(means[row].values()), max(means[rows[0]].values()))
+        ratio = time_to(means[row], goal) / time_to(means[rows[0]], goal)
+        yield f"{row} is at {goal:.3f} after {ratio:.2f} times the seconds of {rows[0]}"
+
+
+def show(path):
+    """Lines: the tables of a results.jsonl, one for each size of student and budget; nothing is trained."""
+    order, groups = list(OBJECTIVES), {}
+    for run in sorted(finished(path).values(), key=lambda run: (order.index(run["row"]), run["seed"])):
+        if run["seed"] != TUNING:
+            group = groups.setdefault((run["embd"], run["tokens"], bool(run["seconds"])), {})
+            key = run["row"], (run["tokens"], run["seconds"])
+            group.setdefault(key, (run["rate"], []))[1].append(run)
+    for (embd, tokens, timed), results in groups.items():
+        yield f"students of {embd} channels, " + ("by seconds" if timed else f"{tokens:,} tokens")
+        yield from [*(curves(results) if timed else ()), "", *table(results), ""]
+
+
+def main(arguments=None):
+    """Options -> the table on the terminal; ValueError in one line for what the user can mend."""
+    options = parse_options(Options, sys.argv[1:] if arguments is None else arguments, __doc__)
+    if options.show:
+        return print("\n".join(map(printable, show(Path(options.show)))))
+    rows = options.rows.split(",") if options.rows else [row for row in OBJECTIVES if "GKD" not in row]
+    if options.task not in SIZES or options.seeds < 1 or not set(rows) <= set(OBJECTIVES):
+        raise ValueError(f"--task={options.task} --seeds={options.seeds} --rows={options.rows}; expected "
+                         f"{' or '.join(SIZES)}, at least one seed, and of: {', '.join(OBJECTIVES)}")
+    out, size = Path(options.out_dir or f"out/compare-{options.task}"), SIZES[options.task]
+    with folder_lock(out):
+        open_run(out, {"task": options.task, **size._asdict()}, FILES, options.redo)
+        results = compare(out, size, rows, options)
+    task = open_task(options.task, out, size)
+    right = [task.judge(i, answer) for i, answer in enumerate(task.answers)]
+    print(f"the teacher, T=1: {sum(right) / len(right):.3f} of {len(right)} prompts answered right")
+    for text in [*(curves(results) if options.seconds else ()), "", *table(results)]:
+        print(printable(text))
+
+
+if __name__ == "__main__":
+    run_command(main)

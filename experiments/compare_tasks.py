@@ -18,7 +18,7 @@ from data.documents import ROLES, SEP, course_tokenizer, encode_documents, readi
 from data.files import hash_of, is_finished, read_json, save_finished, write_json
 from experiments import grammar
 from experiments.losses import narrow_cache
-from experiments.objectives import Row, learn, sft
+from experiments.objectives import OBJECTIVES, learn
 from experiments.teacher import DOCUMENT_TOKENS, TeacherConfig, train_teacher, write_cache
 from model import GPT, GPTConfig
 from td_distill import draw_with_sets
@@ -37,15 +37,14 @@ class Size(NamedTuple):
 class Task(NamedTuple):
     teacher: GPT
     fill: Callable                  # fill(folder, p) writes a cache of the teacher's answers, sets of mass p
-    references: Rows                # right answers to the training prompts, as documents like those of caches
     prompts: list                   # test prompts: the first half in tuning, the second half in the table
     judge: Callable                 # judge(number of a prompt, answer) -> True where the answer is right
     stop: int                       # token that ends an answer
     max_new: int                    # longest answer
     weights: torch.Tensor           # (roles,) float32: what a token of each role weighs
     student: GPTConfig              # of some number of channels
+    sources: dict                   # (source, p) of a row of OBJECTIVES -> Rows or TeacherCache
     answers: list = ()              # the teacher's answer to each test prompt
-    caches: dict = {}               # (draw, p) -> TeacherCache; draw: "free", or "nucleus" for draws inside p
 
 
 SIZES = {"grammar": Size(4000, 4, 800, 5_000_000, 1_000_000, 72),
@@ -56,21 +55,21 @@ TEXT, ANSWER = ROLES.index("text"), ROLES.index("answer")
 
 @functools.cache
 def open_task(name, out, size):
-    """The task "grammar" or "reading", of a Size -> Task. What is missing in the folder `out`, which
-    data.files.open_run has opened, is made and kept there."""
+    """The task "grammar" or "reading" -> Task, made where it is not yet in `out`, the folder of a run."""
     task = {"grammar": grammar_task, "reading": reading_task}[name](out, size)
     if not (out / "answers.json").exists():
         answers = task.teacher.generate(task.prompts, size.max_new, stop=task.stop, seed=1)
         write_json(out / "answers.json", {"answers": answers})
-    answers, caches = read_json(out / "answers.json", "remove it, and they are drawn again")["answers"], {}
     for draw, p in (("free", 1.0), ("free", 0.95), ("free", 0.8), ("nucleus", 0.8)):        # p = 1: dense
         folder = out / "caches" / f"{draw}-{p}"
         if not (folder / "header.json").exists() and draw == "free" and p < 1:
-            narrow_cache(caches["free", 1.0], folder, p)
+            narrow_cache(task.sources["free", 1.0], folder, p)
         elif not (folder / "header.json").exists():
             task.fill(folder, p)
-        caches[draw, p] = TeacherCache(folder)
-    return task._replace(answers=answers, caches=caches)
+        task.sources[draw, p] = TeacherCache(folder)
+    task.sources["own", 1.0] = task.sources["free", 1.0]        # prompts; the student draws its own answers
+    answers = read_json(out / "answers.json", "remove it, and they are drawn again")["answers"]
+    return task._replace(answers=answers)
 
 
 def grammar_prompts(n, seed):
@@ -91,15 +90,17 @@ def grammar_task(out, size):
     V, layers = grammar.N_VOCAB, dict(n_vocab=grammar.N_VOCAB, block_size=96, n_head=4)
     prompts = grammar_prompts(size.tests, "test")
     known = grammar_prompts(size.prompts, "train") * size.answers
-    weights = torch.tensor([float(role == "answer") for role in ROLES])
-    task = Task(None, None, grammar_rows(known, "references"), prompts,
-                lambda i, answer: grammar.valid(prompts[i], answer), grammar.END, size.max_new, weights,
-                GPTConfig(n_layer=2, n_embd=64, **layers))
+    task = Task(teacher=None, fill=None, prompts=prompts, stop=grammar.END, max_new=size.max_new,
+                judge=lambda i, answer: grammar.valid(prompts[i], answer),
+                weights=torch.tensor([float(role == "answer") for role in ROLES]),
+                student=GPTConfig(n_layer=2, n_embd=64, **layers),
+                sources={("references", 1.0): grammar_rows(known, "references")})
     if not is_finished(out, "teacher"):
-        rows = grammar_rows(grammar_prompts(size.teacher_tokens // 42, "teacher"), "teacher")
+        texts = grammar_rows(grammar_prompts(size.teacher_tokens // 42, "teacher"), "teacher")
+        reading, config = task._replace(sources={("references", 1.0): texts}), train.Config(device="cpu")
         torch.manual_seed(1)
-        teacher, config = GPT(GPTConfig(n_layer=4, n_embd=128, **layers)), train.Config(device="cpu")
-        learn("teacher", teacher, rows, size.teacher_tokens, config, Row("references", 1, sft), task)
+        teacher = GPT(GPTConfig(n_layer=4, n_embd=128, **layers))
+        learn("teacher", teacher, size.teacher_tokens, config, OBJECTIVES["SFT"], reading)
         teacher.save(out / "teacher")
         save_finished(out, "teacher", out / "teacher" / "model.pt")
     teacher = GPT.load(out / "teacher")
@@ -148,11 +149,12 @@ def reading_task(out, size):
     config = TeacherConfig(p=1.0, teacher_tokens=size.teacher_tokens, cache_tokens=DOCUMENT_TOKENS * n,
                            device="cpu", out_dir=str(out))
     prompts, judge = reading_prompts(tokenizer, size.tests, config.block_size - size.max_new)
-    paragraphs = list(world.annotated(n, "references"))
-    references = reading_rows(paragraphs, "qra", tokenizer, "references", config.block_size)
-    weights = torch.from_numpy(train.role_weights(replace(config, text_weight=0.0)))
-    teacher, student = train_teacher(config, tokenizer), GPTConfig(tokenizer.n_vocab, 384, 3, 4, 128)
+    told = list(world.annotated(n, "references"))
+    references = reading_rows(told, "qra", tokenizer, "references", config.block_size)
+    teacher = train_teacher(config, tokenizer)
 
     def fill(folder, p):
         write_cache(folder, teacher, tokenizer, replace(config, p=p))
-    return Task(teacher, fill, references, prompts, judge, tokenizer.sep, size.max_new, weights, student)
+    weights = torch.from_numpy(train.role_weights(replace(config, text_weight=0.0)))
+    return Task(teacher, fill, prompts, judge, tokenizer.sep, size.max_new, weights,
+                GPTConfig(tokenizer.n_vocab, 384, 3, 4, 128), {("references", 1.0): references})

@@ -46,12 +46,13 @@ def terms(model, source, documents, task):
         teacher=td.TeacherSets(log_probs, mask, ids == taken[..., None], taken == task.stop), model=model)
 
 
-def learn(name, model, source, tokens, config, row, task):
-    """train.fit with the loss of a row -> Fitted."""
+def learn(name, model, tokens, config, row, task):
+    """train.fit with the source and the loss of a row -> Fitted."""
     def loss(model, source, batch, *_):
         inputs = own_answers if row.source == "own" else terms
         return {"loss": row.loss(inputs(model, source, batch.documents, task))}
-    return train.fit(name, model, DataMix([source], [1.0]), tokens, config, loss=loss)
+    mix = DataMix([task.sources[row.source, row.p]], [1.0])
+    return train.fit(name, model, mix, tokens, config, loss=loss)
 
 
 def sft(s):

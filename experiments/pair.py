@@ -81,18 +81,18 @@ def weights_hash(model):
     return hash_of(*(p.detach().cpu().numpy().tobytes() for p in model.parameters()))
 
 
-def answer_cache(folder, teacher, tokenizer, prompts, config, made_by, answers=1):
+def answer_cache(folder, teacher, tokenizer, prompts, *, p, seed, made_by, answers=1):
     """The teacher's answers to the prompts, and their sets -> TeacherCache, filled where it is not finished.
     An answer without END is kept: its last position has no s', and the Bellman residual drops it."""
     if not (folder / "header.json").exists():
         about = {"hash": weights_hash(teacher), "params": teacher.num_params()}
-        writer = CacheWriter(folder, n_vocab=tokenizer.n_vocab, tokenizer_hash=tokenizer.hash, p=config.p,
+        writer = CacheWriter(folder, n_vocab=tokenizer.n_vocab, tokenizer_hash=tokenizer.hash, p=p,
                              k_cap=K_CAP, temperature=1.0, teacher=about, roles=ROLES, made_by=made_by)
         parts = [(k, at) for k in range(answers) for at in range(0, len(prompts), ROWS)]
         for number, (k, at) in list(enumerate(parts, 1))[writer.done:]:
-            some, seed = prompts[at:at + ROWS], config.seed + 1_000_003 * k + at
-            new, sets = draw_with_sets(
-                teacher, some, MAX_NEW, p=config.p, k_cap=K_CAP, stop=tokenizer.end, seed=seed)
+            some = prompts[at:at + ROWS]
+            new, sets = draw_with_sets(teacher, some, MAX_NEW, p=p, k_cap=K_CAP, stop=tokenizer.end,
+                                       seed=seed + 1_000_003 * k + at)
             for prompt, tokens, kept in zip(some, new, sets):
                 writer.add(*as_document(prompt, tokens, tokenizer), [None] * len(prompt) + kept)
             writer.checkpoint(number)
@@ -114,9 +114,9 @@ def test_answers(model, tokenizer, prompts, references):
 
 def train_pair(teacher, student, tokenizer, prompts, rows, config):
     """Cache and students -> {name: model}, the teacher's too; rows: of prompts with responses."""
-    models, folder = {"teacher": teacher}, Path(config.out_dir) / "cache"
-    command = f"python -m experiments.pair --teacher={config.teacher} --corpus={config.corpus}"
-    cache = answer_cache(folder, teacher, tokenizer, prompts, config, command, config.answers)
+    models, command = {"teacher": teacher}, f"python -m experiments.pair --teacher={config.teacher}"
+    cache = answer_cache(Path(config.out_dir) / "cache", teacher, tokenizer, prompts, p=config.p,
+                         seed=config.seed, made_by=command, answers=config.answers)
     for name in STUDENTS:
         start, tokens, mix, settings = student, config.start_tokens, DataMix([rows], [1.0]), config
         if name != "sft":

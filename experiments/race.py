@@ -1,7 +1,7 @@
 """Ours and nanoGPT on the same work, on a CPU, each as it ships; experiments/bench.py times it.
 
-nanoGPT: float32, AdamW, the whole row read anew for every new token. Ours: train.fit with its optimizers, bf16
-where the processor has it, a KV cache. "modern" is our own layout, "gpt2" has the blocks of nanoGPT.
+nanoGPT: float32, AdamW, the whole row read anew for every new token. Ours: train.fit with its optimizers,
+bf16 where the processor has it, a KV cache. "modern" is our own layout, "gpt2" has the blocks of nanoGPT.
 
 Seconds to a loss: nanoGPT by the recipe of its README for a CPU, ours with settings chosen on the training
 part (OURS), both on the first nine tenths of its data/shakespeare_char, a token a character; judged on the
@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from adapters.gpt2 import GPT2, GPT2Config
 from data.batches import DataMix, Rows
@@ -30,8 +29,7 @@ from train import Config, fit
 # B rows of a step, which come in `parts` batches in ours; steps of a round of training
 Shape = namedtuple("Shape", "L C H T V B parts steps", defaults=(1, 1))
 # Rows of a step as in two recipes of nanoGPT: its README for a CPU, and train_shakespeare_char.
-SHAPES = {"4x128": Shape(4, 128, 4, 256, 2048, 12, steps=8),
-          "6x384": Shape(6, 384, 6, 256, 2048, 64, parts=4)}
+SHAPES = {"4x128": Shape(4, 128, 4, 256, 2048, 12, steps=8), "6x384": Shape(6, 384, 6, 256, 2048, 64, 4)}
 RECIPE = Shape(4, 128, 4, 64, 0, 12, steps=2000)            # V is that of the text
 OURS, OUR_TOKENS, OUR_OPTIONS = Shape(2, 128, 4, 64, 0, 16), 240_000, dict(learning_rate=0.01, cooldown=0.7)
 
@@ -44,8 +42,7 @@ def clock(call):
 
 
 def operations(model, shape):
-    """Floating-point operations of one token in training (Chowdhery et al. 2022, appendix B):
-    6 (matrices of the blocks + head) + 12 L C T, the second term for attention, as if of whole rows."""
+    """6 (matrices of blocks and head) + 12 L C T a token in training (Chowdhery et al. 2022, appendix B)."""
     matrices = sum(p.numel() for p in model.transformer.h.parameters() if p.dim() == 2)
     return 6 * (matrices + shape.V * shape.C) + 12 * shape.L * shape.C * shape.T
 
@@ -94,8 +91,8 @@ def nanogpt_trainer(folder, shape, ids, betas=(0.9, 0.95), rate_at=lambda step: 
 
 
 def seconds_of_training(way, folder, shape):
-    """One round of training on random tokens, after another one -> (elapsed, CPU) seconds. For a process of its
-    own, since data.machine.pick_device decides how a process gives memory back."""
+    """One round of training on random tokens, after another one -> (elapsed, CPU) seconds. For a process of
+    its own, since data.machine.pick_device decides how a process gives memory back."""
     tokens = np.random.default_rng(0).integers(0, shape.V, 400 * (shape.T + 1)).astype(np.uint16)
     if way == "nanoGPT":
         _, train = nanogpt_trainer(folder, shape, tokens)
@@ -105,21 +102,21 @@ def seconds_of_training(way, folder, shape):
     return clock(train)
 
 
-def seconds_to_loss(way, text, folder, seed):
-    """One training on a text file -> (elapsed, CPU seconds, nats a character of its last tenth)."""
-    text = Path(text).read_text(encoding="utf-8")
+def seconds_to_loss(way, path, folder, seed):
+    """One training on a text file -> ((elapsed, CPU) seconds, nats a character of its last tenth)."""
+    text = Path(path).read_text(encoding="utf-8")
     known = {c: i for i, c in enumerate(sorted(set(text)))}
     ids, held_out = np.split(np.array([known[c] for c in text], np.uint16), [int(0.9 * len(text))])
     torch.manual_seed(seed)
     if way == "nanoGPT":
         model, train = nanogpt_trainer(folder, RECIPE._replace(V=len(known)), ids, (0.9, 0.99), recipe_rate)
         # Without targets it gives the logits of the last position alone.
-        return *clock(train), loss_on(lambda part: model(part, part)[0], held_out, RECIPE.T)
+        return clock(train), loss_on(lambda part: model(part, part)[0], held_out, RECIPE.T)
     T, order = OURS.T, np.random.default_rng(seed).permutation((len(ids) - 1) // OURS.T)
     # Windows overlap by one character, so that each is predicted once a pass.
     tokens, shape = np.concatenate([ids[i * T:(i + 1) * T + 1] for i in order]), OURS._replace(V=len(known))
     model, train = our_trainer("modern", shape, tokens, OUR_TOKENS, seed=seed, **OUR_OPTIONS)
-    return *clock(train), loss_on(model, held_out, T)
+    return clock(train), loss_on(model, held_out, T)
 
 
 def recipe_rate(step, warmup=100, most=1e-3, least=1e-4):
@@ -134,8 +131,6 @@ def recipe_rate(step, warmup=100, most=1e-3, least=1e-4):
 def loss_on(logits_of, ids, T):
     """Mean nats a character; logits_of: ids (B, T) -> logits (B, T, V); windows of T + 1 overlap by one."""
     ids = torch.from_numpy(ids.astype(np.int64))
-    rows, nats = ids[:(len(ids) - 1) // T * T + 1].unfold(0, T + 1, T), 0.0                # (n, T + 1)
-    for part in rows.split(64):
-        logits = logits_of(part[:, :-1]).float().flatten(0, 1)                             # (B * T, V)
-        nats += F.cross_entropy(logits, part[:, 1:].flatten(), reduction="sum").item()
-    return nats / rows[:, 1:].numel()
+    rows = ids[:(len(ids) - 1) // T * T + 1].unfold(0, T + 1, T)                           # (B, T + 1)
+    logits = logits_of(rows[:, :-1]).float()                                               # (B, T, V)
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten()).item()

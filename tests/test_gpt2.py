@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from adapters import gpt2
 from adapters.gpt2 import GPT2, GPT2_PATTERN, SPELLING, GPT2Config, export, merges_of, read_tokenizer
 from data import world
-from data.tokenizer import Tokenizer, learn_merges, train_bpe
+from data.tokenizer import Tokenizer, train_bpe
 from model import GPT, GPTConfig
 
 TEXTS = [" ".join(sentences) for sentences in world.plain(200, "test gpt2")]
@@ -40,15 +40,17 @@ def own():
     return train_bpe(TEXTS, 501)
 
 
+def with_specials(name, ranks, pattern):
+    end, sep = ("<|endoftext|>", "<|sep|>")
+    return Tokenizer(name, ranks, pattern, {end: len(ranks), sep: len(ranks) + 1}, end, sep)
+
+
 @pytest.fixture(params=["own", "gpt2"])
 def tok(request, own):
     """A tokenizer that was trained here, and one with the pattern and the order of bytes of GPT-2's."""
-    if request.param == "own":
-        return own
     order = sorted(range(256), key=lambda b: (ord(SPELLING[b]) >= 256, b))  # "!" is 0, a space 220
     ranks = {bytes([b]): i for i, b in enumerate(order)} | {t: i for t, i in own.ranks.items() if i >= 256}
-    n = len(ranks)
-    return Tokenizer("gpt2", ranks, GPT2_PATTERN, {"<|endoftext|>": n, "<|sep|>": n + 1}, "<|endoftext|>", "<|sep|>")
+    return own if request.param == "own" else with_specials("gpt2", ranks, GPT2_PATTERN)
 
 
 def shaken(model):
@@ -62,8 +64,8 @@ def shaken(model):
 def published(hf, n_layer=2, n_head=3, n_vocab=259):
     """A GPT-2 of transformers at reduced width."""
     torch.manual_seed(0)
-    config = hf.GPT2Config(vocab_size=n_vocab, n_positions=40, n_embd=4 * n_head, n_layer=n_layer, n_head=n_head,
-                           bos_token_id=n_vocab - 2, eos_token_id=n_vocab - 2)
+    config = hf.GPT2Config(vocab_size=n_vocab, n_positions=40, n_embd=4 * n_head, n_layer=n_layer,
+                           n_head=n_head, bos_token_id=n_vocab - 2, eos_token_id=n_vocab - 2)
     return shaken(hf.GPT2LMHeadModel(config).eval())
 
 
@@ -83,43 +85,32 @@ def check_same_model(here, there, eos=257):
         assert there.generate(torch.tensor([prompt]), pad_token_id=eos, **NEW)[0].tolist() == prompt + new
 
 
-# ------------------------------------------------------------------------------------------------------------
-# The model
-
 def literal_gpt2(state, ids, n_layer, n_head):
-    """GPT-2 (Radford et al. 2019) by hand, one row, from nothing but the named weights. Logits (T, V)."""
+    """GPT-2 (Radford et al. 2019) from the named weights: ids (B, T) -> logits (B, T, V)."""
+    def weights(name):
+        return state[f"transformer.{name}.weight"], state[f"transformer.{name}.bias"]
+
     def norm(x, name):
-        mean, variance = x.mean(-1, keepdim=True), x.var(-1, unbiased=False, keepdim=True)
-        return (x - mean) / torch.sqrt(variance + 1e-5) * state[name + ".weight"] + state[name + ".bias"]
+        return F.layer_norm(x, x.shape[-1:], *weights(name))
 
-    def linear(x, name):
-        return x @ state[name + ".weight"].T + state[name + ".bias"]
-
-    T = len(ids)
-    x = state["transformer.wte.weight"][ids] + state["transformer.wpe.weight"][:T]
+    wte, wpe = state["transformer.wte.weight"], state["transformer.wpe.weight"]
+    x, causal = wte[ids] + wpe[:ids.size(1)], torch.ones(ids.size(1), ids.size(1)).tril().bool()
     for i in range(n_layer):
-        h = f"transformer.h.{i}."
-        q, k, v = linear(norm(x, h + "ln_1"), h + "attn.c_attn").chunk(3, dim=-1)
-        D, heads = q.size(-1) // n_head, []
-        for s in range(0, q.size(-1), D):
-            scores = q[:, s:s + D] @ k[:, s:s + D].T / math.sqrt(D)
-            scores = scores.masked_fill(torch.ones(T, T).triu(1).bool(), float("-inf"))
-            heads.append(F.softmax(scores, dim=-1) @ v[:, s:s + D])
-        x = x + linear(torch.cat(heads, dim=-1), h + "attn.c_proj")
-        y = linear(norm(x, h + "ln_2"), h + "mlp.c_fc")
+        q, k, v = F.linear(norm(x, f"h.{i}.ln_1"), *weights(f"h.{i}.attn.c_attn")).chunk(3, dim=-1)
+        q, k, v = (part.unflatten(-1, (n_head, -1)).transpose(1, 2) for part in (q, k, v))  # (B, H, T, D)
+        scores = (q @ k.mT / math.sqrt(q.size(-1))).masked_fill(~causal, -math.inf)
+        y = (scores.softmax(-1) @ v).transpose(1, 2).flatten(-2)
+        x = x + F.linear(y, *weights(f"h.{i}.attn.c_proj"))
+        y = F.linear(norm(x, f"h.{i}.ln_2"), *weights(f"h.{i}.mlp.c_fc"))
         y = 0.5 * y * (1 + torch.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y ** 3)))
-        x = x + linear(y, h + "mlp.c_proj")
-    return norm(x, "transformer.ln_f") @ state["transformer.wte.weight"].T
+        x = x + F.linear(y, *weights(f"h.{i}.mlp.c_proj"))
+    return norm(x, "ln_f") @ wte.T
 
 
 def test_the_model_equals_a_literal_gpt2_of_the_published_names(own):
     model, ids = student(own), torch.randint(0, 501, (2, 23), generator=torch.Generator().manual_seed(3))
-    for row, logits in zip(ids, model(ids)):
-        torch.testing.assert_close(logits, literal_gpt2(model.state_dict(), row, 3, 3), rtol=1e-4, atol=1e-4)
-    parts = [f"h.{i}.{part}" for i in range(3) for part in (
-        "ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")] + ["ln_f"]
-    names = {"wte.weight", "wpe.weight"} | {f"{part}.{kind}" for part in parts for kind in ("weight", "bias")}
-    assert set(model.state_dict()) == {f"transformer.{name}" for name in names}
+    torch.testing.assert_close(model(ids), literal_gpt2(model.state_dict(), ids, 3, 3), rtol=1e-4, atol=1e-4)
+    assert len(model.state_dict()) == 4 + 3 * 12  # these names, and no others
 
 
 def test_initial_spreads_and_published_sizes():
@@ -150,9 +141,6 @@ def test_there_and_back(n_layer, n_head, n_vocab, hf, tmp_path):
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     assert back.config.eos_token_id == back.generation_config.eos_token_id == tok.end
 
-
-# ------------------------------------------------------------------------------------------------------------
-# Reading weights
 
 @pytest.mark.parametrize("how", ["safetensors", "bin", "safetensors in parts", "no prefix", "half precision"])
 def test_the_forms_in_which_weights_are_kept(how, hf, tmp_path):
@@ -207,33 +195,30 @@ def test_another_architecture_is_refused_by_name(changes, said, hf, tmp_path):
 
 
 @pytest.mark.parametrize("change, said", [
-    (lambda s: s.update({"lm_head.weight": s["transformer.wte.weight"] + 1}), "lm_head.weight"),
-    (lambda s: s.pop("transformer.wte.weight"), "wte.weight"),
-    (lambda s: s.pop("transformer.h.1.ln_2.bias"), "h.1.ln_2.bias"),
-    (lambda s: s.update({"transformer.h.0.attn.lora.weight": torch.zeros(2)}), "lora"),
-    (lambda s: s.update({"transformer.h.0.ln_1.weight": torch.zeros(12, dtype=torch.int8)}), "torch.int8"),
-    (lambda s: s.update({"transformer.h.0.ln_1.weight": torch.full((12,), math.nan)}), "finite")])
+    ({"lm_head.weight": torch.zeros(259, 12)}, "lm_head.weight"),
+    ({"transformer.h.1.ln_2.bias": None}, "h.1.ln_2.bias"),
+    ({"transformer.h.0.attn.lora.weight": torch.zeros(2)}, "lora"),
+    ({"transformer.h.0.ln_1.weight": torch.zeros(12, dtype=torch.int8)}, "torch.int8"),
+    ({"transformer.h.0.ln_1.weight": torch.full((12,), math.nan)}, "finite")], ids=range(5))
 def test_damaged_weights_are_refused_in_one_line(change, said, hf, tmp_path):
-    from safetensors.torch import load_file, save_file
-    published(hf).save_pretrained(tmp_path)
-    state = load_file(tmp_path / "model.safetensors")
-    change(state)
-    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    there = published(hf)
+    there.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    state = {name: tensor for name, tensor in (there.state_dict() | change).items() if tensor is not None}
+    torch.save(state, tmp_path / "pytorch_model.bin")
     check_refused(tmp_path, said)
 
 
 def test_damaged_folders_are_refused_in_one_line(hf, tmp_path, monkeypatch):
     published(hf).save_pretrained(tmp_path)
-    weights = tmp_path / "model.safetensors"
-    weights.rename(tmp_path / "pytorch_model.bin")
-    check_refused(tmp_path, "no weights can be read from it")
-    weights.write_bytes(b"\0" * 99)
-    check_refused(tmp_path, "no weights can be read from it")
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        (tmp_path / name).write_bytes(b"\0" * 99)
+        check_refused(tmp_path, f"{name}: no weights can be read from it")
+        (tmp_path / name).unlink()
+    check_refused(tmp_path, "no model.safetensors and no pytorch_model.bin")
+    (tmp_path / "model.safetensors").touch()
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     check_refused(tmp_path, 'is missing; try pip install -e ".[hf]"')
-    weights.unlink()
-    (tmp_path / "pytorch_model.bin").unlink()
-    check_refused(tmp_path, "no model.safetensors and no pytorch_model.bin")
     (tmp_path / "config.json").write_text("[", encoding="utf-8")
     check_refused(tmp_path, "config.json: no JSON object")
 
@@ -252,15 +237,10 @@ def test_by_name(hf, tmp_path, monkeypatch):
     check_refused("./gpt2-xl", "expected a folder, or a name")
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Tokenizers
-
 def strings(n):
     """n strings: any characters, those of a few scripts, white space, and special tokens spelled out."""
-    rng = random.Random(0)
-    some = [*range(0x20, 0x250), *range(0x370, 0x600), *range(0x4e00, 0x4f00), *range(0x1f300, 0x1f700)]
-    pools = [list(map(chr, [*range(0xD800), *range(0xE000, 0x110000)])), list(map(chr, some)),
-             list("abcdlrsTV 's\t\n\r 129.<|>"),
+    rng, every = random.Random(0), [chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000]
+    pools = [every, every[0x20:0x600] + every[0x4e00:0x4f00], list("abcdlrsTV 's\t\n\r 129.<|>"),
              ["<|end|>", "<|sep|>", "<|endoftext|>", "Anna", " took", "\n", "  ", "\r\n", "e\u0301", "\x1c",
               "\x85", "\u2028", "\xa0", "½", "٣", "👩\u200d👧", "日本", "\0", "1111111"]]
     return ["".join(rng.choices(pools[i % 4], k=rng.randrange(50))) for i in range(n)]
@@ -272,11 +252,11 @@ def test_the_same_ids_and_the_same_text(tok, hf, tmp_path):
     assert len(there) == there.vocab_size == tok.n_vocab and there.model_max_length == 48
     assert there.eos_token_id == there.bos_token_id == tok.end
     assert set(there("a")) == {"input_ids", "attention_mask"}
-    codes = [*range(0x3400), *range(0x3400, 0xD800, 16), *range(0xE000, 0x10000), *range(0x10000, 0x110000, 128)]
+    codes = [*range(0x3400), *range(0x3400, 0xD800, 16), *range(0xE000, 0x110000, 99)]
     for text in ["".join(f"a{chr(c)}1 {chr(c)}!" for c in codes[i::40]) for i in range(40)] + strings(1000):
         ids = tok.encode(text)
         assert there(text)["input_ids"] == ids and there.decode(ids) == text, ascii(text)
-        drawn = [rng.randrange(tok.n_vocab) for _ in range(10)]  # also parts of characters
+        drawn = rng.choices(range(tok.n_vocab), k=10)  # also parts of characters
         assert there.decode(drawn) == tok.decode(drawn)
     for name, i in tok.specials.items():
         assert not set(tok.specials.values()) & set(there.encode(f"a{name} {name}\n{name}"))
@@ -289,24 +269,17 @@ def test_the_same_ids_and_the_same_text(tok, hf, tmp_path):
 def test_a_bounded_pattern_and_a_token_that_no_merges_make(own, hf, tmp_path):
     """cl100k_base bounds runs of digits by "{1,3}+"; tiktoken finds "qxqzq" where it is a whole word."""
     ranks = own.ranks | {token: len(own.ranks) + i for i, token in enumerate([b"11", b"1111", b"qxqzq"])}
-    pattern, n = r"[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s", len(ranks)
-    tok = Tokenizer("other", ranks, pattern, {"<|end|>": n, "<|sep|>": n + 1}, "<|end|>", "<|sep|>")
+    tok = with_specials("other", ranks, r" ?\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s")
     export(student(tok, n_layer=1, n_embd=6), tok, tmp_path / "hf")
     there = hf.AutoTokenizer.from_pretrained(tmp_path / "hf")
-    assert tok.encode("qxqzq") == [n - 1] and len(tok.encode("qxqzqa")) == 6
+    assert len(tok.encode("qxqzq")) == 1 and len(tok.encode("qxqzqa")) == 6
     for text in ["qxqzq", "qxqzqa", "qxqzq\nqxqzq", *strings(200)]:
         assert there(text)["input_ids"] == tok.encode(text), ascii(text)
 
 
 def test_merges_follow_from_the_ids():
-    words = [list(word.encode()) for text in TEXTS for word in text.split()]
-    tokens, expected = [bytes([b]) for b in range(256)], []
-    for left, right in learn_merges(words, [1] * len(words), 300):
-        expected.append(" ".join("".join(SPELLING[b] for b in tokens[side]) for side in (left, right)))
-        tokens.append(tokens[left] + tokens[right])
-    assert merges_of({token: i for i, token in enumerate(tokens)}) == expected and len(expected) == 300
-    assert merges_of({b"a": 0, b"b": 1, b"abab": 2, b"ab": 3, b"a ": 4}) == ["a b", "a Ġ"]
-    assert [SPELLING[b] for b in (0, 10, 32, 33, 127, 160, 173, 255)] == list("ĀĊĠ!ġłŃÿ")
+    ranks = {b"a": 0, b"b": 1, b"abab": 2, b"ab": 3, b"a ": 4, b"aba": 5}
+    assert merges_of(ranks) == ["a b", "a Ġ", "ab a"]  # of abab four parts are left
 
 
 def write_tokenizer(tok, folder, change):
@@ -350,23 +323,13 @@ def test_other_tokenizers_are_refused_in_one_line(change, said, own, tmp_path):
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Export
-
-def test_an_exported_student_writes_the_same_text(tok, hf, tmp_path, capsys):
-    """Text to text: encode, continue greedily, decode."""
-    here = student(tok)
+def test_the_command_exports_a_student(own, hf, tmp_path, capsys):
+    here = student(own)
     here.save(tmp_path / "student", {"tokens_seen": 1})
-    tok.save(tmp_path / "student")
+    own.save(tmp_path / "student")
     gpt2.main(["export", str(tmp_path / "student"), str(tmp_path / "hf")])
     assert f"{here.num_params():,} parameters" in capsys.readouterr().out
-    there = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
-    words = hf.AutoTokenizer.from_pretrained(tmp_path / "hf")
-    check_same_model(here, there, tok.end)
-    for text in ["Anna took a train to Oslo.", "日本 <|sep|>", "\n\n x"]:
-        row = there.generate(**words(text, return_tensors="pt"), pad_token_id=tok.end, **NEW)[0]
-        ids = tok.encode(text)
-        assert words.decode(row) == tok.decode(ids + here.generate([ids], 12, temperature=0, stop=tok.end)[0])
+    check_same_model(here, hf.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval(), own.end)
 
 
 def test_exports_that_cannot_be(own, tmp_path):

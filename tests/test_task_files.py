@@ -35,8 +35,7 @@ def test_a_file_gets_the_layout_of_big_bench_where_it_is_silent_unless_it_is_pla
     assert [prompt for prompt, *_ in load(path)["items"]] == ["\nQ: Where?\nA: ", "\nQ: Who?\nA: "]
     path = write(tmp_path / "towns.json", task_prefix="{Answer.} ", example_input_prefix="",
                  example_output_prefix=" =", append_choices_to_input=False, examples=TOWNS)
-    task = load(path)
-    assert [prompt for prompt, *_ in task["items"]] == ["{Answer.} Where? =", "{Answer.} Who? ="]
+    assert [prompt for prompt, *_ in load(path)["items"]] == ["{Answer.} Where? =", "{Answer.} Who? ="]
 
 
 def test_listed_choices_are_shuffled_by_the_seed(tmp_path):
@@ -182,7 +181,8 @@ def test_an_example_with_the_same_text_and_a_skipped_line_are_no_shots(tmp_path)
         load(tmp_path / "t.json", fewshot=2)
     rows = [{**NLI, "label": label} for label in ("neutral", "-")] + [{**NLI, "premise": "q"}]
     first, second = load(write(tmp_path / "t.jsonl", *rows), fewshot=1)["items"]
-    assert first[0].startswith("q\nQuestion: h Yes, no or maybe?\nAnswer: Maybe\n\np\n") and second[0][0] == "p"
+    assert first[0].startswith("q\nQuestion: h Yes, no or maybe?\nAnswer: Maybe\n\np\n")
+    assert second[0].startswith("p")
 
 
 def test_shots_follow_the_layout_of_the_file(tmp_path):
@@ -207,7 +207,7 @@ BOTH = "example 1: expected a string 'input', and 'target_scores'"
         7, {"input": "x"}, {"target_scores": {"a": 1, "b": 0}}, {"input": "x", "target_scores": {"a": 1}},
         {"input": "x", "target_scores": {"a": 1, "": 0}}, {"input": "x", "target_scores": {"a": 1, "b": "0"}},
         {"input": ["x"], "target_scores": {"a": 1, "b": 0}}, FREE)],
-    *[(BOTH, {"name": "t", "examples": [FREE, bad]}) for bad in ({**FREE, "target": []}, {"input": 3})],
+    *[(BOTH, {"name": "t", "examples": [FREE, bad]}) for bad in ({**FREE, "target": []}, {"target": "a"})],
     *[(message, {"canary": "c", "examples": examples}) for message, examples in (
         ("example 1: expected strings 'input' and 'target', not empty", [FREE, {"input": "y"}]),
         ("example 1: expected strings", [FREE, 7]), ("example 0: expected s", [{**FREE, "target": " "}]),
@@ -247,4 +247,4 @@ def test_a_bad_line_is_named(tmp_path, name, message, lines):
 def test_bytes_that_are_no_text_are_named(tmp_path):
     (tmp_path / "t.tsv").write_bytes(b"sentence\tlabel\ncaf\xe9\t1\n")
     with pytest.raises(ValueError, match="t.tsv: not JSON or not UTF-8 .*byte 0xe9"):
-        load_tasks(tmp_path / "t.tsv")
+        load(tmp_path / "t.tsv")

@@ -1,4 +1,6 @@
 """The built-in world: its annotations are exact, its test split is kept apart, and its surface varies."""
+import hashlib
+import json
 import random
 import re
 from collections import Counter
@@ -9,8 +11,9 @@ from data import world
 from data.annotations import TYPES, check_record
 
 VALUES = {value for type_, words in world.WORDS.items() if type_ not in ("person", "day") for value in words}
-ALL_RESERVED = {word for words in world.RESERVED.values() for word in words}
+RESERVED = {word for words in world.RESERVED.values() for word in words}
 TRAIN_LEVELS, TEST_LEVELS = [*world.LEVELS, world.FULL], [world.SINGLE, world.FULL]
+both_splits = pytest.mark.parametrize("split", ["train", "test"])
 
 
 @pytest.fixture(scope="module")
@@ -18,14 +21,15 @@ def drawn():
     """{split: list of (Paragraph, its records)}, the training split over all levels."""
     rng, both = random.Random(5), {}
     for split, levels in (("train", TRAIN_LEVELS), ("test", TEST_LEVELS)):
-        paragraphs = [(world.draw_paragraph(rng, at, split), at) for at in levels for _ in range(2500 // len(levels))]
-        both[split] = [(p, world.annotate(rng, p, i, at)) for i, (p, at) in enumerate(paragraphs)]
+        levels = [at for at in levels for _ in range(1200 // len(levels))]
+        paragraphs = [world.draw_paragraph(rng, at, split) for at in levels]
+        both[split] = [(p, world.annotate(rng, p, 0, at)) for p, at in zip(paragraphs, levels)]
     return both
 
 
 def words_in(text, words):
     """The members of `words` that stand in the text as whole words."""
-    return {word for word in words if re.search(rf"\b{word}\b", text)}
+    return {word for word in words if word in text and re.search(rf"\b{word}\b", text)}
 
 
 def questions_of(pairs):
@@ -33,157 +37,126 @@ def questions_of(pairs):
             for k, record in enumerate(records) for question in record["questions"]]
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_every_record_is_valid_and_holds_its_sentence(drawn, split):
-    assert len(drawn[split]) > 2400
+def asked_pairs(question):
+    """The (person, argument) pairs of which a question speaks."""
+    people, values = (words_in(question["question"], words) for words in (world.WORDS["person"], VALUES))
+    return [(person, value) for person in people for value in values]
+
+
+def test_the_random_streams_are_those_of_the_shipped_cache():
+    """data/teacher is bound to a tokenizer, and that to the first texts of these streams."""
+    texts = [list(world.annotated(500, "tokenizer")), list(world.plain(500, "tokenizer"))]
+    assert hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16] == "52ff730f07f199e6"
+    assert list(world.plain(100, 7)) == list(world.plain(100, 7)) != list(world.plain(100, 8))
+
+
+def test_only_random_is_drawn_from():
+    """The stream of Random.random() is the same in every Python, those of choice() and shuffle() are not."""
+    class OnlyRandom:
+        random = random.Random(1).random
+
+    for at in TRAIN_LEVELS * 20:
+        for split in ("train", "test"):
+            world.annotate(OnlyRandom, world.draw_paragraph(OnlyRandom, at, split), 0, at)
+        world.draw_paragraph(OnlyRandom, at, reserved=True)
+
+
+@both_splits
+def test_records_are_valid_and_entities_are_all_the_names_of_a_sentence(drawn, split):
+    """The names are found by reading the sentence word for word, without the facts behind it."""
+    types = {word: type_ for type_, words in world.WORDS.items() for word in words}
+    names = re.compile(rf"\b(?:{'|'.join(sorted(types, key=len, reverse=True))})\b")
     for paragraph, records in drawn[split]:
         assert [record["text"] for record in records] == paragraph.sentences
-        for record in records:
-            check_record(record)                                   # entities occur in the sentence word for word, too
-
-
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_entities_are_all_the_names_of_a_sentence_in_their_order(drawn, split):
-    """Found by reading the sentence word for word, without the facts behind it."""
-    types = {word: type_ for type_, words in world.WORDS.items() for word in words}
-    longest_first = "|".join(sorted(types, key=len, reverse=True))
-    for paragraph, records in drawn[split]:
         for fact, record in zip(paragraph.facts, records):
-            found = re.findall(rf"\b(?:{longest_first})\b", record["text"])
-            if fact.kind in world.KINDS:
-                assert [(e["text"], e["type"]) for e in record["entities"]] == [(word, types[word]) for word in found]
-            else:
-                assert record["entities"] == [] and not found
+            check_record(record)
+            found = [(word, types[word]) for word in names.findall(record["text"])]
+            assert [(e["text"], e["type"]) for e in record["entities"]] == found
+            assert bool(found) == (fact.kind in world.KINDS)
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_every_answer_is_what_the_reader_knows(drawn, split):
-    asked = 0
-    for paragraph, records in drawn[split][::2]:
-        for k, record in enumerate(records):
-            known = world.all_answers(paragraph, k)
-            assert {q["question"]: q["answer"] for q in record["questions"]}.items() <= known.items()
-            asked += len(record["questions"])
-    assert asked > 3000
-
-
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_answers_can_be_found_by_reading(drawn, split):
-    """wh answers stand in the text told so far; direct yes/no questions are judged by the sentences alone."""
-    for paragraph, k, question in questions_of(drawn[split]):
-        told = " ".join(paragraph.sentences[:k + 1])
+@both_splits
+def test_answers_are_what_the_reader_knows_and_can_be_found_by_reading(drawn, split):
+    """wh answers stand in the text told so far; what is true was told of some person and some argument."""
+    for paragraph, k, question in questions_of(drawn[split][::6]):
+        told, answer = " ".join(paragraph.sentences[:k + 1]), question["answer"]
+        assert world.all_answers(paragraph, k)[question["question"]] == answer
         if question["kind"] == "attitude":
-            assert question["answer"] in ("good", "bad", "neutral")
-        elif question["answer"] not in ("Yes", "No"):
-            assert words_in(told, [question["answer"]]), question
-        elif question["answer"] == "Yes":
-            people, values = (words_in(question["question"], words) for words in (world.WORDS["person"], VALUES))
-            assert len(people) == len(values) == 1 and words_in(told, people) and words_in(told, values), question
+            assert answer in ("good", "bad", "neutral")
+        elif answer == "Yes":
+            (pair,) = asked_pairs(question)
+            assert words_in(told, pair) == set(pair), question
+        else:
+            assert answer == "No" or words_in(told, [answer]), question
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
+@both_splits
 def test_held_out_pairs_are_told_and_asked_about_in_the_test_split_only(drawn, split):
-    pairs = [(fact.person, fact.value) for paragraph, _ in drawn[split] for fact in paragraph.facts if fact.person]
+    """True and false claims alike: were wrong answers of the other part, an unseen pair would reveal them."""
+    told = {world.held_out(f.person, f.value) for p, _ in drawn[split] for f in p.facts if f.person}
+    asked = {answer: set() for answer in ("Yes", "No")}
     for _, _, question in questions_of(drawn[split]):
-        people, values = (words_in(question["question"], words) for words in (world.WORDS["person"], VALUES))
-        pairs += [(person, value) for person in people for value in values]
-    assert len(pairs) > 5000
-    assert {world.held_out(person, value) for person, value in pairs} == {split == "test"}
+        if question["answer"] in asked:
+            asked[question["answer"]] |= {world.held_out(*pair) for pair in asked_pairs(question)}
+    assert told == asked["Yes"] == asked["No"] == {split == "test"}
 
 
 def test_a_quarter_of_all_pairs_is_held_out_for_every_person_and_type():
-    every = [world.held_out(person, value) for person in world.WORDS["person"] for value in sorted(VALUES)]
+    every = [world.held_out(person, value) for person in world.WORDS["person"] for value in VALUES]
     assert 0.22 < sum(every) / len(every) < 0.28
     for person in world.WORDS["person"]:
-        for type_ in {kind.type for kind in world.KINDS.values()}:
-            assert all(len(world.values_for(person, type_, split)) > 0 for split in ("train", "test"))
-            assert not set(world.values_for(person, type_, "train")) & set(world.values_for(person, type_, "test"))
-
-
-def test_words_have_one_type_and_reserved_words_none():
-    counted = Counter(word for table in (world.WORDS, world.RESERVED) for words in table.values() for word in words)
-    assert set(counted.values()) == {1}
-    assert set(world.WORDS) == set(TYPES)
+        for kind in world.KINDS.values():
+            train, test = (world.values_for(person, kind.type, split) for split in ("train", "test"))
+            assert train and test and sorted(train + test) == sorted(world.WORDS[kind.type])
 
 
 def test_reserved_words_are_told_in_plain_text_and_never_annotated():
-    told = list(world.plain(4000, 1))
-    speaking = [bool(words_in(" ".join(sentences), ALL_RESERVED)) for sentences in told]
-    assert 0.08 < sum(speaking) / len(told) < 0.16
-    assert words_in(" ".join(s for sentences in told for s in sentences), ALL_RESERVED) == ALL_RESERVED
-    for records in world.annotated(3000, 1):
-        for record in records:
-            texts = [record["text"]] + [e["text"] for e in record["entities"]]
-            texts += [q[name] for q in record["questions"] for name in ("question", "answer")]
-            assert not words_in("\n".join(texts), ALL_RESERVED)
+    told = [" ".join(sentences) for sentences in world.plain(3000, 1)]
+    assert 0.08 < sum(bool(words_in(text, RESERVED)) for text in told) / len(told) < 0.16
+    assert words_in(" ".join(told), RESERVED) == RESERVED
+    annotated = [record for records in world.annotated(2000, 1) for record in records]
+    assert not words_in(json.dumps(annotated), RESERVED)
+    tables = [*world.WORDS.values(), *world.RESERVED.values()]
+    assert set(Counter(word for words in tables for word in words).values()) == {1}     # one type for a word
+
+
+def test_plain_text_holds_the_words_of_answers_and_types():
+    """A student of plain text alone must have met them, or it would fail a blind task for want of words."""
+    met = set(re.findall(r"\w+", " ".join(s for sentences in world.plain(4000, 2) for s in sentences)))
+    wanted = {word for records in world.annotated(2000, 2) for record in records
+              for text in [q["answer"] for q in record["questions"]] + [e["text"] for e in record["entities"]]
+              for word in text.split()}
+    assert wanted - met <= {"neutral"}                             # no task asks for it
+    assert {*TYPES, "Yes", "No", "good", "bad", "none", "question", "answer", "text", "true", "say"} <= met
 
 
 @pytest.mark.parametrize("split, levels", [("train", TRAIN_LEVELS), ("test", TEST_LEVELS)])
-def test_yes_and_no_are_balanced_at_every_level(split, levels):
+def test_yes_and_no_are_balanced_at_every_level_and_for_every_type_of_argument(split, levels):
+    """A reader must not be able to guess the answer without the text."""
+    rng, types = random.Random(3), {kind.type: Counter() for kind in world.KINDS.values()}
     for at in levels:
-        rng, answers = random.Random(3), Counter()
-        for _ in range(2500):
-            paragraph = world.draw_paragraph(rng, at, split)
-            answers.update(q["answer"] for record in world.annotate(rng, paragraph, 0, at) for q in record["questions"])
-        assert 0.46 < answers["Yes"] / (answers["Yes"] + answers["No"]) < 0.56, at
-
-
-@pytest.mark.parametrize("kind", [*world.KINDS])
-def test_yes_and_no_do_not_depend_on_the_kind_of_fact(drawn, kind):
-    """Nor on how a question begins, or a reader could guess the answer without the text."""
-    answers = Counter()
-    for paragraph, k, question in questions_of(drawn["train"]):
-        if question["answer"] in ("Yes", "No"):
-            values = words_in(question["question"], VALUES & set(world.WORDS[world.KINDS[kind].type]))
-            answers[question["answer"]] += bool(values)
-    assert sum(answers.values()) > 300 and 0.42 < answers["Yes"] / sum(answers.values()) < 0.6
-
-
-def test_true_and_false_claims_take_their_arguments_from_the_same_half(drawn):
-    """Were wrong answers drawn from the other half of the pairs, "never seen together" would give them away."""
-    for split in ("train", "test"):
-        halves = {answer: set() for answer in ("Yes", "No")}
-        for _, _, question in questions_of(drawn[split]):
-            if question["answer"] in halves:
-                people, values = (words_in(question["question"], words) for words in (world.WORDS["person"], VALUES))
-                halves[question["answer"]] |= {world.held_out(person, value) for person in people for value in values}
-        assert halves["Yes"] == halves["No"] == {split == "test"}
-
-
-def test_the_same_seed_tells_the_same_and_another_seed_another_world():
-    for tell in (world.annotated, world.plain):
-        assert list(tell(300, 7)) == list(tell(300, 7)) != list(tell(300, 8))
-    assert [[record["text"] for record in records] for records in world.annotated(300, 7)] != list(world.plain(300, 7))
-
-
-def test_nothing_but_random_is_drawn_from():
-    """The stream of Random.random() is the same in every Python, that of choice() and shuffle() is not."""
-    class OnlyRandom:
-        def __init__(self):
-            self.random = random.Random(1).random
-
-    rng = OnlyRandom()
-    for at in TRAIN_LEVELS * 20:
-        for split in ("train", "test"):
-            world.annotate(rng, world.draw_paragraph(rng, at, split), 0, at)
-        world.draw_paragraph(rng, at, reserved=True)
+        paragraphs, answers = [world.draw_paragraph(rng, at, split) for _ in range(1500)], Counter()
+        for _, _, question in questions_of((p, world.annotate(rng, p, 0, at)) for p in paragraphs):
+            if question["answer"] in ("Yes", "No"):
+                answers[question["answer"]] += 1
+                for type_, counted in types.items():
+                    counted[question["answer"]] += bool(words_in(question["question"], world.WORDS[type_]))
+        assert 0.46 < answers["Yes"] / answers.total() < 0.56, at
+    for type_, counted in types.items():
+        assert counted.total() > 300 and 0.42 < counted["Yes"] / counted.total() < 0.6, type_
 
 
 def test_questions_and_sentences_come_in_many_forms(drawn):
-    """With a single form nothing transfers to a blind task. Names and arguments are taken out before counting."""
-    blanks = re.compile("|".join(rf"\b{word}\b" for words in world.WORDS.values() for word in sorted(words, key=len, reverse=True)))
-    forms, sentences = Counter(), Counter()
-    for paragraph, k, question in questions_of(drawn["train"]):
-        forms[blanks.sub("_", question["question"])] += 1
-    for paragraph, _ in drawn["train"]:
-        sentences.update(blanks.sub("_", text) for text in paragraph.sentences)
-    assert len(forms) > 300 and max(forms.values()) < 0.05 * sum(forms.values())
-    assert len(sentences) > 120 and max(sentences.values()) < 0.08 * sum(sentences.values())
-    for kind in world.KINDS.values():
-        assert len(kind.says) >= 3 and len(kind.what) >= 3 and min(map(len, (kind.denies, kind.who, kind.whether))) >= 2
+    """With a single form nothing transfers to a blind task. Names and arguments are not counted."""
+    names = sorted((word for words in world.WORDS.values() for word in words), key=len, reverse=True)
+    blanks = re.compile(rf"\b(?:{'|'.join(names)})\b")
+    forms = Counter(blanks.sub("_", question["question"]) for _, _, question in questions_of(drawn["train"]))
+    sentences = Counter(blanks.sub("_", text) for p, _ in drawn["train"] for text in p.sentences)
+    assert len(forms) > 300 and max(forms.values()) < 0.05 * forms.total()
+    assert len(sentences) > 120 and max(sentences.values()) < 0.08 * sentences.total()
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
+@both_splits
 def test_a_pronoun_has_one_person_to_mean(drawn, split):
     """At most one person of that gender has been named: two women or two men are called by their names."""
     used = Counter()
@@ -191,80 +164,44 @@ def test_a_pronoun_has_one_person_to_mean(drawn, split):
         named = []
         for fact in paragraph.facts:
             if fact.pronoun:
-                fitting = [p for p in named if (p in world.FEMALE) == (fact.pronoun == "she")]
-                assert fitting == [fact.person]
-                assert words_in(fact.text.lower(), ["she", "he"]) == {fact.pronoun} and fact.person not in fact.text
+                assert [p for p in named if (p in world.FEMALE) == (fact.pronoun == "she")] == [fact.person]
+                assert words_in(fact.text.lower(), ["she", "he", fact.person.lower()]) == {fact.pronoun}
                 used[fact.pronoun, len(named)] += 1
             elif fact.person and fact.person not in named:
                 named.append(fact.person)
-    assert min(used[pronoun, n] for pronoun in ("she", "he") for n in (1, 2)) > 20
+    assert min(used[pronoun, n] for pronoun in ("she", "he") for n in (1, 2)) > 10
 
 
-def test_two_people_of_one_gender_never_share_pronouns_once_both_are_named(drawn):
-    alike = 0
-    for paragraph, _ in drawn["train"] + drawn["test"]:
-        first, *others = paragraph.people
-        if others and (first in world.FEMALE) == (others[0] in world.FEMALE):
-            alike += 1
-            texts = paragraph.sentences
-            both = next((k for k in range(len(texts)) if len(words_in(" ".join(texts[:k + 1]), paragraph.people)) == 2), len(texts))
-            assert not any(fact.pronoun for fact in paragraph.facts[both:])
-    assert alike > 500
-
-
-def test_levels_keep_their_word(drawn):
+def test_levels_are_kept(drawn):
     rng = random.Random(1)
     for at in TRAIN_LEVELS:
         paragraphs = [world.draw_paragraph(rng, at) for _ in range(400)]
-        lengths = {len(p.facts) for p in paragraphs}
-        assert (min(lengths), max(lengths)) == at.sentences and {len(p.people) for p in paragraphs} == {at.people}
-        facts = [f for p in paragraphs for f in p.facts if f.person]
-        assert abs(sum(f.denied for f in facts) / len(facts) - at.denied) < 0.05
-        for p in paragraphs:
-            assert len({f.person for f in p.facts if f.person}) >= min(at.people, len(p.facts) - sum(not f.person for f in p.facts))
+        assert {len(p.facts) for p in paragraphs} == set(range(at.sentences[0], at.sentences[1] + 1))
+        assert {len(p.people) for p in paragraphs} == {at.people}
+        facts = [[f for f in p.facts if f.person] for p in paragraphs]
+        assert abs(sum(f.denied for some in facts for f in some) / sum(map(len, facts)) - at.denied) < 0.05
+        for some in facts:                      # both people are named, and no fact or argument comes twice
+            assert len({f.person for f in some}) >= min(at.people, len(some))
+            assert len({(f.kind, f.person) for f in some}) == len({f.value for f in some}) == len(some)
     assert [world.level(part) for part in (0, 0.25, 0.26, 0.35, 0.5, 0.6, 0.9, 1, 1.2)] == [
         world.LEVELS[i] for i in (0, 0, 1, 1, 2, 3, 4, 4, 4)]
-
-
-def test_no_fact_is_told_twice_nor_denied_and_told(drawn):
-    for paragraph, _ in drawn["train"] + drawn["test"]:
-        told = [(f.kind, f.person) for f in paragraph.facts if f.person]
-        values = [f.value for f in paragraph.facts if f.person]
-        assert len(set(told)) == len(told) and len(set(values)) == len(values)
-
-
-def test_plain_text_holds_the_words_of_answers_and_types():
-    """A student of plain text alone must have met them, or it would lose a blind task for want of words."""
-    met = set(re.findall(r"\w+", " ".join(s for sentences in world.plain(6000, 2) for s in sentences)))
-    wanted = {word for records in world.annotated(3000, 2) for record in records
-              for text in [q["answer"] for q in record["questions"]] + [e["text"] for e in record["entities"]]
-              for word in text.split()}
-    assert wanted - met <= {"neutral"}                             # an answer only: no task asks for it
-    assert set(TYPES) | {"Yes", "No", "good", "bad", "none", "question", "answer", "text", "true", "say"} <= met
 
 
 def test_false_claims_are_swapped_or_absent_and_always_false():
     rng, swapped = random.Random(2), Counter()
     for _ in range(800):
         paragraph = world.draw_paragraph(rng, world.FULL, "test")
-        for fact in paragraph.facts:
-            if fact.person and not fact.denied:
-                person, value = world.false_claim(rng, paragraph, fact, 0.5)
-                assert not any((f.kind, f.person, f.value) == (fact.kind, person, value) for f in paragraph.facts)
-                swapped[any(f.value == value for f in paragraph.facts)] += 1
+        for fact in (f for f in paragraph.facts if f.person and not f.denied):
+            person, value = world.false_claim(rng, paragraph, fact, 0.5)
+            assert (fact.kind, person, value) not in [(f.kind, f.person, f.value) for f in paragraph.facts]
+            swapped[any(f.value == value for f in paragraph.facts)] += 1
     assert min(swapped.values()) > 200
 
 
-def test_the_module_shows_paragraphs_with_all_that_is_known_of_them(monkeypatch, capsys):
-    shown = []
-    for seed in ("4", "4", "5"):
-        monkeypatch.setattr("sys.argv", ["data.world", seed])
-        world.main()
-        shown.append(capsys.readouterr().out)
-    assert shown[0] == shown[1] != shown[2] and shown[0].count("\n\n") == 3
-    rng = random.Random("4")
-    first = world.annotate(rng, world.draw_paragraph(rng, world.LEVELS[0]), at=world.LEVELS[0])
-    for line, record in zip(shown[0].splitlines(), first[:1]):
-        assert line == record["text"]
-    for question in (question for record in first for question in record["questions"]):
-        assert f"{question['question']} {question['answer']}\n" in shown[0]
+def test_the_module_shows_paragraphs_with_their_annotations(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["world.py", "4"])
+    world.main()
+    shown, rng = capsys.readouterr().out, random.Random("4")
+    (record,) = world.annotate(rng, world.draw_paragraph(rng, world.LEVELS[0]), at=world.LEVELS[0])
+    assert shown.startswith(record["text"] + "\n") and shown.count("\n\n") == 3
+    assert all(f"{question['question']} {question['answer']}\n" in shown for question in record["questions"])

@@ -4,11 +4,11 @@ import math
 import torch
 import torch.nn.functional as F
 
-from model import GPT, Attention, Cache, GPTConfig, attend
+from model import GPT, Attention, GPTConfig, KVCache, attend
 
 SIZES = dict(n_vocab=20, n_embd=16, n_head=4, n_layer=2, block_size=64)
-MODERN, GPT2 = GPTConfig(**SIZES, shared_heads=2, conv_width=3), GPTConfig(**SIZES, layout="gpt2")
-# Every fifth channel of a modern Attention of these weights, for x = wave(1, 4, 16).
+CONFIG = GPTConfig(**SIZES, shared_heads=2, conv_width=3)
+# Every fifth channel of an Attention with the weights of `filled`, for x = wave(1, 4, 16).
 KNOWN = [[0.0, 0.0, 0.0, 0.0], [0.2212, 0.4214, 0.0657, 0.2033], [-0.3672, -0.0515, -0.2272, -0.0891],
          [-0.203, -0.4288, -0.3823, -0.3738]]
 
@@ -19,7 +19,7 @@ def wave(*shape, step=0.7):
 
 
 def filled(module, factor=0.5):
-    """The module with every matrix a wave of its own."""
+    """The module with a different wave in every matrix."""
     for i, p in enumerate(module.parameters()):
         p.data = factor * wave(*p.shape, step=0.7 + 0.1 * i) if p.dim() > 1 else p.data
     return module.eval()
@@ -35,14 +35,15 @@ def turn(first, T, D):
     return torch.cat([angle.cos()] * 2, -1)[None], torch.cat([-angle.sin(), angle.sin()], -1)[None]
 
 
-def attention(x, config=MODERN, first=0, change=None):
-    """The output of a filled Attention whose c_proj is the identity, so that channels h * D .. are those of head h."""
-    module = filled(Attention(config))
-    module.c_proj.weight.data = torch.eye(config.n_embd)
+def attention(x, first=0, change=None):
+    """The output of a filled Attention whose c_proj is the identity: channels h * D .. are those of head
+    h."""
+    module = filled(Attention(CONFIG))
+    module.c_proj.weight.data = torch.eye(CONFIG.n_embd)
     if change:
         change(module)
     with torch.no_grad():
-        return module(x, turn(first, x.size(1), config.n_embd // config.n_head), triangle(x.size(1)))
+        return module(x, turn(first, x.size(1), CONFIG.n_embd // CONFIG.n_head), triangle(x.size(1)))
 
 
 def close(found, want, tolerance=1e-5):
@@ -59,20 +60,20 @@ def check_attend_is_softmax_attention(points=2):
 
 
 def check_what_is_masked_has_no_weight(points=2):
-    """Masked means a score of -inf before the softmax, so a weight of exactly 0; a score of 0 is a score like any other."""
+    """Masked means a score of -inf before the softmax, so a weight of exactly 0. A score of 0 is not
+    masked."""
     q, k, v = wave(2, 3, 5, 4), wave(2, 3, 7, 4, step=0.9), wave(2, 3, 7, 4, step=1.3)
     mask = torch.zeros(2, 1, 5, 7)
-    mask[0, :, :, 2], mask[1, :, :3, 4] = -math.inf, -math.inf          # another mask for every row of the batch
+    mask[0, :, :, 2], mask[1, :, :3, 4] = -math.inf, -math.inf          # a different mask for every row
     before = attend(q, k, v, mask, False)
+    keep = [0, 1, 3, 4, 5, 6]
+    close(before[0], attend(q[:1], k[:1, :, keep], v[:1, :, keep], torch.zeros(5, 6), False)[0])
     k[0, :, 2], v[0, :, 2] = 50.0, 1e6
     close(attend(q, k, v, mask, False), before)
-    keep = [0, 1, 3, 4, 5, 6]
-    close(before[0], attend(q[:1], wave(2, 3, 7, 4, step=0.9)[:1, :, keep], wave(2, 3, 7, 4, step=1.3)[:1, :, keep],
-                            torch.zeros(5, 6), False)[0])
 
 
 def check_long_rows_and_types(points=1):
-    """The answer is the same on the long path (rows beyond EXPLICIT_ATTENTION_UP_TO), and comes in the type of v."""
+    """Long rows (beyond EXPLICIT_ATTENTION_UP_TO) have the same answer, and it comes in the type of v."""
     q, k, v = wave(1, 2, 600, 4), wave(1, 2, 600, 4, step=0.9), wave(1, 2, 600, 4, step=1.3)
     want = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
     close(attend(q, k, v, triangle(600), True), want, 1e-4)
@@ -82,52 +83,41 @@ def check_long_rows_and_types(points=1):
         close(half.float(), want[:, :, :T], 0.03)
 
 
-def check_gpt2_attention(points=2):
-    """Without rotary tables: queries, keys and values in this order out of c_attn, and q times D^-1/2. As torch's own
-    module."""
-    module, theirs = filled(Attention(GPT2)), torch.nn.MultiheadAttention(16, 4, batch_first=True)
-    module.c_attn.bias.data, module.c_proj.bias.data = wave(48, step=0.3), wave(16, step=0.2)
-    theirs.in_proj_weight.data, theirs.in_proj_bias.data = module.c_attn.weight.data, module.c_attn.bias.data
-    theirs.out_proj.weight.data, theirs.out_proj.bias.data = module.c_proj.weight.data, module.c_proj.bias.data
-    x = 2 * wave(2, 6, 16)
-    with torch.no_grad():
-        close(module(x, None, triangle(6)), theirs(x, x, x, attn_mask=triangle(6), need_weights=False)[0])
-
-
 def check_the_first_token_attends_to_nothing(points=1):
-    """Modern: keys and values stand one column later, behind an empty (zero) one. The first token sees that one alone."""
+    """Keys and values stand one column later, behind an empty (zero) one. The first token sees that one
+    alone."""
     y = attention(wave(2, 5, 16))
     assert (y[:, 0] == 0).all() and (y[:, 1:] != 0).all()
 
 
 def check_never_itself_never_later(points=2):
-    """Modern: a token attends to the tokens before it, not to itself: all else zero, its value must not come out at its
-    place."""
+    """A token attends to the tokens before it, not to itself: its value must not appear at its own place."""
     x = torch.zeros(1, 6, 16)
     x[0, 3] = wave(16)
     y = attention(x)
-    assert (y[0, :4] == 0).all(), "what token 3 is comes out at token 3 or before"
+    assert (y[0, :4] == 0).all(), "the value of token 3 appears at token 3 or before"
     assert (y[0, 4:].abs().sum(-1) > 0.01).all(), "tokens 4 and 5 do not see token 3"
 
 
 def check_shared_heads(points=2):
-    """In the first `shared` heads the keys ARE the queries; the last part of c_attn's output holds the other heads'
-    keys."""
+    """In the first `shared` heads the keys ARE the queries. The last part of c_attn's output holds the keys
+    of the other heads."""
     def other_keys(module):
         module.c_attn.weight.data[32:] = wave(8, 16, step=0.33)
     x = wave(1, 6, 16)
     before, after = attention(x), attention(x, change=other_keys)
     close(after[..., :8], before[..., :8])
-    assert ((after - before)[:, 2:, 8:12].abs() > 1e-4).any() and ((after - before)[:, 2:, 12:].abs() > 1e-4).any()
+    moved = (after - before)[:, 2:].abs() > 1e-4
+    assert moved[..., 8:12].any() and moved[..., 12:].any(), "other keys change nothing in the other heads"
 
     def other_queries(module):
         module.c_attn.weight.data[:4] = -module.c_attn.weight.data[:4]
-    close(attention(x, change=other_queries), before)           # q and k of head 0 turn round together: no score changes
+    close(attention(x, change=other_queries), before)           # q and k of head 0 change sign: same scores
 
 
 def check_queries_and_keys_are_normalised(points=1):
-    """RMS norm over the channels of a head: however large the matrix, |q| = |k| = sqrt(D). `scale` alone sharpens, values
-    stay."""
+    """RMS norm over the channels of a head: |q| = |k| = sqrt(D) for any size of the matrix. Only `scale`
+    makes attention sharper. Values are not normalised."""
     def larger(module):
         module.c_attn.weight.data[:16] *= 7
         module.c_attn.weight.data[32:] *= 7
@@ -140,69 +130,71 @@ def check_queries_and_keys_are_normalised(points=1):
 
 
 def check_positions_are_relative(points=1):
-    """Rotary: queries AND keys are turned by their own position, so a row that stands five tokens later comes out the
-    same."""
+    """Rotary: queries AND keys are turned by their own position, so a row five tokens later has the same
+    output."""
     x = wave(1, 6, 16)
     close(attention(x, first=5), attention(x), 1e-4)
     turned = x.clone()
     turned[0, 1:5] = x[0, [4, 3, 2, 1]]
-    assert (attention(turned)[0, 5] - attention(x)[0, 5]).abs().max() > 0.01, "the order of the past makes no difference"
+    apart = (attention(turned)[0, 5] - attention(x)[0, 5]).abs().max()
+    assert apart > 0.01, "the order of the past makes no difference"
 
 
 def check_known_output(points=2):
-    """All of the modern layout together, on fixed weights: turn q as (a cos - b sin, b cos + a sin), scale, mask,
-    c_proj."""
+    """All together on fixed weights: turn q as (a cos - b sin, b cos + a sin), scale, mask, c_proj."""
     close(attention(wave(1, 4, 16))[0, :, ::5], torch.tensor(KNOWN), 2e-4)
 
 
 def check_advance(points=2):
-    """Positions count from a row's first real token (0 at pads); a mask of 0 and -inf, in which a pad sees only its own
-    column."""
-    cache, inf = Cache(GPT2, torch.tensor([0, 2])), -math.inf
+    """Positions count from a row's first real token, and are below 0 at pads. The mask holds 0 and -inf; a
+    pad sees only its own column."""
+    cache, inf = KVCache(CONFIG, torch.tensor([0, 2])), -math.inf
     position, mask = cache.advance(3)
-    assert position.tolist() == [[0, 1, 2], [0, 0, 0]], f"positions {position.tolist()}"
+    assert position.tolist() == [[0, 1, 2], [-2, -1, 0]], f"positions {position.tolist()}"
     assert mask.shape == (2, 1, 3, 3) and mask[0, 0].tolist() == [[0, inf, inf], [0, 0, inf], [0, 0, 0]]
-    assert mask[1, 0].tolist() == [[0, inf, inf], [inf, 0, inf], [inf, inf, 0]], f"mask of the padded row {mask[1, 0].tolist()}"
-    assert cache.real.shape == (2, 3, 1) and cache.real[..., 0].tolist() == [[True] * 3, [False, False, True]]
+    found = mask[1, 0].tolist()
+    assert found == [[0, inf, inf], [inf, 0, inf], [inf, inf, 0]], f"mask of the padded row {found}"
     position, mask = cache.advance(2)
-    assert position.tolist() == [[3, 4], [1, 2]] and cache.length == 5 and cache.real is None
+    assert position.tolist() == [[3, 4], [1, 2]] and cache.length == 5, f"then positions {position.tolist()}"
     assert mask[1, 0].tolist() == [[inf, inf, 0, 0, inf], [inf, inf, 0, 0, 0]]
 
 
+class Unshifted(KVCache):
+    shift = 0
+
+
 def check_append(points=2):
-    """The new columns come behind the old ones. Modern: token s stands in column s + 1, column 0 stays zero, and of all these
-    only `length` columns are shown: the newest token is kept for later."""
-    for config in (GPT2, MODERN):
-        cache, k, v = Cache(config, torch.tensor([0])), wave(1, 4, 5, 4), wave(1, 4, 5, 4, step=0.9)
+    """New columns come behind the old ones: token s stands in column s + shift. Only `length` columns are
+    returned, so with a shift of 1 column 0 stays zero, and the newest token is kept for later."""
+    for cls in (KVCache, Unshifted):
+        cache, k, v = cls(CONFIG, torch.tensor([0])), wave(1, 4, 5, 4), wave(1, 4, 5, 4, step=0.9)
         cache.advance(3)
         cache.append(0, k[:, :, :3], v[:, :, :3])
         cache.advance(2)
         keys, values = cache.append(0, k[:, :, 3:], v[:, :, 3:])
-        shift = int(config is MODERN)
-        assert keys.shape == (1, 4, 5, 4), f"{keys.size(2)} columns are shown, expected 5"
-        close(keys[:, :, shift:], k[:, :, :5 - shift])
-        close(values[:, :, shift:], v[:, :, :5 - shift])
-        assert not shift or not keys[:, :, 0].any()
+        assert keys.shape == (1, 4, 5, 4), f"{keys.size(2)} columns are returned, expected 5"
+        close(keys[:, :, cls.shift:], k[:, :, :5 - cls.shift])
+        close(values[:, :, cls.shift:], v[:, :, :5 - cls.shift])
+        assert not cls.shift or not keys[:, :, 0].any(), "column 0 is not empty"
 
 
 def check_in_pieces_as_at_once(points=2):
     """Reading 9 tokens as 4 + 1 + 3 + 1 with a cache must give the hidden states of reading them at once."""
     ids = torch.tensor([[3, 7, 7, 1, 12, 3, 7, 19, 0], [5, 6, 5, 6, 5, 6, 5, 6, 5]])
-    for config in (GPT2, MODERN):
-        model = filled(GPT(config))
-        cache = Cache(config, torch.zeros(2, dtype=torch.long))
-        parts = [model.hidden(part, cache) for part in ids.split([4, 1, 3, 1], dim=1)]
-        with torch.no_grad():
-            close(torch.cat(parts, 1), model.hidden(ids), 1e-3)
+    model = filled(GPT(CONFIG))
+    cache = KVCache(CONFIG, torch.zeros(2, dtype=torch.long))
+    parts = [model.hidden(part, cache) for part in ids.split([4, 1, 3, 1], dim=1)]
+    with torch.no_grad():
+        close(torch.cat(parts, 1), model.hidden(ids), 1e-3)
 
 
 def check_pads_leave_no_trace(points=2):
-    """A short row padded on the left gives what it gives alone: masked columns, zero keys and values, positions from its
+    """A row padded on the left must give what it gives alone: masked columns, positions from its own
     start."""
     prompts, more = [[4, 9, 2, 2, 17, 9], [9, 2], [13]], torch.tensor([[5], [2], [8]])
-    for config in (GPT2, MODERN, GPTConfig(**SIZES, conv_width=0)):     # without convolutions pads are not zeros by themselves
+    for config in (CONFIG, GPTConfig(**SIZES, conv_width=0)):
         model = filled(GPT(config))
-        hidden, cache = model.start(prompts)
+        hidden, cache = model.prefill(prompts)
         later = model.hidden(more, cache)
         for row, prompt in enumerate(prompts):
             with torch.no_grad():
@@ -211,10 +203,11 @@ def check_pads_leave_no_trace(points=2):
 
 
 def check_room_grows_by_doubling(points=1):
-    """Making room anew for every token copies S times; twice as much as needed, log2(S) times. Count how often kv moves."""
-    cache, places = Cache(MODERN, torch.tensor([0])), set()
+    """Making room for one token at a time copies the cache S times. Twice the room that is needed: log2(S)
+    times."""
+    cache, rooms = KVCache(CONFIG, torch.tensor([0])), set()
     for _ in range(60):
         cache.advance(1)
         cache.append(1, torch.ones(1, 4, 1, 4), torch.ones(1, 4, 1, 4))
-        places.add(cache.kv[1].shape[3])
-    assert len(places) <= 8, f"room was made {len(places)} times in 60 tokens, expected 8 times at most"
+        rooms.add(cache.kv[1].shape[3])
+    assert len(rooms) <= 8, f"room was made {len(rooms)} times in 60 tokens, expected at most 8 times"

@@ -1,9 +1,9 @@
-"""Checks of assignment 3, from annotations to D_ORI, D_NER and D_QRA (brd.py). The docstring of a check is its hint."""
+"""Checks of assignment 3, D_ORI, D_NER and D_QRA (data/documents.py). The docstring of a check is its hint."""
 import copy
 import random
 
-from brd import END, ROLES, SEP, documents, encode_documents, render
 from data.annotations import ALL_FORMS, ENTITY_FORMS, parse_entity, parse_question
+from data.documents import END, ROLES, SEP, encode_documents, render
 from data.tokenizer import train_bpe
 
 ANNA = {"paragraph": 0, "sentence": 0, "text": "Anna went to Oslo.",
@@ -23,12 +23,13 @@ SHE_NER, NONE = [(" proud: feeling, mood\n", "entity")], [(" none\n", "entity")]
 ANNA_QRA = [(" Where did Anna go?", "question"), (" Oslo\n", "answer")]
 ANNA_MOOD = [(" Is this good or bad?", "question"), (" neutral\n", "answer")]
 DAY_QRA = [(" Is the mood good or bad?", "question"), (" good\n", "answer")]
-SHE_QRA = [(" Who is she?", "question"), (" Anna\n", "answer"), (" Did Anna feel proud?", "question"), (" Yes\n", "answer")]
+SHE_QRA = [(" Who is she?", "question"), (" Anna\n", "answer"),
+           (" Did Anna feel proud?", "question"), (" Yes\n", "answer")]
 TEXTS = [("Anna went to Oslo.", "text"), (" What a lovely day!", "text"), (" She felt proud.", "text")]
 
 
 class Letters:
-    """A tokenizer of letters, that notes what it is asked for."""
+    """A tokenizer of letters that notes what it is asked for."""
     sep, end = 1000, 1001
 
     def __init__(self):
@@ -39,13 +40,22 @@ class Letters:
         return [[ord(letter) for letter in text] for text in texts]
 
 
-def plain(copy_, paragraph=PARAGRAPH, **options):
-    return render(paragraph, copy_, random.Random(1), forms=1, **options)
+def plain(behaviour, paragraph=PARAGRAPH, seed=1, **options):
+    return render(paragraph, behaviour, random.Random(seed), forms=1, **options)
 
 
 def same(found, want):
     k = next((k for k, (a, b) in enumerate(zip(found, want)) if a != b), min(len(found), len(want)))
-    assert found == want, f"piece {k} is {found[k:k + 1]}, expected {want[k:k + 1]}; {len(found)} pieces, expected {len(want)}"
+    assert found == want, (f"piece {k} is {found[k:k + 1]}, expected {want[k:k + 1]}; {len(found)} pieces, "
+                           f"expected {len(want)}")
+
+
+def pairs(document):
+    """Questions with their answers, in the order asked."""
+    said = [piece for piece in document if piece[1] in ("question", "answer")]
+    roles = [role for _, role in said]
+    assert roles == ["question", "answer"] * (len(said) // 2), f"{said}: an answer must follow its question"
+    return list(zip(said[::2], said[1::2]))
 
 
 def check_ori(points=2):
@@ -55,78 +65,80 @@ def check_ori(points=2):
 
 
 def check_ner(points=3):
-    """D_NER: a sentence, SEP, a piece for each of ITS entities, SEP, the next sentence ... END. A piece ends its line."""
-    same(plain("ner"), [TEXTS[0], SEP, *ANNA_NER, SEP, TEXTS[1], SEP, *NONE, SEP, TEXTS[2], SEP, *SHE_NER, SEP, END])
+    """D_NER: a sentence, SEP, a piece for each of ITS entities, SEP, the next sentence ... END. A piece ends
+    its line."""
+    same(plain("ner"), [TEXTS[0], SEP, *ANNA_NER, SEP, TEXTS[1], SEP, *NONE, SEP,
+                        TEXTS[2], SEP, *SHE_NER, SEP, END])
 
 
 def check_qra(points=3):
-    """D_QRA likewise; a question and its answer are two pieces with roles of their own, as answers weigh more in the
-    loss."""
+    """D_QRA likewise. A question and its answer are two pieces with different roles, because answers have a
+    larger weight in the loss."""
     same(plain("qra"), [TEXTS[0], SEP, *ANNA_QRA, *ANNA_MOOD, SEP, TEXTS[1], SEP, *DAY_QRA, SEP,
                         TEXTS[2], SEP, *SHE_QRA, SEP, END])
 
 
 def check_spaces(points=1):
-    """Every piece but the first begins with a space, whatever stands before it: " Oslo" is a token, "Oslo" is three."""
+    """Every piece but the first begins with one space, after any piece: " Oslo" is one token, "Oslo" is
+    three."""
     for name in ("ori", "ner", "qra"):
-        for document in (plain(name), render(PARAGRAPH, name, random.Random(2)), plain(name, [DAY]), plain(name, [SHE, DAY])):
+        for document in (plain(name), render(PARAGRAPH, name, random.Random(2)), plain(name, [DAY]),
+                         plain(name, [SHE, DAY])):
             first, *rest = [text for text, role in document if role not in ("sep", "end")]
-            assert first[0] != " " and all(text[0] == " " and text[1] != " " for text in rest), f"{name}: {document}"
+            assert first[0] != " ", f"{name}: {document}"
+            assert all(text[0] == " " and text[1] != " " for text in rest), f"{name}: {document}"
 
 
 def check_nothing_to_say(points=1):
-    """A sentence without an entity reads "none"; one without questions has an empty reading, between its two separators."""
+    """A sentence without entities reads "none". One without questions has an empty reading between two
+    SEP."""
     same(plain("ner", [DAY]), [("What a lovely day!", "text"), SEP, *NONE, SEP, END])
     same(plain("qra", [{**DAY, "questions": []}]), [("What a lovely day!", "text"), SEP, SEP, END])
 
 
-def pairs(document):
-    """Questions with their answers, in the order asked."""
-    said = [piece for piece in document if piece[1] in ("question", "answer")]
-    assert [role for _, role in said] == ["question", "answer"] * (len(said) // 2), f"{said}: a question is followed by its answer"
-    return list(zip(said[::2], said[1::2]))
-
-
-def check_reading_on(points=2):
-    """join_prob: the sentence waits, and is read together with the next. What waits is read as one, between ONE pair of SEP:
-    its entities in order, and "none" only where there is none in all of it."""
+def check_joined_sentences(points=2):
+    """join_prob: a sentence waits and is read together with the next one. All that waited is one reading
+    between ONE pair of SEP: its entities in order, "none" only where it has no entity. The last sentence
+    never waits."""
     same(plain("ner", join_prob=1.0), [*TEXTS, SEP, *ANNA_NER, *SHE_NER, SEP, END])
-    same(plain("ner", [ANNA], join_prob=1.0), [TEXTS[0], SEP, *ANNA_NER, SEP, END])     # the last sentence waits for nothing
+    same(plain("ner", [ANNA], join_prob=1.0), [TEXTS[0], SEP, *ANNA_NER, SEP, END])
     same(plain("ner", [{**DAY}, DAY], join_prob=1.0)[2:], [SEP, *NONE, SEP, END])
 
 
 def check_the_order_of_questions(points=2):
-    """Questions about several sentences are shuffled, rng.shuffle, or their turn would tell which sentence answers them; those
-    about one sentence stand as they are."""
-    orders = {tuple(pairs(render(PARAGRAPH, "qra", random.Random(seed), forms=1, join_prob=1.0))) for seed in range(60)}
+    """Questions about several sentences are shuffled (rng.shuffle), or their position would reveal their
+    answer. Questions about one sentence keep their order."""
+    orders = {tuple(pairs(plain("qra", seed=seed, join_prob=1.0))) for seed in range(60)}
     assert len(orders) == 6, f"{len(orders)} of 6 orders of three questions"
-    assert len({tuple(pairs(render([SHE], "qra", random.Random(seed), forms=1))) for seed in range(20)}) == 1
-    assert len({tuple(pairs(plain("qra", join_prob=1.0))) for _ in range(20)}) == 1, "the order is another one with the same rng"
+    assert len({tuple(pairs(plain("qra", [SHE], seed=seed))) for seed in range(20)}) == 1
+    again = {tuple(pairs(plain("qra", join_prob=1.0))) for _ in range(20)}
+    assert len(again) == 1, "the same rng gives another order"
 
 
 def check_attitude_is_asked_of_the_last_sentence(points=2):
-    """ "Is this good or bad?" after three sentences means the third: of those that waited, questions of attitude are left
-    out."""
-    for paragraph, texts, asked in ((PARAGRAPH, TEXTS, ANNA_QRA + SHE_QRA), ([ANNA, DAY], TEXTS[:2], ANNA_QRA + DAY_QRA)):
-        document = plain("qra", paragraph, join_prob=1.0)
-        same(document[:len(texts) + 1], [*texts, SEP])
+    """"Is this good or bad?" after three sentences means the third: leave out the questions of kind
+    "attitude" of the sentences that waited."""
+    for paragraph, asked in ((PARAGRAPH, ANNA_QRA + SHE_QRA), ([ANNA, DAY], ANNA_QRA + DAY_QRA)):
+        document, n = plain("qra", paragraph, join_prob=1.0), len(paragraph)
+        same(document[:n + 1], [*TEXTS[:n], SEP])
         same(sorted(pairs(document)), sorted(pairs(asked)))
-        same(document[len(texts) + 1 + len(asked):], [SEP, END])
+        same(document[n + 1 + len(asked):], [SEP, END])
 
 
 def check_how_often_a_sentence_waits(points=1):
-    """Of the sentences that have a next one, a share of join_prob waits; rng.random() < join_prob, drawn once for each."""
+    """Of the sentences that have a next one, a share of join_prob waits: rng.random() < join_prob, once for
+    each."""
     rng, waited = random.Random(3), 0
     for _ in range(1000):
         document = render(PARAGRAPH, "qra", rng, forms=1, join_prob=0.3)
-        waited += 6 - document.count(SEP)                               # a sentence that waits saves two separators
+        waited += 6 - document.count(SEP)                       # a sentence that waits saves two separators
     assert 0.26 < waited / 4000 < 0.34, f"{waited / 4000:.2f} of the sentences waited, expected .30"
     assert plain("ner", join_prob=0.0).count(SEP) == 6
 
 
 def check_forms(points=2):
-    """forms = n: every entity line is drawn anew from the first n of ENTITY_FORMS, questions through question_texts(.., n,
-    rng)."""
+    """forms = n: draw the form of every entity line from the first n of ENTITY_FORMS, and questions by
+    question_texts(.., n, rng)."""
     rng, lines, openers = random.Random(4), set(), set()
     for _ in range(300):
         for text, role in render([ANNA], "ner", rng):
@@ -134,15 +146,17 @@ def check_forms(points=2):
                 lines.add(text)
                 assert parse_entity(text) in ANNA["entities"]
         openers.add(render([ANNA], "qra", rng)[2])
-    assert len(lines) == 2 * len(ENTITY_FORMS), f"{len(lines)} different lines of two entities, expected {2 * len(ENTITY_FORMS)}"
-    assert len(openers) > 10, "the questions of a document all open alike"
-    lines = {text for _ in range(100) for text, role in render([ANNA], "ner", rng, forms=2) if role == "entity"}
+    want = 2 * len(ENTITY_FORMS)
+    assert len(lines) == want, f"{len(lines)} different lines of two entities, expected {want}"
+    assert len(openers) > 10, "all questions have the same opener"
+    documents = [render([ANNA], "ner", rng, forms=2) for _ in range(100)]
+    lines = {text for document in documents for text, role in document if role == "entity"}
     assert lines == {" Anna: person, traveller\n", " Anna is a person, traveller\n", " Oslo: place, goal\n",
                      " Oslo is a place, goal\n"}, f"forms=2 gives {sorted(lines)}"
 
 
 def check_questions_can_be_parsed_back(points=1):
-    """Opener, question, bridge and answer, put together, are the line that parse_question undoes."""
+    """Opener, question, bridge and answer together are the line that parse_question reads."""
     rng = random.Random(5)
     for _ in range(200):
         document = render([SHE], "qra", rng, forms=ALL_FORMS)
@@ -152,7 +166,7 @@ def check_questions_can_be_parsed_back(points=1):
 
 
 def check_the_same_seed(points=1):
-    """All that is random comes from rng, and the records stay as they were."""
+    """All random numbers come from rng, and the records are not changed."""
     before = copy.deepcopy(PARAGRAPH)
     for name in ("ner", "qra"):
         found = [render(PARAGRAPH, name, random.Random(6), join_prob=0.5) for _ in range(5)]
@@ -160,54 +174,42 @@ def check_the_same_seed(points=1):
     assert PARAGRAPH == before, "render has changed the records that it was given"
 
 
-def check_levels(points=1):
-    """documents: one for the paragraph, or at level "sentence" one for each sentence, which then begins a document of its
-    own."""
-    rng = random.Random(7)
-    assert documents(PARAGRAPH, "ner", rng, forms=1) == [plain("ner")]
-    found = documents(PARAGRAPH, "qra", rng, "sentence", 1, 1.0)
-    assert found == [plain("qra", [record]) for record in PARAGRAPH], f"{found}"
-
-
 def check_bad_arguments(points=1):
-    """ValueError for another copy, for forms below 1 and for another level, as the docstrings say."""
-    for call in (lambda: render(PARAGRAPH, "nre", random.Random(8)), lambda: render(PARAGRAPH, "ner", random.Random(8), forms=0),
-                 lambda: documents(PARAGRAPH, "ner", random.Random(8), level="word")):
+    """ValueError for another behaviour and for forms below 1, as the docstring says."""
+    for behaviour, forms in (("nre", 2), ("ner", 0)):
         try:
-            call()
+            render(PARAGRAPH, behaviour, random.Random(8), forms)
         except ValueError:
             continue
-        raise AssertionError("a bad argument gave no ValueError")
+        raise AssertionError(f"behaviour {behaviour!r} with {forms} forms gave no ValueError")
 
 
 def check_encoding(points=3):
-    """Ids of all pieces one after another; every token of a piece has its piece's role; SEP and END are one id each."""
+    """Ids of all pieces one after another. Every token of a piece has its role. SEP and END are one id
+    each."""
     document = [("Hi.", "text"), SEP, (" a: b\n", "entity"), SEP, END]
     (ids, roles), (other, _) = encode_documents([document, [(" a: b\n", "entity"), END]], Letters())
     assert ids == [72, 105, 46, 1000, 32, 97, 58, 32, 98, 10, 1000, 1001], f"ids {ids}"
-    assert [ROLES[role] for role in roles] == ["text"] * 3 + ["sep"] + ["entity"] * 6 + ["sep", "end"], f"roles {roles}"
+    names = [ROLES[role] for role in roles]
+    assert names == ["text"] * 3 + ["sep"] + ["entity"] * 6 + ["sep", "end"], f"roles {names}"
     assert other == [32, 97, 58, 32, 98, 10, 1001] and encode_documents([], Letters()) == []
 
 
 def check_pieces_are_encoded_once(points=2):
-    """Every distinct piece once, all in one call of encode_batch; `known` keeps them from one call to the next."""
-    letters, known, document = Letters(), {}, [("Hi.", "text"), SEP, (" a\n", "entity"), (" a\n", "entity"), SEP, END]
-    first = encode_documents([document, document], letters, known)
-    assert len(letters.asked) == 1 and sorted(letters.asked[0]) == [" a\n", "Hi."], f"asked for {letters.asked}"
-    assert known == {"Hi.": [72, 105, 46], " a\n": [32, 97, 10]}, f"known holds {known}"
-    assert encode_documents([document, document], letters, known) == first
-    assert sum(map(len, letters.asked)) == 2, f"what is known was encoded again: {letters.asked}"
-    encode_documents([document], letters)
-    assert sum(map(len, letters.asked)) == 4, "without `known`, something is remembered all the same"
+    """Every distinct piece once, all in one call of encode_batch."""
+    letters, document = Letters(), [("Hi.", "text"), SEP, (" a\n", "entity"), (" a\n", "entity"), SEP, END]
+    encode_documents([document, document], letters)
+    assert [sorted(texts) for texts in letters.asked] == [[" a\n", "Hi."]], f"asked for {letters.asked}"
 
 
 def check_pieces_are_running_text(points=1):
     """Because of the spaces, pieces encoded one by one are the tokens of the running text."""
-    tokenizer = train_bpe(["Anna went to Oslo. What a lovely day! She felt proud. Where did Anna go? Is this good?"] * 9, 320)
+    text = "Anna went to Oslo. What a lovely day! She felt proud."
+    tokenizer = train_bpe([f"{text} Where did Anna go? Is this good?"] * 9, 320)
     for name in ("ori", "ner", "qra"):
         document = render(PARAGRAPH, name, random.Random(9))
         (ids, _), = encode_documents([document], tokenizer)
         if name == "ori":
-            assert ids == tokenizer.encode("Anna went to Oslo. What a lovely day! She felt proud.") + [tokenizer.end]
-        text = tokenizer.decode(ids).replace("<|sep|>", "").replace("<|end|>", "")
-        assert text == "".join(text for text, _ in document)
+            assert ids == tokenizer.encode(text) + [tokenizer.end]
+        found = tokenizer.decode(ids).replace("<|sep|>", "").replace("<|end|>", "")
+        assert found == "".join(piece for piece, _ in document)

@@ -26,7 +26,8 @@ def refused(call):
 
 
 def opened():
-    """A Cache of three documents, of 3, 1 and 2 tokens: token 1 has the set {4, 7}, token 2 {9}, token 5 {0, 2, 3}."""
+    """A Cache of three documents, of 3, 1 and 2 tokens: token 1 has the set {4, 7}, token 2 {9}, token 5 {0,
+    2, 3}."""
     cache = Cache.__new__(Cache)
     cache.folder, cache.starts, cache.kept_starts = "made up", np.array([0, 3, 4, 6]), np.array([0, 3, 3, 6])
     cache.lengths = np.diff(cache.starts)
@@ -37,8 +38,8 @@ def opened():
 
 
 def check_sets_by_hand(points=3):
-    """Most probable first, until their mass REACHES p: the token that crosses p is in. .5 + .3 reaches .8, but for rounding
-    (SLACK)."""
+    """Most probable first, until their mass REACHES p: the token that crosses p is in. .5 + .3 reaches .8,
+    but for rounding (SLACK)."""
     for p, want in ((0.4, [1]), (0.5, [1]), (0.6, [1, 3]), (0.8, [1, 3]), (0.81, [1, 3, 2]), (1.0, [1, 3, 2, 0])):
         assert sets(LOGITS, p) == [want], f"p={p}: {sets(LOGITS, p)[0]}, expected {want} of the probabilities .05 .5 .15 .3"
 
@@ -83,7 +84,8 @@ def check_impossible_tokens(points=1):
 
 
 def check_shape_and_padding(points=2):
-    """K is the largest set among the rows. Behind a smaller set: id 0, MASKED, False. Types: long, float32, bool."""
+    """K is the largest set among the rows. Behind a smaller set: id 0, MASKED, False. Types: long, float32,
+    bool."""
     logits = torch.tensor([[9.0, 0, 0, 0, 0], [0, 0, 2.0, 2.0, 0], [1.0, 1.0, 1.0, 1.0, 1.0]])
     ids, log_probs, mask = top_p_sets(logits.bfloat16(), 0.7, 99)
     assert (ids.dtype, log_probs.dtype, mask.dtype) == (torch.int64, torch.float32, torch.bool)
@@ -102,7 +104,8 @@ def check_what_is_refused(points=1):
 
 
 def check_narrow(points=3):
-    """The part of a set that a smaller p would have kept: the same as top_p_sets with that p, for any leading shape."""
+    """The part of a set that a smaller p would have kept: the same as top_p_sets with that p, for any leading
+    shape."""
     logits = (3 * torch.sin(1.3 * torch.arange(600.0) ** 1.1)).reshape(20, 30)
     _, log_probs, mask = top_p_sets(logits, 0.95, 99)
     for p in (0.3, 0.5, 0.8):
@@ -115,14 +118,16 @@ def check_narrow(points=3):
 
 
 def check_narrow_keeps_no_padding(points=1):
-    """Where a set is padded or empty, nothing is kept, whatever stands there; .5 + .3 reaches .8 here as well."""
+    """Where a set is padded or empty, nothing is kept, whatever stands there; .5 + .3 reaches .8 here as
+    well."""
     log_probs, mask = torch.tensor([[0.5, 0.3, 0.1], [0.5, 0.5, 0.5]]).log(), torch.tensor([[True, True, True], [False] * 3])
     assert narrow(log_probs, mask, 0.8).tolist() == [[True, True, False], [False] * 3]
     assert narrow(torch.full((1, 3), MASKED), torch.zeros(1, 3, dtype=torch.bool), 0.8).tolist() == [[False] * 3]
 
 
 def check_rounding_down(points=2):
-    """float16 rounds to the nearest, which is above the number half of the time: then take the next one below."""
+    """float16 rounds to the nearest, which is above the number half of the time: then take the next one
+    below."""
     exact = np.concatenate([-np.exp(np.linspace(-20, 11, 2000)), [0.0, -0.5, -1.0, MASKED, -np.inf]]).astype(np.float32)
     kept, half = exact.copy(), round_down_to_half(exact)
     assert half.dtype == np.float16 and half.shape == exact.shape and (exact == kept).all()
@@ -133,13 +138,15 @@ def check_rounding_down(points=2):
 
 
 def check_rounding_of_positive_numbers(points=1):
-    """A log-probability a rounding above 0 becomes 0: the mass that is read back is never above the teacher's."""
+    """A log-probability a rounding above 0 becomes 0: the mass that is read back is never above the
+    teacher's."""
     assert round_down_to_half([1e-5, 0.0, -1e-9]).tolist()[:2] == [0.0, 0.0]
     assert -1e-7 < round_down_to_half([-1e-9])[0] < 0 and len(round_down_to_half([])) == 0
 
 
 def check_document(points=2):
-    """Two kinds of offsets: starts counts tokens, kept_starts counts kept ids. IndexError outside 0 .. documents - 1."""
+    """Two kinds of offsets: starts counts tokens, kept_starts counts kept ids. IndexError outside 0 ..
+    documents - 1."""
     tokens, roles, counts, ids, log_probs = opened().document(0)
     assert (tokens.tolist(), roles.tolist(), counts.tolist()) == ([5, 7, 9], [0, 3, 3], [0, 2, 1])
     assert (ids.tolist(), log_probs.tolist()) == ([4, 7, 9], [-0.5, -1.5, -0.25]), f"sets {ids.tolist()}"
@@ -149,8 +156,8 @@ def check_document(points=2):
 
 
 def check_batch(points=3):
-    """The set of token t stands in column t, the tokens it goes with; given tokens have an empty one. Pad behind, never
-    before."""
+    """The set of token t stands in column t, the tokens it goes with; given tokens have an empty one. Pad
+    behind, never before."""
     batch = opened().batch([2, 0])
     assert batch["tokens"].tolist() == [[8, 2, 0], [5, 7, 9]] and batch["roles"].tolist() == [[1, 3, 0], [0, 3, 3]]
     assert batch["real"].tolist() == [[True, True, False], [True] * 3]
@@ -162,8 +169,8 @@ def check_batch(points=3):
 
 
 def check_batch_sizes(points=2):
-    """T is asked for, or the longest of THESE documents; K is their largest set, at least 1. Too long is a ValueError, not
-    a cut."""
+    """T is asked for, or the longest of THESE documents; K is their largest set, at least 1. Too long is a
+    ValueError, not a cut."""
     assert opened().batch([1])["ids"].shape == (1, 1, 1) and opened().batch([0, 1])["ids"].shape == (2, 3, 2)
     assert opened().batch([2, 2], T=5)["mask"].shape == (2, 5, 3) and not opened().batch([2], T=5)["real"][:, 2:].any()
     assert refused(lambda: opened().batch([1, 0], T=2)) is ValueError and refused(lambda: opened().batch([])) is ValueError
@@ -173,8 +180,8 @@ def check_batch_sizes(points=2):
 
 
 def check_there_and_back(points=2):
-    """From logits to sets, to a cache on disk, and back: the same ids, log-probabilities within .1 %, and never more
-    mass."""
+    """From logits to sets, to a cache on disk, and back: the same ids, log-probabilities within .1 %, and
+    never more mass."""
     logits = (3 * torch.sin(1.3 * torch.arange(600.0) ** 1.1)).reshape(12, 50)
     ids, log_probs, mask = top_p_sets(logits, 0.9, 8)
     one = [None] + [(ids[i, mask[i]].numpy(), log_probs[i, mask[i]].numpy()) for i in range(12)]

@@ -45,8 +45,8 @@ def same(loss, want, logits, what):
 
 
 def check_student_terms(points=2):
-    """z_K and z_a are logits as they are (no softmax); log_Z is the logsumexp over the whole vocabulary. z - log_Z is log
-    pi."""
+    """z_K and z_a are logits as they are (no softmax); log_Z is the logsumexp over the whole vocabulary. z -
+    log_Z is log pi."""
     logits = student()
     z_K, z_a, log_Z = student_terms(logits, IDS, TAKEN)
     log_pi = logits.log_softmax(-1)
@@ -63,8 +63,8 @@ def check_shapes_and_types_of_the_terms(points=1):
 
 
 def check_weighted_mean(points=2):
-    """sum(w x) / sum(w), or / denominator: with the denominator of a whole update, the parts of two micro-batches ADD
-    UP."""
+    """sum(w x) / sum(w), or / denominator: with the denominator of a whole update, the parts of two
+    micro-batches ADD UP."""
     x, w = torch.tensor([[1.0, 2.0], [6.0, 5.0]]), torch.tensor([[1.0, 0.0], [2.0, 1.0]])
     assert weighted_mean(x, w) == (1 + 12 + 5) / 4 and weighted_mean(x, w, 9) == 2
     total = w.sum()
@@ -92,7 +92,8 @@ def check_sft(points=2):
 
 
 def check_set_terms(points=2):
-    """MASKED (not 0) where the mask is False, and where a position has no set or no weight all of it is harmless."""
+    """MASKED (not 0) where the mask is False, and where a position has no set or no weight all of it is
+    harmless."""
     z, nan = torch.full((1, 3, 3), 2.0), math.nan
     mask = torch.tensor([[[True, False, True], [False] * 3, [True] * 3]])
     z[0, 1], z[0, 2, 0] = nan, nan
@@ -105,8 +106,8 @@ def check_set_terms(points=2):
 
 
 def check_log_outside(points=1):
-    """log(1 - exp(x)) by log(-expm1(x)): exact also for a mass close to 1, and finite, with a finite gradient, for a mass
-    of 1."""
+    """log(1 - exp(x)) by log(-expm1(x)): exact also for a mass close to 1, and finite, with a finite
+    gradient, for a mass of 1."""
     x = torch.tensor([-1e-5, -1e-3, -1.0, -30.0, -120.0], dtype=torch.float32)
     torch.testing.assert_close(log_outside(x), torch.log(-torch.expm1(x.double())).float(), rtol=1e-5, atol=1e-7)
     one = torch.tensor([0.0, 1e-7, -1e-9], requires_grad=True)
@@ -115,8 +116,8 @@ def check_log_outside(points=1):
 
 
 def check_inside_is_kl_to_the_renormalised_set(points=3):
-    """At leak 1: sum over the set of q (log q - log s), q = t / M renormalised, s the student's over the WHOLE
-    vocabulary."""
+    """At leak 1: sum over the set of q (log q - log s), q = t / M renormalised, s the student's over the
+    WHOLE vocabulary."""
     logits = student()
     want = 0
     for t in range(3):
@@ -126,8 +127,8 @@ def check_inside_is_kl_to_the_renormalised_set(points=3):
 
 
 def check_leak(points=2):
-    """leak (-log S) = leak (log_Z - V_p). At 0 the logits outside are never touched; at 3 they are pushed down three times
-    as hard."""
+    """leak (-log S) = leak (log_Z - V_p). At 0 the logits outside are never touched; at 3 they are pushed
+    down three times as hard."""
     logits = student()
     inside = torch.autograd.grad(kl(logits, leak=0.0)[0], logits)[0]
     outside = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 0, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1]]).bool()
@@ -137,7 +138,8 @@ def check_leak(points=2):
 
 
 def check_bucket(points=3):
-    """The mass outside is one token more, on both sides: sum t (log t - log s) + (1 - M) (log(1 - M) - log(1 - S))."""
+    """The mass outside is one token more, on both sides: sum t (log t - log s) + (1 - M) (log(1 - M) - log(1
+    - S))."""
     logits, want = student(), 0
     for t in range(3):
         q, s, M, S = parts(logits, t)
@@ -147,8 +149,8 @@ def check_bucket(points=3):
 
 
 def check_where_they_lead(points=2):
-    """The bias of truncation: inside wants s = t / M, with the bucket s = t. There the loss is 0, and so is its
-    gradient."""
+    """The bias of truncation: inside wants s = t / M, with the bucket s = t. There the loss is 0, and so is
+    its gradient."""
     teacher = TEACHER.log()[None].clone().requires_grad_()
     loss, _ = kl(teacher, tail="bucket")
     assert abs(loss) < 1e-6 and torch.autograd.grad(loss, teacher)[0].abs().max() < 1e-6, f"bucket at the teacher: {loss}"
@@ -161,8 +163,8 @@ def check_where_they_lead(points=2):
 
 
 def check_whole_sets_are_ordinary_kd(points=1):
-    """Where the set is the whole vocabulary both tails are KL(teacher || student), and its mass may pass 1 by a
-    rounding."""
+    """Where the set is the whole vocabulary both tails are KL(teacher || student), and its mass may pass 1 by
+    a rounding."""
     logits = student(dtype=torch.float32)
     ids, mask = torch.arange(V).expand(1, 3, V), torch.ones(1, 3, V, dtype=torch.bool)
     log_t = TEACHER.log()[None].float() + 1e-7
@@ -176,8 +178,8 @@ def check_whole_sets_are_ordinary_kd(points=1):
 
 
 def check_padding_and_empty_sets(points=3):
-    """Mask BEFORE any arithmetic: 0 * NaN is NaN in the gradient. An empty set is no position: it leaves the denominator as
-    well."""
+    """Mask BEFORE any arithmetic: 0 * NaN is NaN in the gradient. An empty set is no position: it leaves the
+    denominator as well."""
     logits = student()
     two = kl(logits, (1.0, 0.0, 1.0))[0]
     hole = MASK.clone()
@@ -203,8 +205,8 @@ def check_weights_and_denominator(points=1):
 
 
 def check_figures(points=2):
-    """kl, leak = log_Z - V_p (without its factor), kept_mass M, entropy of the TARGET (renormalised, or with the bucket);
-    detached."""
+    """kl, leak = log_Z - V_p (without its factor), kept_mass M, entropy of the TARGET (renormalised, or with
+    the bucket); detached."""
     logits = student()
     for tail in ("inside", "bucket"):
         loss, figures = kl(logits, tail=tail, leak=3.0)

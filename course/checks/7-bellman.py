@@ -64,7 +64,8 @@ def check_soft_value(points=2):
 
 
 def check_soft_value_can_be_differentiated(points=1):
-    """theory.minimise takes gradients by the complex step: Q may be complex, so compare and take maxima of Q.real only."""
+    """theory.minimise takes gradients by the complex step: Q may be complex, so compare and take maxima of
+    Q.real only."""
     Q = np.array([[0.3, -1.0, 2.0]])
     for k in range(3):
         slope = theory.soft_value(Q + 1e-30j * np.eye(3)[k]).imag[0] / 1e-30
@@ -72,7 +73,8 @@ def check_soft_value_can_be_differentiated(points=1):
 
 
 def check_the_operator_by_hand(points=3):
-    """(B Q)(s, a) = r(s, a) + gamma V_p(s'), s' the state that FOLLOWS a; 0 where a ends. V_p(s) is no part of it."""
+    """(B Q)(s, a) = r(s, a) + gamma V_p(s'), s' the state that FOLLOWS a; 0 where a ends. V_p(s) is no part
+    of it."""
     mdp = theory.MDP(np.array([[1, -1], [-1, 0]]), np.array([[1.0, 2.0], [3.0, 4.0]]), 0.5)
     Q = np.log(np.array([[1.0, 3.0], [2.0, 6.0]]))
     found = theory.bellman(Q, mdp, np.array([[True, True], [True, False]]))
@@ -80,7 +82,8 @@ def check_the_operator_by_hand(points=3):
 
 
 def check_the_operator_with_a_policy(points=2):
-    """E over a' of the policy: Q(s', a') - log pi(a'|s'), the entropy included; actions of probability 0 add nothing."""
+    """E over a' of the policy: Q(s', a') - log pi(a'|s'), the entropy included; actions of probability 0 add
+    nothing."""
     mdp = theory.MDP(np.array([[1, -1], [-1, 0]]), np.zeros((2, 2)), 0.5)
     Q, policy = np.array([[1.0, 3.0], [2.0, 6.0]]), np.array([[0.25, 0.75], [1.0, 0.0]])
     first = 0.25 * (1 - math.log(0.25)) + 0.75 * (3 - math.log(0.75))
@@ -90,8 +93,8 @@ def check_the_operator_with_a_policy(points=2):
 
 
 def check_contraction_and_fixed_point(points=2):
-    """Two tables come closer by gamma at least, over supported actions; so all starts lead to one table, which stays as it
-    is."""
+    """Two tables come closer by gamma at least, over supported actions; so all starts lead to one table,
+    which stays as it is."""
     rng = np.random.default_rng(0)
     mdp = theory.random_mdp(rng, 5, 4, 0.8)
     inside = theory.top_p(theory.softmax(theory.solve(mdp)), 0.8)
@@ -105,8 +108,8 @@ def check_contraction_and_fixed_point(points=2):
 
 
 def check_where_the_square_leads(points=1):
-    """One state, a .9 / .1 teacher, alpha .1: Bellman Distill ends at .640, as E[r] = 0 and pi_Q / pi* = 1 - r / (2 alpha)
-    demand."""
+    """One state, a .9 / .1 teacher, alpha .1: Bellman Distill ends at .640, as E[r] = 0 and pi_Q / pi* = 1 -
+    r / (2 alpha) demand."""
     one = theory.world(np.full((1, 2), -1), np.array([[0.9, 0.1]]), 1, 0.99)
     Q, _ = theory.minimise(lambda Q: theory.mean(one, theory.bellman_tokens(one, Q, 0.1)), np.zeros((1, 2)))
     near(theory.softmax(Q)[0, 0], 0.640, "pi_Q", 5e-4)
@@ -115,8 +118,8 @@ def check_where_the_square_leads(points=1):
 
 
 def check_the_law_of_the_fixed_point(points=2):
-    """In later states the gradient through V_p(s') comes in: (1 - r / (2 alpha)) / (1 - gamma e / (2 alpha)), e the reward
-    on the way in."""
+    """In later states the gradient through V_p(s') comes in: (1 - r / (2 alpha)) / (1 - gamma e / (2 alpha)),
+    e the reward on the way in."""
     w, rng = tree()
     Q, slope = theory.minimise(lambda Q: theory.mean(w, theory.bellman_tokens(w, Q, 0.5)), rng.normal(size=w.follow.shape))
     assert slope < 1e-8, "the minimum was not found"
@@ -129,8 +132,8 @@ def check_the_law_of_the_fixed_point(points=2):
 
 
 def check_successor_values(points=2):
-    """V(s') of column t stands in column t + 1; 0 after a terminal action, where nothing exists, and behind the last
-    column."""
+    """V(s') of column t stands in column t + 1; 0 after a terminal action, where nothing exists, and behind
+    the last column."""
     V = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
     yes, no = torch.ones(1, 4, dtype=torch.bool), torch.zeros(1, 4, dtype=torch.bool)
     assert successor_values(V, yes, no).tolist() == [[2, 3, 4, 0]], f"{successor_values(V, yes, no).tolist()}"
@@ -141,8 +144,8 @@ def check_successor_values(points=2):
 
 
 def check_which_positions_count(points=3):
-    """Dropped as a whole: no set; the token not in it; no terminal and no set in the next column. A cut text is NOT
-    terminal."""
+    """Dropped as a whole: no set; the token not in it; no terminal and no set in the next column. A cut text
+    is NOT terminal."""
     w = torch.tensor([[1.0, 2.0, 0.0, 3.0], [4.0, 5.0, 6.0, 7.0]])
     found = bellman_weights(MASK, HIT, TERMINAL, w)
     assert found.tolist() == [[1, 2, 0, 3], [0, 0, 0, 0]], f"weights {found.tolist()}"
@@ -155,8 +158,8 @@ def check_which_positions_count(points=3):
 
 
 def check_join_and_bootstrap(points=2):
-    """outside="join": the token need not be in the set. cut="bootstrap": the next column need have no set, but it must
-    exist."""
+    """outside="join": the token need not be in the set. cut="bootstrap": the next column need have no set,
+    but it must exist."""
     for (outside, cut), want in CASES.items():
         found = bellman_weights(MASK, HIT, TERMINAL, ONES, outside=outside, cut=cut)
         assert found.tolist() == want, f"outside={outside}, cut={cut}: {found.tolist()}, expected {want}"
@@ -165,8 +168,8 @@ def check_join_and_bootstrap(points=2):
 
 
 def check_terms_by_hand(points=3):
-    """reward = z_a - gamma V_p(s'); cloning = V_p(s) - z_a; V_p(s) - gamma V_p(s'); leak = log_Z - V_p(s). At the end
-    V_p(s') = 0."""
+    """reward = z_a - gamma V_p(s'); cloning = V_p(s) - z_a; V_p(s) - gamma V_p(s'); leak = log_Z - V_p(s). At
+    the end V_p(s') = 0."""
     logits = student()
     reward, cloning, gain, leak, weights = terms(logits)
     assert weights.tolist() == CASES["drop", "drop"]
@@ -179,8 +182,8 @@ def check_terms_by_hand(points=3):
 
 
 def check_gauges(points=2):
-    """A gauge is subtracted from Q and from V at the SAME state: log_Z, or the mean logit of the set. Cloning and leak do
-    not see it."""
+    """A gauge is subtracted from Q and from V at the SAME state: log_Z, or the mean logit of the set. Cloning
+    and leak do not see it."""
     logits = student()
     raw = terms(logits)
     for gauge in ("log_softmax", "centred"):
@@ -197,8 +200,8 @@ def check_gauges(points=2):
 
 
 def check_joined_tokens_and_missing_sets(points=2):
-    """join: the token becomes one more of the set, once, where it was not in it. bootstrap: V(s') of no set is log_Z
-    there."""
+    """join: the token becomes one more of the set, once, where it was not in it. bootstrap: V(s') of no set
+    is log_Z there."""
     logits = student()
     reward, cloning, _, leak, _ = terms(logits, outside="join", cut="bootstrap")
     near(cloning[1, 2], soft(logits, 1, 2, join=True) - logits[1, 2, 0], "cloning of a token that joins")
@@ -212,8 +215,8 @@ def check_joined_tokens_and_missing_sets(points=2):
 
 
 def check_where_gradients_flow(points=2):
-    """The residual pulls at V_p(s') too, unless stop_gradient; target_values (B, T) take the place of V, read in the next
-    column."""
+    """The residual pulls at V_p(s') too, unless stop_gradient; target_values (B, T) take the place of V, read
+    in the next column."""
     logits = student()
     for stop in (False, True):
         grad = torch.autograd.grad(terms(logits, stop_gradient=stop)[0][0, 0], logits)[0]
@@ -224,7 +227,8 @@ def check_where_gradients_flow(points=2):
 
 
 def check_what_does_not_count_is_harmless(points=2):
-    """Padding and dropped positions may hold anything, NaN too: mask before logsumexp, or it comes back in the gradient."""
+    """Padding and dropped positions may hold anything, NaN too: mask before logsumexp, or it comes back in
+    the gradient."""
     logits, mask = student(), MASK.clone()
     mask[0, 3] = False                                                  # column 3 is now padding behind a cut document
     z_K, z_a, log_Z = student_terms(logits, IDS, TAKEN)
@@ -241,8 +245,8 @@ def check_what_does_not_count_is_harmless(points=2):
 
 
 def check_the_published_form(points=1):
-    """phi(Q - gamma V') - (V - gamma V') is, written out, cloning and the square: bellman_distill and bellman_max_min
-    agree."""
+    """phi(Q - gamma V') - (V - gamma V') is, written out, cloning and the square: bellman_distill and
+    bellman_max_min agree."""
     logits = student()
     z_K, z_a, log_Z = student_terms(logits, IDS, TAKEN)
     ours, _ = bellman_distill(z_K, z_a, log_Z, torch.zeros(2, 4, 2), MASK, HIT, TERMINAL, ONES, alpha=0.3, gamma=0.9)
@@ -253,7 +257,8 @@ def check_the_published_form(points=1):
 
 
 def check_a_table_and_a_network_agree(points=2):
-    """One text told twice: as states of theory.py, and as columns of td_distill.py. Loss by loss they must be the same."""
+    """One text told twice: as states of theory.py, and as columns of td_distill.py. Loss by loss they must be
+    the same."""
     w, rng = tree()
     Q = rng.normal(size=w.follow.shape)
     s, path = 0, []

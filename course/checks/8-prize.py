@@ -20,8 +20,8 @@ B, T, K, V, C = 3, 6, 3, 12, 8
 
 
 def batch(seed=0):
-    """What a batch is made of: hidden states and the head of a student, a teacher's sets. Document 1 is two tokens shorter, and
-    the first column of each is given, without a set."""
+    """What a batch is made of: hidden states and the head of a student, a teacher's sets. Document 1 is two
+    tokens shorter, and the first column of each is given, without a set."""
     g = torch.Generator().manual_seed(seed)
     hidden, head, teacher = (torch.randn(*shape, generator=g) for shape in ((B, T, C), (V, C), (B, T, V)))
     log_probs, ids = teacher.log_softmax(-1).topk(K, dim=-1)
@@ -59,7 +59,8 @@ def reordered(parts, order):
 
 
 def later_changed(parts):
-    """The same batch, but for the student's hidden states and the teacher's probabilities from column 2 on."""
+    """The same batch, but for the student's hidden states and the teacher's probabilities from column 2
+    on."""
     other = batch(seed=1)
     log_probs = torch.where(parts["mask"], other["log_probs"].clamp(min=-9), MASKED)
     return {**parts, "hidden": torch.cat([parts["hidden"][:, :2], other["hidden"][:, 2:]], 1),
@@ -86,7 +87,8 @@ def table_runs(report, runs):
 
 
 def check_one_finite_number(points=2):
-    """A scalar; it and its gradient are finite, also for a student that is far off (logits of some hundred)."""
+    """A scalar; it and its gradient are finite, also for a student that is far off (logits of some
+    hundred)."""
     parts = batch()
     for scale in (1.0, 50.0):
         loss, grad = prize({**parts, "hidden": scale * parts["hidden"]})
@@ -101,7 +103,8 @@ def check_the_same_twice(points=1):
 
 
 def check_padding_does_not_count(points=2):
-    """Behind the end of a document stands padding: no gradient goes there, and what stands there changes nothing."""
+    """Behind the end of a document stands padding: no gradient goes there, and what stands there changes
+    nothing."""
     parts = batch()
     loss, grad = prize(parts)
     assert not grad[1, -2:].any(), "a gradient goes into padding"
@@ -130,7 +133,8 @@ def check_the_order_within_a_set(points=2):
 
 
 def check_it_is_a_mean(points=2):
-    """A weighted mean: three times the weights give the same loss, and a batch that stands there twice as well."""
+    """A weighted mean: three times the weights give the same loss, and a batch that stands there twice as
+    well."""
     parts = batch()
     loss, _ = prize(parts)
     assert abs(prize({**parts, "weights": 3 * parts["weights"]})[0] - loss) < 1e-5, "three times the weights change the loss"
@@ -147,16 +151,17 @@ def check_the_teacher_is_left_alone(points=1):
 
 
 def check_it_looks_ahead(points=3):
-    """Temporal difference: what stands in LATER columns must change where the gradient of an early column points. A new factor on
-    all of it is not enough, and a loss that treats every column alone does not do it."""
+    """Temporal difference: what stands in LATER columns must change where the gradient of an early column
+    points. A new factor on all of it is not enough, and a loss that treats every column alone does not do
+    it."""
     parts = batch()
     early = [prize(one)[1][:, :2] for one in (parts, later_changed(parts))]
     assert turned(*early) > 1e-7, f"the gradient of the first columns turns by {turned(*early):.0e} when all later columns change"
 
 
 def check_it_learns(points=3):
-    """Down this gradient the tokens that the teacher drew become more probable: by .3 nats in the mean after 60 small
-    steps."""
+    """Down this gradient the tokens that the teacher drew become more probable: by .3 nats in the mean after
+    60 small steps."""
     parts = batch()
 
     def surprise():
@@ -168,8 +173,8 @@ def check_it_learns(points=3):
 
 
 def check_the_teacher_is_followed(points=2):
-    """Texts of two tokens, each .9 one and .1 the other: down the gradient the student comes to prefer the likely one.
-    A square alone pulls every reward to 0, and then nothing says what the teacher would do."""
+    """Texts of two tokens, each .9 one and .1 the other: down the gradient the student comes to prefer the
+    likely one. A square alone pulls every reward to 0, and then nothing says what the teacher would do."""
     first, second = (x.flatten() for x in torch.meshgrid(*[(torch.arange(10) == 9).long()] * 2, indexing="ij"))
     shape, zero = (100, 3), torch.zeros(100, dtype=torch.long)
     column = torch.tensor([False, True, True]).expand(shape)                            # the first column is given
@@ -186,8 +191,8 @@ def check_the_teacher_is_followed(points=2):
 
 
 def check_the_row_and_its_control(points=3):
-    """OBJECTIVES["prize"] and its control read the same cache. The control has no term that looks ahead, and is not the
-    same loss."""
+    """OBJECTIVES["prize"] and its control read the same cache. The control has no term that looks ahead, and
+    is not the same loss."""
     row = OBJECTIVES["prize"]
     control = OBJECTIVES[row.control]
     assert row.control != "prize" and row[:2] == control[:2], f"the row reads {row[:2]}, its control {row.control} {control[:2]}"
@@ -199,8 +204,8 @@ def check_the_row_and_its_control(points=3):
 
 
 def check_the_runs(points=3):
-    """8-results.jsonl: both rows, three learning rates on seed 0, three or more seeds behind it, the same ones, and equal
-    tokens."""
+    """8-results.jsonl: both rows, three learning rates on seed 0, three or more seeds behind it, the same
+    ones, and equal tokens."""
     report, runs = read_report()
     mine, theirs = table_runs(report, runs)
     assert len(mine) >= 3 and set(mine) == set(theirs), f"seeds {sorted(mine)} against {sorted(theirs)}"
@@ -213,8 +218,8 @@ def check_the_runs(points=3):
 
 
 def check_the_learning_rates(points=2):
-    """Each row is run at the rate that was best on seed 0, and on prompts of its own. Picking it on the table's seeds is
-    cheating."""
+    """Each row is run at the rate that was best on seed 0, and on prompts of its own. Picking it on the
+    table's seeds is cheating."""
     report, runs = read_report()
     for row, of_table in zip((report["row"], report["control"]), table_runs(report, runs)):
         tried = {rate: run.get(FIGURE, -1.0) for (name, seed, rate), run in runs.items() if name == row and seed == 0}
@@ -223,8 +228,8 @@ def check_the_learning_rates(points=2):
 
 
 def check_the_difference(points=3):
-    """difference: the mean over seeds of prize minus control; standard_error: of these PAIRED differences, with n - 1 (T =
-    1)."""
+    """difference: the mean over seeds of prize minus control; standard_error: of these PAIRED differences,
+    with n - 1 (T = 1)."""
     report, runs = read_report()
     mine, theirs = table_runs(report, runs)
     pairs = torch.tensor([mine[seed][FIGURE] - theirs[seed][FIGURE] for seed in sorted(mine)], dtype=torch.float64)
@@ -235,7 +240,8 @@ def check_the_difference(points=3):
 
 
 def check_the_verdict(points=2):
-    """"helps" or "hurts" only where the difference is more than two standard errors from 0, otherwise "open"."""
+    """"helps" or "hurts" only where the difference is more than two standard errors from 0, otherwise
+    "open"."""
     report, _ = read_report()
     ratio = report["difference"] / report["standard_error"]
     want = "helps" if ratio > 2 else "hurts" if ratio < -2 else "open"
@@ -243,8 +249,8 @@ def check_the_verdict(points=2):
 
 
 def check_the_text(points=2):
-    """idea, result, doubt: three texts of 80 to 2000 letters. The result names the difference and its error as they stand above,
-    the doubt names another explanation, or what was not measured."""
+    """idea, result, doubt: three texts of 80 to 2000 letters. The result names the difference and its error
+    as they stand above, the doubt names another explanation, or what was not measured."""
     report, _ = read_report()
     for name in ("idea", "result", "doubt"):
         assert 80 <= len(report[name]) <= 2000, f"{name} has {len(report[name])} letters, expected 80 to 2000"
