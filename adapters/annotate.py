@@ -111,8 +111,7 @@ def collect(text, replies, failures, options):
 
 
 def say(line, reasons=()):
-    """Prints a line, and below it a table of a Counter or of the elements of a list, the most common
-    first."""
+    """Prints a line, and below it a table of reasons, the most common first."""
     for text in [line] + [f"  {n:9,}  {reason}" for reason, n in Counter(reasons).most_common()]:
         print(printable(text), flush=True)
 

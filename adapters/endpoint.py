@@ -19,7 +19,6 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from tqdm import tqdm
@@ -30,7 +29,6 @@ from data.files import digest, with_checksum
 BACKOFF, LONGEST_WAIT = 1.0, 300    # seconds before the first retry, doubled each time; the longest wait
 GIVE_UP = 8                         # jobs in a row without a reply that end a run
 MAX_BODY = 1 << 20                  # bytes of an answer; a common one has two thousand
-PLACEHOLDER = 8                     # a shorter API key is a word such as "none", which replies hold as well
 
 
 def read_replies(path):
@@ -55,10 +53,14 @@ def read_replies(path):
     return replies
 
 
+def hide(text, secret):
+    """Text without the API key. A key of fewer than 8 characters is a word such as "none", and may stay."""
+    return text.replace(secret, "[key]") if len(secret) >= 8 else text
+
+
 def keep(file, reply, secret):
     """Appends a reply (dict) to an unbuffered file, in one write -> the reply as it will be read."""
-    text = json.dumps(reply)                            # ASCII, so that the API key can be found in it
-    reply = json.loads(text.replace(secret, "[key]") if len(secret) >= PLACEHOLDER else text)
+    reply = json.loads(hide(json.dumps(reply), secret))     # ASCII, so that the API key can be found in it
     line = json.dumps(with_checksum(reply)).encode() + b"\n"
     if file.write(line) < len(line):
         raise OSError(f"{file.name}: not written in full; is the disk full?")
@@ -122,9 +124,7 @@ def post(body, options):
         with error:
             if error.code in (408, 429) or error.code >= 500:
                 raise
-            said = " ".join(receive(error, deadline).decode("utf-8", "replace").split())
-        if options.secret:
-            said = said.replace(options.secret, "[key]")
+            said = " ".join(hide(receive(error, deadline).decode("utf-8", "replace"), options.secret).split())
         raise ValueError(f"{options.url}: HTTP {error.code}: {printable(said[:200])}; check --teacher (many "
                          "addresses end in /v1), --model and OPENAI_API_KEY") from None
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
@@ -147,7 +147,8 @@ def ask(body, options, stop, retries):
             asked = error.headers.get("Retry-After", "")                # seconds; a date is ignored
             why, wait = f"HTTP {error.code}", float(asked) if asked.isdecimal() else 0.0
         except (OSError, http.client.HTTPException) as error:
-            why, wait = brief(error.reason if isinstance(error, urllib.error.URLError) else error), 0.0
+            cause = error.reason if isinstance(error, urllib.error.URLError) else error
+            why, wait = hide(brief(cause, 10**4), options.secret)[:120], 0.0
     return None, why
 
 

@@ -22,7 +22,7 @@ def field(record, names):
 
 
 def read_instructions(path):
-    """A JSONL file -> list of (prompt, response), two str each. ValueError "file:line: ..." for a bad line."""
+    """A JSONL file -> list of (prompt, response), two str each. ValueError "file:line: ..." for a bad one."""
     pairs = []
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):

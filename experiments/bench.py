@@ -197,7 +197,8 @@ def bench_cache(options, n=2000):
             header = write_cache(V, k_cap, [([int(ids[0]) for ids, _ in sets], sets)])
             size = sum(np.dtype(a["dtype"]).itemsize * a["length"] for a in header["arrays"].values())
             mass = np.mean([np.exp(values).sum() for _, values in sets])
-            rows.append({"teacher": kind, "cap": k_cap, "kept": header["kept"] / n, "mass": mass, "bytes": size / n})
+            rows.append({"teacher": kind, "cap": k_cap, "kept": header["kept"] / n, "mass": mass,
+                         "bytes": size / n})
     yield f"a token of {n:,}, p={P}; logits of {V:,} in float16: {2 * V:,} bytes", rows
 
 
@@ -247,11 +248,11 @@ def bench_race(options):
     """Yields one table: a row for each way to do each work. A share is that of the rate of matrix products,
     in the type that the model computes in."""
     ways = ["modern", "gpt2"] + (["nanoGPT"] if options.nanogpt else [])
-    (_, best), rows = pick_device("cpu"), []
-    rates = {dtype: matrix_rate(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    rows, ours = [], pick_device("cpu")[1] or torch.float32
+    rates = {dtype: matrix_rate(dtype) for dtype in {torch.float32, ours}}
     for what, amount, timed, operations in race_works(ways, options.nanogpt):
         for way, row in in_turns(ways, timed, options.rounds, ways[-1]).items():
-            speed, dtype = amount / row["seconds"], torch.float32 if way == "nanoGPT" or not best else best
+            speed, dtype = amount / row["seconds"], torch.float32 if way == "nanoGPT" else ours
             share = speed * operations[way] / rates[dtype] if operations else ""
             rows.append({"what": what, "way": way, **row, "tokens/s": speed, "share": share})
     told = ", ".join(f"{rate / 1e9:.0f} in {str(dtype)[6:]}" for dtype, rate in rates.items())

@@ -96,8 +96,8 @@ class Results:
         return rows
 
     def value(self, arm, tasks, key="tasks", minus=None, other=None):
-        """Value of an arm over tasks, or of its difference from the arm `minus` (with `other` as key); None for
-        an arm that was not tested so."""
+        """Value of an arm over tasks, or of its difference from the arm `minus` (with `other` as key); None
+        where one was not tested so."""
         if any(key not in run for one in {arm, minus or arm} for run in self.runs[one].values()):
             return None
         blocks = [self.credits(arm, task, key) for task in tasks]
@@ -154,8 +154,9 @@ def arms_table(claim, results, tasks):
     for column, name in enumerate(differences, len(arms)):
         times = {label: values[column].times for label, _, values in rows[:-1] if values[column]}
         above, below = ([task for task in times if sign * times[task] > SURE] for sign in (1, -1))
-        notes.append(f"{name}: of {len(times)} tasks {len(above)} are above 0 by more than {SURE:g} standard "
-                     f"errors ({', '.join(above)}), {len(below)} below ({', '.join(below)})".replace(" ()", ""))
+        if times:
+            notes.append(f"{name}: by {SURE:g} standard errors above 0 on {len(above)} of {len(times)} tasks "
+                         f"({', '.join(above)}), below on {len(below)} ({', '.join(below)})")
     if claim == "6":
         rows = [(label, None, values) for label, _, values in rows]
     elif claim != "8":
@@ -188,7 +189,7 @@ def wordings_table(results, tasks, wrappers):
     return Table("brd by wording of the task", ["wording 1", "wording 2", "wording 3"], rows, 0)
 
 
-def after_table(results, tasks):
+def after_table(claim, results, tasks):
     """Claim 5: every method after plain text and after BRD, on the blind tasks and on its own."""
     parts = [(f"{method}, blind", f"+{method}", tasks, "tasks") for method in METHODS]
     parts += [(f"{method}, own task", f"+{method}", [None], "retelling") for method in METHODS]
@@ -201,7 +202,7 @@ def after_table(results, tasks):
     taught = np.mean(results.credits("teacher", None, "retelling")[0])
     notes = [f"task distillation: the teacher's answers to a few inputs of {', '.join(LEARNT)}",
              f"the teacher answers {taught:.3f} of its own task right"]
-    return Table(heading("5"), ["plain first", "brd first", "brd - plain"], rows, 1, notes)
+    return Table(heading(claim), ["plain first", "brd first", "brd - plain"], rows, 1, notes)
 
 
 def tables(head, rows):
@@ -209,7 +210,8 @@ def tables(head, rows):
     results, tasks, found = Results(rows), list(claim_items.TASKS), {}
     for claim in head["claims"]:
         if set(CLAIMS[claim].arms) <= set(results.runs):
-            found[claim] = [after_table(results, tasks) if claim == "5" else arms_table(claim, results, tasks)]
+            make = after_table if claim == "5" else arms_table
+            found[claim] = [make(claim, results, tasks)]
     wrappers = claim_items.WRAPPERS / f"{head['wrappers']}.json"
     if "1" in found:
         found["1"].append(blank_table(results, tasks))

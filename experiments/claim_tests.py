@@ -18,11 +18,10 @@ import brd
 from data import world
 from data.documents import test_paragraphs
 from data.figures import mean_se
-from experiments import blind as settings
 from experiments import claim_items
+from experiments.blind import adapter
 
-LABELS = 32                  # items of a task that are learnt from in the relaxed and in the supervised setting
-AGREED = 60                  # items of a task on which student and teacher are compared
+LABELS, AGREED = 32, 60      # items of a task to learn from; items on which student and teacher are compared
 LEARNT = ("swapped", "nli", "paraphrase", "who", "negation", "entity_new", "sentiment", "sentiment_words")
 SIGNS = {1.0: "1", 0.0: "0", 0.5: "="}
 
@@ -61,9 +60,9 @@ def blind(model, tokenizer, tasks, control=False):
 def learnt(model, tokenizer, tasks, setting, teacher, seed):
     """{"tasks": {task: packed credits}} of students that have learnt LABELS items of a task, answered by the
     teacher of a folder (setting "relaxed") or rightly ("supervised"), and are tested on the others."""
-    options = SimpleNamespace(setting=setting, labels=LABELS, teacher=teacher if setting == "relaxed" else None,
-                              seed=seed, device=str(next(model.parameters()).device))
-    learn, results = settings.adapter(model, tokenizer, options), {}
+    teacher, device = teacher if setting == "relaxed" else None, str(next(model.parameters()).device)
+    options = SimpleNamespace(setting=setting, labels=LABELS, teacher=teacher, seed=seed, device=device)
+    learn, results = adapter(model, tokenizer, options), {}
     for name in LEARNT:
         student, rest = learn(tasks[name])
         credits, left = iter(scored(student, tokenizer, rest)[0]), {id(item) for item in rest["items"]}
@@ -85,7 +84,8 @@ def agreement(model, teacher, tokenizer, tasks):
     vocabulary, at the token where the answer begins (Zhou et al., the study of cross-entropies by task)."""
     found = {}
     for name, task in tasks.items():
-        log_s, log_t = (answer_log_probs(m, tokenizer, task["items"][:AGREED]) for m in (model, teacher))  # (n, V)
+        items = task["items"][:AGREED]
+        log_s, log_t = (answer_log_probs(m, tokenizer, items) for m in (model, teacher))           # (n, V)
         found[name] = [round(float(x), 3) for x in -(log_t.exp() * log_s).sum(-1)]
     return found
 
@@ -94,21 +94,22 @@ def reading(model, tokenizer, n=60):
     """{"who", "wh", "yes", "swapped"}: {"value", "se", "n"} in free running on n paragraphs about two people:
     answers that are names, other wh answers, true claims called true, and claims that mix up two people
     called false."""
-    groups, level = {"who": [], "wh": [], "yes": [], "swapped": []}, dataclasses.replace(world.FULL, swapped=0.6)
-    drawn, records = test_paragraphs(n, "claims reading", level)
+    drawn, records = test_paragraphs(n, "claims reading", dataclasses.replace(world.FULL, swapped=0.6))
+    groups = {"who": [], "wh": [], "yes": [], "swapped": [], "other": []}
     for paragraph, answers in zip(drawn, brd.free_answers(model, tokenizer, records, random.Random(0))):
         for item, answer in answers:
-            right, group = item["answer"], "wh"
-            if right in ("Yes", "No"):
-                asked = [fact for fact in paragraph.facts if fact.value and fact.value in item["question"]]
-                group = "yes" if right == "Yes" else "swapped" if asked and not any(f.denied for f in asked) else None
+            right, group = item["answer"], "other"
+            asked = [fact for fact in paragraph.facts if fact.value and fact.value in item["question"]]
+            if right == "Yes":
+                group = "yes"
+            elif right == "No" and asked and not any(fact.denied for fact in asked):
+                group = "swapped"
             elif right in paragraph.people:
                 group = "who"
-            elif item["kind"] == "attitude":
-                group = None
-            if group:
-                groups[group].append(float(answer == right))
-    return {name: mean_se(values) for name, values in groups.items()}
+            elif right != "No" and item["kind"] != "attitude":
+                group = "wh"
+            groups[group].append(float(answer == right))
+    return {name: mean_se(values) for name, values in groups.items() if name != "other"}
 
 
 def texts_read(sources, tokenizer):

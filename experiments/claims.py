@@ -1,25 +1,20 @@
-"""The claims of Basic Reading Distillation (Zhou et al., ACL 2025): every arm and seed, and tables with
-errors.
+"""The claims of Basic Reading Distillation (Zhou et al., ACL 2025): every arm and seed, tables with errors.
 
-    python -m experiments.claims                          # all of it, two hours on two cores; a stopped run goes on
-    python -m experiments.claims 1 3 --seeds=3            # some claims: 1 to 8, mix, mends
-    python -m experiments.claims --plan                   # arms, tokens, seeds and the core seconds they should take
-    python -m experiments.claims --wrappers=data/tasks/wrappers/final.json    # the same students on other wrappers
-    python -m experiments.claims --show experiments/results/claims.jsonl      # the tables of runs that were kept
-
-    1 blind: BRD against plain text      4 paragraphs against sentences             7 how much of it
-    2 further training on plain text     5 before other distillations               8 blind, relaxed, supervised
-    3 without entities, questions        6 how near to the teacher, by task         mix, mends: not in the paper
+    python -m experiments.claims                    # all of it, two hours on two cores; a stopped run goes on
+    python -m experiments.claims 1 3 --seeds=3      # some claims, of 1 to 8, mix, mends (claim_arms.CLAIMS)
+    python -m experiments.claims --plan             # arms, tokens, seeds and the core seconds they take
+    python -m experiments.claims --wrappers=data/tasks/wrappers/final.json     # the same students, reworded
+    python -m experiments.claims --show experiments/results/claims.jsonl       # the tables of runs kept here
 
 All arms of a seed start from the same weights (in claim 2 from a longer start), share one vocabulary and read
-the same number of tokens, unless their line of ARMS (claim_arms.py) says otherwise. Both families, plain text
-and reading, try the learning rates RATES on a seed of its own, TUNING, with dev wrappers, and keep the one of
-the best mean accuracy over all tasks; an arm that changes something of BRD has BRD's rate. Candidates are
-balanced (claim_items.py). Items that are near-duplicates of what any arm of that seed has read are counted
-and left out. What is measured: claim_tests.py; errors and tables: claim_tables.py.
+the same number of tokens, unless their line of ARMS (claim_arms.py) says otherwise. Plain text and reading
+each try the learning rates RATES on a seed of its own, TUNING, with dev wrappers, and keep the one of the
+best mean accuracy; all arms that change something of BRD have BRD's rate. Candidates are balanced
+(claim_items.py). Items that are near-duplicates of what any arm of that seed has read are counted and left
+out. What is measured: claim_tests.py; errors and tables: claim_tables.py.
 
-Every finished student and test is a file in --out_dir; results-WRAPPERS.jsonl, one line a student, is made of
-them.
+Every finished student and test is a file in --out_dir; results-WRAPPERS.jsonl is made of them, a line a
+student.
 """
 
 import argparse
@@ -38,7 +33,7 @@ from data.figures import bits_per_byte
 from data.files import folder_lock, is_finished, open_run, read_json, sha256_of, write_json, write_text
 from data.machine import worker_pool
 from experiments import claim_items, claim_tables, claim_tests, retelling
-from experiments.claim_arms import (ARMS, CLAIM_ARMS, CONTROL, RATE, TAUGHT, Job, Size, arms_of, config_of,
+from experiments.claim_arms import (ARMS, CLAIMS, CONTROL, RATE, TAUGHT, Job, Size, arms_of, config_of,
                                     family, mix_of)
 from experiments.teacher import TeacherConfig, train_teacher
 from train import finished_model, new_model, train_model
@@ -47,9 +42,9 @@ RATES, TUNING = (0.005, 0.01, 0.02), 0      # learning rates tried, and the seed
 TEACHER_SEED = 1000                         # of the teacher's texts
 DEV = claim_items.WRAPPERS / "dev.json"
 REMEDY = "remove it, and it is made again"
-FILES = {"stages": "a note for each finished student", "rates.json": "the learning rates that were tried",
-         "ARM-SEED-RATE": "a student and its tests", "teacher": "a reader", "instructed": "... that can retell",
-         "cache": "the answers of the latter"}
+FILES = {"stages": "a note for each finished student", "rates.json": "the learning rates that were tried"}
+# On one core: tokens a second of students and teacher at the default size; seconds of a test and its text.
+SPEED, TEACHER_SPEED, TEST = 11_000, 5_000, 20.0
 
 
 # --- the jobs, each in a process of its own -----------------------------------------------------------------
@@ -70,7 +65,8 @@ def student(job):
 
 def test(job):
     """Tests the student of any arm, which is trained first where it is not finished."""
-    if job.result.exists():
+    path = job.file("test")
+    if path.exists():
         return
     torch.set_num_threads(1)
     tokenizer = course_tokenizer("world", 1024)
@@ -81,20 +77,18 @@ def test(job):
         figures = claim_tests.learnt(student(job.of(first)), tokenizer, tasks, setting, teacher, job.seed)
     elif "+" in job.arm:
         model = retold(job, tokenizer)
-        answers = retelling.test(model, tokenizer, seed=job.seed)
-        figures = {"seen": model.extra["tokens_seen"], "retelling": claim_tests.packed(answers),
+        answers = claim_tests.packed(retelling.test(model, tokenizer, seed=job.seed))
+        figures = {"seen": model.extra["tokens_seen"], "retelling": answers,
                    **claim_tests.blind(model, tokenizer, tasks)}
     else:
         figures = test_arm(job, student(job), tokenizer, tasks)
-    write_json(job.result, {"arm": job.arm, "seed": job.seed, "rate": job.rate, **figures})
+    write_json(path, {"arm": job.arm, "seed": job.seed, "rate": job.rate, **figures})
 
 
 def test_arm(job, model, tokenizer, tasks):
     """The figures of an arm of ARMS."""
-    arm, config, mix = ARMS[job.arm], config_of(job), mix_of(job)
-    plan = plan_batches(mix, config.student_tokens, config.step_tokens, config.seed)
-    read = [sum(batch.tokens for batch in plan if batch.source == s) for s in range(len(mix.sources))]
-    figures = {"seen": model.extra["tokens_seen"], "read": read, "seconds": round(model.extra["seconds"], 1),
+    arm, mix = ARMS[job.arm], mix_of(job)
+    figures = {"seen": model.extra["tokens_seen"],
                "bits": round(bits_per_byte(model, *plain_test(tokenizer)), 5)}
     if arm.tests == "all":
         control = job.arm in CONTROL and job.seed != TUNING
@@ -111,9 +105,9 @@ def retold(job, tokenizer):
     config = retelling.config_of(config_of(job.of(first)), job.size.retelling, method)
     model = finished_model(job.name, config)
     if model is None:
-        source = retelling.source(method, tokenizer, config)
-        train_model(job.name, student(job.of(first)), DataMix([source], [1.0]), config.student_tokens, config, tokenizer)
-    return finished_model(job.name, config).eval()
+        mix, model = DataMix([retelling.source(method, tokenizer, config)], [1.0]), student(job.of(first))
+        train_model(job.name, model, mix, config.student_tokens, config, tokenizer)
+    return model.eval()
 
 
 def teach(job):
@@ -127,16 +121,19 @@ def teach(job):
     config = retelling.config_of(config, size.retelling)
     model = retelling.instructed_teacher(reader, tokenizer, config)
     retelling.source("SeqKD", tokenizer, config)
-    if not job.result.exists():
-        write_json(job.result, {"arm": "teacher", "retelling": claim_tests.packed(retelling.test(model, tokenizer))})
+    if not job.file("test").exists():
+        answers = claim_tests.packed(retelling.test(model, tokenizer))
+        write_json(job.file("test"), {"arm": "teacher", "seed": job.seed, "retelling": answers})
 
 
 def agree(job):
     """Claim 6: how near a finished student is to the teacher; a file beside its test."""
-    if not job.agreement.exists():
-        tokenizer, models = course_tokenizer("world", 1024), [student(job), finished_model("teacher", config_of(job))]
+    path = job.file("agreement")
+    if not path.exists():
+        tokenizer, model = course_tokenizer("world", 1024), student(job)
+        teacher = finished_model("teacher", config_of(job)).eval()
         tasks = claim_items.load_tasks(job.wrappers, job.seed, job.size.items)
-        write_json(job.agreement, claim_tests.agreement(*models, tokenizer, tasks))
+        write_json(path, claim_tests.agreement(model, teacher, tokenizer, tasks))
 
 
 # --- the driver ---------------------------------------------------------------------------------------------
@@ -157,7 +154,8 @@ def run(options, size):
         taught = [job("teacher", 1)] if any(claim in TAUGHT for claim in claims) else []
         teachers = [pool.submit(teach, one) for one in taught]
         work(student, [job("start", seed) for seed in (TUNING, *seeds)], "starts")
-        work(student, [job("pretrained", seed) for seed in seeds if "pretrained" in students], "longer starts")
+        longer = [job("pretrained", seed) for seed in seeds if "pretrained" in students]
+        work(student, longer, "longer starts")
         rates = tuned(out, {family(arm) for arm in students}, job, work)
 
         def tests(arms):
@@ -169,7 +167,7 @@ def run(options, size):
         work(test, tests(later), "after")
         compared = tests(CONTROL if "6" in claims else ())
         work(agree, compared, "teacher and students")
-    return collect(options, size, rates, tests(students + later) + taught)
+    return collect(options, size, rates, tests(students + later) + taught, compared)
 
 
 def tuned(out, families, job, work):
@@ -181,57 +179,43 @@ def tuned(out, families, job, work):
     trials = {(arm, rate): job(arm, TUNING, rate, DEV) for arm in missing for rate in RATES}
     work(test, trials.values(), "learning rates")
     for arm in missing:
-        results = {rate: read_json(trials[arm, rate].result, REMEDY) for rate in RATES}
-        tried = {rate: round(claim_tables.mean_accuracy(result["tasks"]), 4) for rate, result in results.items()}
-        rates["tried"][arm] = {f"{rate:g}": {"accuracy": tried[rate], "bits": results[rate]["bits"]} for rate in RATES}
-        rates[arm] = max(RATES, key=tried.get)
+        tasks = [read_json(trials[arm, rate].file("test"), REMEDY)["tasks"] for rate in RATES]
+        tried = [round(claim_tables.mean_accuracy(found), 4) for found in tasks]
+        rates["tried"][arm] = dict(zip(map(str, RATES), tried))
+        rates[arm] = RATES[tried.index(max(tried))]
         write_json(path, rates)
     return rates
 
 
-def collect(options, size, rates, jobs):
+def collect(options, size, rates, jobs, compared):
     """Writes results-WRAPPERS.jsonl, a head and a line a student -> its path."""
-    rows = [read_json(job.result, REMEDY) for job in jobs]
-    for job, row in zip(jobs, rows):
-        if "6" in options.claims and job.agreement.exists():
-            row["agreement"] = read_json(job.agreement, REMEDY)
-    stem, sizes = Path(options.wrappers).stem, size._asdict().items()
-    asked = options.claims if options.claims != list(CLAIM_ARMS) else []
-    changed = [f"--{name}={value}" for name, value in sizes if value != Size._field_defaults[name]]
-    head = {"command": " ".join(["python -m experiments.claims", *asked, f"--seeds={options.seeds}", *changed]),
-            "wrappers": stem, "sha256": sha256_of(options.wrappers), "size": size._asdict(), "rates": rates,
-            "seeds": options.seeds, "claims": options.claims, "torch": torch.__version__}
-    path = Path(options.out_dir) / f"results-{stem}.jsonl"
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in [head, *rows]))
-    return path
+    rows = [read_json(job.file("test"), REMEDY) for job in jobs]
+    for job in compared:
+        rows[jobs.index(job)]["agreement"] = read_json(job.file("agreement"), REMEDY)
+    stem, out = Path(options.wrappers).stem, Path(options.out_dir)
+    command = ["python -m experiments.claims", *options.claims, f"--seeds={options.seeds}"]
+    command += [f"--{name}={value}" for name, value in size._asdict().items()]
+    head = {"command": " ".join(command), "wrappers": stem, "sha256": sha256_of(options.wrappers),
+            "size": size._asdict(), "rates": rates, "seeds": options.seeds, "claims": options.claims,
+            "torch": torch.__version__}
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in [head, *rows]]
+    write_text(out / f"results-{stem}.jsonl", "".join(lines))
+    return out / f"results-{stem}.jsonl"
 
 
 # --- the plan and the command -------------------------------------------------------------------------------
 
-# On one core, for the default size: tokens a second of students and teacher; seconds of a test with the text that
-# it needs, of the control without paragraphs, of a task learnt from a few items.
-SPEED, TEACHER_SPEED, TEST, CONTROLLED, LEARN = 11_000, 5_000, 18.0, 8.0, 5.0
-
-
 def plan(claims, seeds, size):
     """[(what, students, tokens of each, core seconds of all)] of a run from nothing."""
     students, later = arms_of(claims)
-    tests, rows = TEST * size.items / claim_items.N, [("start", seeds + 1, size.start, size.start / SPEED)]
-    for arm in sorted({family(arm) for arm in students}):
-        rows.append((f"{arm}, {len(RATES)} rates", len(RATES), size.tokens, size.tokens / SPEED + tests))
-    for arm in students:
-        tokens, seconds = round(size.tokens * ARMS[arm].tokens), 1.0
-        if ARMS[arm].tests == "all":
-            seconds = tests + (CONTROLLED if arm in CONTROL else 0.0)
-        rows.append((arm, seeds, tokens, tokens / SPEED + seconds))
+    rows, test = [("start", seeds + 1, size.start)], TEST * size.items / claim_items.N
+    rows += [(f"rates of {arm}", len(RATES), size.tokens) for arm in sorted(set(map(family, students)))]
+    rows += [(arm, seeds, round(size.tokens * ARMS[arm].tokens)) for arm in students]
+    rows += [(arm, seeds, size.retelling) for arm in later]
+    rows = [(what, n, tokens, n * (tokens / SPEED + test)) for what, n, tokens in rows]
     if any(claim in TAUGHT for claim in claims):
-        rows.append(("teacher", 1, size.teacher, size.teacher / TEACHER_SPEED + 5 * size.retelling / SPEED + 60))
-    for arm in later:
-        if ":" in arm:
-            rows.append((arm, seeds, claim_tests.LABELS, len(claim_tests.LEARNT) * LEARN))
-        else:
-            rows.append((arm, seeds, size.retelling, size.retelling / SPEED + tests))
-    return [(what, n, tokens, n * seconds) for what, n, tokens, seconds in rows]
+        rows.append(("teacher", 1, size.teacher, size.teacher / TEACHER_SPEED + test))
+    return rows
 
 
 def print_plan(rows, workers):
@@ -243,13 +227,13 @@ def print_plan(rows, workers):
 
 
 def parse(arguments):
-    """The options, claims in the order of CLAIM_ARMS. ValueError names what is wrong."""
+    """The options, claims in the order of CLAIMS. ValueError names what is wrong."""
     parser = argparse.ArgumentParser(prog="claims", description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("claims", nargs="*", metavar="CLAIM", help=f"of {', '.join(CLAIM_ARMS)} [all]")
+    parser.add_argument("claims", nargs="*", metavar="CLAIM", help=f"of {', '.join(CLAIMS)} [all]")
     parser.add_argument("--workers", type=int, default=2, help="processes side by side, one thread each [2]")
     parser.add_argument("--wrappers", default=str(DEV), help="how the tasks are worded [dev.json]")
-    parser.add_argument("--out_dir", default="out/claims", help="the folder of everything this makes [out/claims]")
+    parser.add_argument("--out_dir", default="out/claims", help="folder of all that this makes [out/claims]")
     parser.add_argument("--plan", action="store_true", help="say what would be done, and stop")
     parser.add_argument("--show", metavar="FILE", help="print the tables of a file of results, and stop")
     for name, value in {"seeds": 3, **Size()._asdict()}.items():
@@ -258,9 +242,9 @@ def parse(arguments):
     for name in ("seeds", "workers", *Size._fields):
         check_range(name, getattr(options, name), above=0)
     for claim in options.claims:
-        if claim not in CLAIM_ARMS:
-            raise ValueError(f"claim {claim}; expected {', '.join(CLAIM_ARMS)}")
-    options.claims = [claim for claim in CLAIM_ARMS if claim in options.claims or not options.claims]
+        if claim not in CLAIMS:
+            raise ValueError(f"claim {claim}; expected {', '.join(CLAIMS)}")
+    options.claims = [claim for claim in CLAIMS if claim in options.claims or not options.claims]
     return options
 
 
@@ -275,9 +259,7 @@ def main(arguments=None):
     if not options.plan:
         with folder_lock(out):
             open_run(out, size._asdict(), FILES)
-            head, rows = claim_tables.read(run(options, size))
-        print("\n".join(claim_tables.show(head, rows)))
-        print(printable(claim_tables.pictures(out, head, rows)))
+            print("\n".join(claim_tables.show(*claim_tables.read(run(options, size)))))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from experiments import claim_items, pair
 # What each method learns from, the references or the teacher's answers with their sets, and its objective.
 METHODS = {"SFT": ("references", "topp_kd"), "SeqKD": ("cache", "seqkd"), "top-p KD": ("cache", "topp_kd"),
            "top-p TD": ("cache", "bellman")}
-RATE, P = 0.005, 0.8                # learning rate of all methods; the teacher's nucleus, as in the Bellman paper
+RATE, P = 0.005, 0.8                # learning rate of all methods; the teacher's nucleus, as the paper has it
 KINDS = tuple(kind for kind in world.KINDS if kind != "feel")
 TESTS = 300                         # questions of the test
 
@@ -47,8 +47,8 @@ def exchanges(n, split, seed):
 
 def config_of(config, tokens, method="SFT"):
     """The Config of one short training: answers alone are learnt, at a small rate."""
-    return dataclasses.replace(config, text_weight=0.0, answer_weight=1.0, learning_rate=RATE, student_tokens=tokens,
-                               p=P, objective=METHODS[method][1])
+    return dataclasses.replace(config, text_weight=0.0, answer_weight=1.0, learning_rate=RATE, p=P,
+                               student_tokens=tokens, objective=METHODS[method][1])
 
 
 def references(tokens, tokenizer, block_size):

@@ -5,6 +5,7 @@ from itertools import product
 import pytest
 
 from data import annotations
+from data.cli import printable
 
 ANNA = {"paragraph": 3, "sentence": 0, "text": "Anna took a train to Oslo.",
         "entities": [{"text": "Anna", "type": "person", "about": "traveller"},
@@ -21,7 +22,7 @@ PARAGRAPH = [ANNA, SHE, ASIDE]
 OTHER = [{**ANNA, "paragraph": 4, "text": "Anna took a train to Oslo!"}]
 
 
-# --- records and their file -------------------------------------------------------------------------------------------
+# --- records and their file ---------------------------------------------------------------------------------
 
 def test_annotations_survive_a_round_trip(tmp_path):
     annotations.write_annotations(tmp_path / "a.jsonl", [PARAGRAPH, OTHER])
@@ -40,17 +41,18 @@ def altered(record, path, value):
 
 @pytest.mark.parametrize("path, value, field", [
     (["paragraph"], "3", "paragraph"), (["paragraph"], True, "paragraph"), (["sentence"], -1, "sentence"),
-    (["text"], None, "text"), (["text"], "Anna took a train\nto Oslo.", "text"), (["text"], " Anna to Oslo", "text"),
-    (["text"], "Anna \ud800 Oslo", "text"), (["entities"], {}, "entities"), (["entities", 0], "Anna", "entities"),
-    (["entities", 0, "text"], "Bob", "entities[0].text"), (["entities", 1, "type"], "city", "entities[1].type"),
+    (["text"], None, "text"), (["text"], "Anna left\nto Oslo.", "text"), (["text"], " Anna to Oslo", "text"),
+    (["text"], "Anna \ud800 Oslo", "text"), (["entities"], {}, "entities"), (["entities", 0], 7, "entities"),
+    (["entities", 0, "text"], "Bob", "entities[0].text"), (["entities", 1, "type"], "x", "entities[1].type"),
     (["entities", 1, "about"], "", "entities[1].about"), (["questions"], None, "questions"),
-    (["questions", 1, "kind"], "trivia", "questions[1].kind"), (["questions", 0, "answer"], 7, "questions[0].answer"),
+    (["questions", 1, "kind"], "x", "questions[1].kind"),
+    (["questions", 0, "answer"], 7, "questions[0].answer"),
     (["questions", 0, "question"], "Where?!", "questions[0].question"),
     (["questions", 0, "question"], "Who? Where?", "questions[0].question"),
     (["questions", 0, "question"], "?", "questions[0].question"),
     (["questions", 0, "question"], "Q: Who?", "questions[0].question"),
     (["questions", 0, "answer"], "Well, Oslo", "questions[0].question"),
-    (["sentence"], 1, "sentence"), (["paragraph"], 2, "paragraph"),
+    (["sentence"], 1, "sentence"), (["paragraph"], 3, "sentence"),
 ])
 def test_a_bad_line_is_named_with_its_field(tmp_path, path, value, field):
     lines = [json.dumps(record) for record in PARAGRAPH + [altered(OTHER[0], path, value)]]
@@ -78,29 +80,31 @@ def test_a_torn_last_line_is_ignored_but_no_other(tmp_path, torn):
     path.write_bytes(torn + b"\n" + good)
     with pytest.raises(ValueError, match=r"a\.jsonl:1: not a JSON object"):
         annotations.read_annotations(path)
-    path.write_bytes(good + b'{"paragraph": 4}')              # whole JSON without a line break is a line like any other
+    path.write_bytes(good + b'{"paragraph": 4}')              # whole JSON without a line break is a line
     with pytest.raises(ValueError, match=r"a\.jsonl:4: field 'sentence' is None"):
         annotations.read_annotations(path)
 
 
-# --- lines -----------------------------------------------------------------------------------------------------------
+# --- lines --------------------------------------------------------------------------------------------------
 
 def test_every_entity_form_is_parsed_back():
     # "day" and "thing" are types too, and "Paris, France" holds the comma that parts the fields
     tricky = [{"text": t, "type": k, "about": a} for t, k, a in product(
         ("Anna", "Paris, France", "day", "thing", "Mr. (A) = b: c", "is a thing"), annotations.TYPES,
         ("x", "thing, x", "a (b), c: d"))]
-    for entity, form in product(ANNA["entities"] + SHE["entities"] + tricky, range(len(annotations.ENTITY_FORMS))):
+    entities = ANNA["entities"] + SHE["entities"] + tricky
+    for entity, form in product(entities, range(len(annotations.ENTITY_FORMS))):
         line = annotations.entity_line(entity["text"], entity["type"], entity["about"], form)
         assert annotations.parse_entity(line) == entity, line
-    assert annotations.entity_line("Opel", "organisation", "employer", 1) == "Opel is an organisation, employer"
-    assert annotations.entity_line("Paris, France", "place", "home", 2) == "Paris, France: place, home"   # else "Paris"
+    line = annotations.entity_line
+    assert line("Opel", "organisation", "employer", 1) == "Opel is an organisation, employer"
+    assert line("Paris, France", "place", "home", 2) == "Paris, France: place, home"        # else "Paris"
 
 
 def test_every_opener_and_bridge_is_parsed_back():
     for opener, bridge in product(annotations.OPENERS, annotations.BRIDGES):
-        line = " ".join(part for part in (opener, "Where did Anna go?", bridge, "to Oslo - why?") if part)
-        assert annotations.parse_question(line) == {"question": "Where did Anna go?", "answer": "to Oslo - why?"}
+        line = " ".join(part for part in (opener, "Where did Ann go?", bridge, "Oslo, why?") if part)
+        assert annotations.parse_question(line) == {"question": "Where did Ann go?", "answer": "Oslo, why?"}
 
 
 def test_malformed_output_is_dropped_not_raised():
@@ -110,17 +114,18 @@ def test_malformed_output_is_dropped_not_raised():
         {"question": "Who?", "answer": "Anna"}, {"question": "Who?", "answer": "Oslo"}]
 
 
-# --- for the eye -------------------------------------------------------------------------------------------------------
+# --- for the eye --------------------------------------------------------------------------------------------
 
 def test_entities_are_marked_longest_first():
     entities = [{"text": text, "type": type} for text, type in (
         ("Paris", "person"), ("Paris, France", "place"), ("on", "thing"), ("Bob", "person"))]
-    assert annotations.marked("Paris, France on Monday", entities) == "[Paris, France|place] [on|thing] Monday"
+    marked = annotations.marked("Paris, France on Monday", entities)
+    assert marked == "[Paris, France|place] [on|thing] Monday"
     assert annotations.marked("Nobody.", entities) == "Nobody."
 
 
 def test_control_characters_are_shown_not_obeyed():
-    assert annotations.shown("a\x1b[31m\nÄ\u2028") == r"a\x1b[31m\nÄ\u2028"
+    assert printable("a\x1b[31m\nÄ\u2028") == r"a\x1b[31m\nÄ\u2028"
 
 
 @pytest.mark.parametrize("line, found", [("[]", "list"), ('"Ann left."', "str"), ("null", "NoneType")])

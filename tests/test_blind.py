@@ -9,27 +9,23 @@ from data.tokenizer import train_bpe
 from experiments import blind
 from model import GPT, GPTConfig
 
-ANIMALS, TOOLS = "cat dog cow hen fox owl pig bee".split(), "saw axe pen cup pot key bag jar".split()
+KINDS = {"animal": "cat dog cow hen fox owl pig bee", "tool": "saw axe pen cup pot key bag jar"}
 
 
-def write_task(path, examples, **fields):
+def write_task(path, examples):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"examples": examples, **fields}), encoding="utf-8")
-    return str(path)
+    path.write_text(json.dumps({"examples": examples}), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder, rng = tmp_path_factory.mktemp("settings"), random.Random(1)
-    words = [(word, kind) for kind, some in (("animal", ANIMALS), ("tool", TOOLS)) for word in some] * 4
-    rng.shuffle(words)
-    examples = [{"input": f"The {word} is a", "target_scores": {k: int(k == kind) for k in ("animal", "tool")}}
-                for word, kind in words]
-    write_task(folder / "kinds.json", examples, name="kinds")
-    for example in examples:
-        example["target_scores"] = {word: 1 - score for word, score in example["target_scores"].items()}
-    write_task(folder / "wrong" / "kinds.json", examples, name="kinds")
-    tokenizer = train_bpe([" ".join(example["input"] for example in examples) + " animal tool"], 400)
+    folder = tmp_path_factory.mktemp("blind")
+    words = [(word, kind) for kind in KINDS for word in KINDS[kind].split()] * 4
+    random.Random(1).shuffle(words)
+    for name, score in (("kinds.json", 1), ("wrong/kinds.json", 0)):        # every label is right, or none
+        write_task(folder / name, [{"input": f"The {word} is a", "target_scores": {
+            k: score if k == kind else 1 - score for k in KINDS}} for word, kind in words])
+    tokenizer = train_bpe([f"The {word} is a animal tool" for word, _ in words], 400)
     for name, seed in (("student", 0), ("teacher", 5)):
         torch.manual_seed(seed)
         GPT(GPTConfig(tokenizer.n_vocab, 64, 1, 2, 32)).save(folder / name)
@@ -40,3 +36,52 @@ def folder(tmp_path_factory):
 def run(folder, *arguments):
     blind.main([str(folder / "student"), "--json", str(folder / "results.json"), *map(str, arguments)])
     return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+
+
+def test_labels_teach_a_task_and_are_not_tested_on(folder):
+    task = folder / "kinds.json"
+    first, taught = run(folder, task), run(folder, task, "--setting=supervised", "--labels=32")
+    assert first["tasks"][0]["n"] == 64 and taught["tasks"][0]["n"] == 32
+    assert first["mean"]["accuracy"] < 0.7 and taught["mean"]["accuracy"] > 0.8
+
+
+def test_the_relaxed_setting_never_sees_a_label(folder):
+    options = "--setting=relaxed", "--labels=16", f"--teacher={folder / 'teacher'}"
+    right, wrong = (run(folder, folder / name, *options) for name in ("kinds.json", "wrong/kinds.json"))
+    assert wrong["mean"]["accuracy"] == pytest.approx(1 - right["mean"]["accuracy"])     # the same student
+
+
+@pytest.mark.parametrize("options, message", [
+    ("--setting=relaxed", "a teacher for relaxed"), ("--setting=supervised --labels=0", "at least one label"),
+    ("--setting=supervised --labels=64", "kinds.json: kinds: 64 items, of which 64 .* try --labels=32"),
+    ("--fewshot=-1", "0 or more"), ("--fewshot=64", "kinds.json: --fewshot=64, but"), ("no.json", "no.json")])
+def test_bad_options_are_told(folder, options, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        run(folder, folder / "kinds.json", *options.split())
+
+
+def test_generated_answers_end_with_the_line_and_match_word_for_word(folder, monkeypatch):
+    tokenizer, model = blind.Tokenizer.load(folder / "student"), GPT.load(folder / "student")
+    said = [tokenizer.encode(text) + [tokenizer.end] for text in (" 24\n", "24 \nMore? 25", "24.", " [ ]\n")]
+    monkeypatch.setattr(blind.brd, "greedy", lambda model, prompts, max_new, stop: said)
+    items = [("4 * 6 =", [], {"24", "x"})] * 3 + [("4 * 6 = " * 99, [], {"[ ]"})]
+    found = blind.eval_task(model, tokenizer, {"name": "t", "items": items, "skipped": 3})
+    assert list(found.values()) == ["t", 0.75, pytest.approx(0.25), 4, 0, None, 1, 3]
+    assert blind.gold_answers([("a", ["x", "y"], {1}), *items[:1]]) == ["y", "24"]
+
+
+def test_subtasks_count_as_one_task_in_the_mean(folder, capsys):
+    """Two subtasks of accuracy .5 and a generated task of accuracy 0: the mean is .25, not .33."""
+    for name in ("a", "b"):
+        write_task(folder / "moods" / name / "task.json", [
+            {"input": "So? A:", "target_scores": {"Yes": i % 2, "No": 1 - i % 2}} for i in range(10)])
+    write_task(folder / "fr\x1bee.json", [{"input": "Sort these:", "target": "zyx"}] * 10)
+    report = run(folder, folder / "moods", folder / "fr\x1bee.json")
+    head, a, b, both, alone, mean = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert head == ["task", "n", "chance", "accuracy", "+-", "centred"]
+    assert a == ["moods/a", "10", "0.500", "0.500", "0.167", "0.500"] and b[0] == "moods/b"
+    assert both[4:] + alone == ["20", "0.500", "0.500", "0.118", "-", r"fr\x1bee", "10", *["0.000"] * 3, "-"]
+    assert mean == ["mean", "of", "2", "tasks", "30", "0.250", "0.250", "0.059", "-"]
+    assert [task["name"] for task in report["tasks"]] == ["moods/a", "moods/b", "fr\x1bee"]
+    assert report["mean"] == {"of": 2, "accuracy": 0.25, "chance": 0.25, "se": pytest.approx(0.0589, 1e-2),
+                              "n": 30, "cut": 0, "skipped": 0}

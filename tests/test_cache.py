@@ -22,11 +22,22 @@ def new_writer(folder, n_vocab=300, k_cap=64):
                        teacher={"hash": "t", "params": 7}, made_by="a command", roles=ROLES)
 
 
-def write_cache(folder, documents, *settings):
-    writer = new_writer(folder, *settings)
+def add_all(writer, documents):
     for document in documents:
         writer.add(*document)
-    return writer.close()
+    return writer
+
+
+def write_cache(folder, documents, *settings):
+    return add_all(new_writer(folder, *settings), documents).close()
+
+
+def killed(folder, before, after, *settings):
+    """A writer that ends without close(), after a checkpoint."""
+    writer = add_all(new_writer(folder, *settings), before)
+    writer.checkpoint(len(before))
+    for file in add_all(writer, after).files.values():
+        file.close()
 
 
 def random_document(rng, length, n_vocab=300, k_cap=5):
@@ -86,23 +97,9 @@ def test_a_writer_that_was_killed_is_continued(made, stop, more):
         killed(two, documents[:stop], documents[stop:stop + more], *made[1:])
         writer = new_writer(two, *made[1:])
         assert writer.done == stop
-        for document in documents[stop:]:
-            writer.add(*document)
-        writer.close()
+        add_all(writer, documents[stop:]).close()
         first, second = ({path.name: path.read_bytes() for path in Path(x).iterdir()} for x in (one, two))
         assert first == second
-
-
-def killed(folder, before, after, *settings):
-    """A writer that ends without close()."""
-    writer = new_writer(folder, *settings)
-    for document in before:
-        writer.add(*document)
-    writer.checkpoint(len(before))
-    for document in after:
-        writer.add(*document)
-    for file in writer.files.values():
-        file.close()
 
 
 @pytest.mark.parametrize("damage", ["settings", "part.json", "ids.part", "counts.part"])

@@ -1,92 +1,131 @@
-"""What the built-in corpus becomes before it is rows: the layouts of its documents."""
+"""Annotated paragraphs as documents: rendering, other layouts, tokens with roles, an annotated corpus."""
 import random
 import re
+from itertools import product
 
 import pytest
 
-import brd
-from data import annotations, corpus, world
+from data import annotations, documents, world
+from data.annotations import ALL_FORMS, BRIDGES, OPENERS, parse_entities, parse_questions
+from data.documents import END, ROLES, SEP, encode_documents, render, render_reading
+from data.tokenizer import train_bpe
+from test_annotations import PARAGRAPH
 
-PARAGRAPHS = list(world.annotated(400, seed=3))
+WORLD = list(world.annotated(400, seed=3))
 
 
-def text_of(document):
-    return "".join(text or " | " for text, _ in document)
+def test_plain_rendering_is_the_format_of_the_docstring():
+    plain, rng = [PARAGRAPH[0], PARAGRAPH[2]], random.Random(0)
+    first, last = ("Anna took a train to Oslo.", "text"), (" So it goes.", "text")
+    assert render(plain, "ori", rng) == [first, last, END]
+    assert render(plain, "ner", rng, forms=1) == [
+        first, SEP, (" Anna: person, traveller\n", "entity"), (" Oslo: place, goal, far away\n", "entity"),
+        SEP, last, SEP, (" none\n", "entity"), SEP, END]
+    assert render(plain, "qra", rng, forms=1) == [
+        first, SEP, (" Where did Anna go?", "question"), (" Oslo\n", "answer"),
+        (" Did Anna stay?", "question"), (" No\n", "answer"), SEP, last, SEP, SEP, END]
+    with pytest.raises(ValueError, match="behaviour 'nre'"):
+        render(plain, "nre", rng)
 
 
-@pytest.mark.parametrize("copy", ["ner", "qra"])
-def test_another_layout_keeps_every_sentence_question_and_answer(copy):
+def test_parsing_inverts_rendering_over_all_draws():
+    rng, seen = random.Random(1), {forms: set() for forms in (1, 2, 5, ALL_FORMS)}
+    for forms, record, _ in product(seen, PARAGRAPH, range(200)):
+        ner, qra = (render_reading(record, behaviour, rng, forms) for behaviour in ("ner", "qra"))
+        seen[forms] |= {text.strip() for text, _ in qra}
+        assert parse_entities("".join(text for text, _ in ner)) == record["entities"]
+        found = parse_questions("".join(text for text, _ in qra))
+        assert [{"kind": q["kind"], **own} for q, own in zip(record["questions"], found, strict=True)] \
+            == record["questions"]
+    assert seen[ALL_FORMS] >= set(OPENERS[1:] + BRIDGES[1:]) and not seen[1] & set(OPENERS + BRIDGES)
+    assert seen[2] & set(OPENERS) == {"Q:"}
+
+
+def test_a_joined_reading_stands_behind_the_last_sentence():
+    """Nothing is lost but the mood of earlier sentences; the questions come in any order."""
+    rng, orders, n = random.Random(0), set(), len(PARAGRAPH)
+    asked = [(q["question"], q["answer"]) for record in PARAGRAPH for q in record["questions"]
+             if record is PARAGRAPH[-1] or q["kind"] != "attitude"]
+    for behaviour in ["ner"] + ["qra"] * 20:
+        *pieces, end = render(PARAGRAPH, behaviour, rng, forms=1, join_prob=1.0)
+        assert [text.strip() for text, _ in pieces[:n]] == [record["text"] for record in PARAGRAPH]
+        assert pieces[n] == pieces[-1] == SEP and end == END
+        texts = [text.strip() for text, _ in pieces[n + 1:-1]]
+        if behaviour == "ner":
+            entities = [entity["text"] for record in PARAGRAPH for entity in record["entities"]]
+            assert [text.split(":")[0] for text in texts] == entities
+        else:
+            pairs = tuple(zip(texts[::2], texts[1::2], strict=True))
+            assert sorted(pairs) == sorted(asked)
+            orders.add(pairs)
+    assert len(orders) > 5
+    halves = [render(PARAGRAPH, "ner", rng, join_prob=0.5).count(SEP) for _ in range(50)]
+    assert set(halves) == {2 * readings for readings in range(1, n + 1)}
+
+
+def test_pieces_encode_to_the_tokens_of_the_running_text():
+    tokenizer = train_bpe([record["text"] for record in PARAGRAPH] * 20 + ["Q: A: Oslo\n"] * 20, 300)
+    rng = random.Random(2)
+    rendered = [render(PARAGRAPH, behaviour, rng) for behaviour in ("ori", "ner", "qra") * 30]
+    for pieces, (ids, roles) in zip(rendered, encode_documents(rendered, tokenizer)):
+        *runs, _ = "".join(text or "\0" for text, _ in pieces).split("\0")
+        wanted = [token for run in runs for token in tokenizer.encode(run) + [tokenizer.sep]]
+        assert ids == wanted[:-1] + [tokenizer.end] and len(roles) == len(ids)
+        answers = tokenizer.decode([i for i, role in zip(ids, roles) if ROLES[role] == "answer"])
+        assert answers == "".join(text for text, role in pieces if role == "answer")
+
+
+@pytest.mark.parametrize("behaviour", ["ner", "qra"])
+def test_another_layout_keeps_every_sentence_question_and_answer(behaviour):
     """In order, and with its role; of the separators none is left."""
     rng = random.Random(0)
-    for paragraph in PARAGRAPHS[-200:]:
-        (document,) = brd.documents(paragraph, copy, rng)
-        varied = corpus.vary_layout(document, rng)
-        assert brd.SEP not in varied and varied[-1] == brd.END and all(text for text, _ in varied[:-1])
+    for paragraph in WORLD[-200:]:
+        document = render(paragraph, behaviour, rng)
+        varied = documents.vary_layout(document, rng)
         sentences = [record["text"] for record in paragraph]
-        assert [text.strip() for text, role in varied if role == "text" and text.strip() in sentences] == sentences
-        if copy == "qra":
+        entities = [(e["text"], e["type"]) for record in paragraph for e in record["entities"]]
+        stripped = [(text.strip(), role) for text, role in varied]
+        assert SEP not in varied and varied[-1] == END and all(text for text, _ in varied[:-1])
+        assert [text for text, role in stripped if role == "text" and text in sentences] == sentences
+        if behaviour == "qra":
             kept = [(text.strip(), role) for text, role in document if role == "answer" or text.endswith("?")]
-            assert [(text.strip(), role) for text, role in varied if role == "answer" or text.endswith("?")] == kept
+            assert [(text, role) for text, role in stripped if role == "answer" or text.endswith("?")] == kept
         elif any(role == "answer" for _, role in varied):               # reworded: each entity, then its type
-            entities = [entity for record in paragraph for entity in record["entities"]]
-            assert [text.strip() for text, role in varied if role == "answer"] == [e["type"] for e in entities]
-            named = [text.strip() for text, role in varied if role == "entity"]
-            assert [text for text in named if text in {e["text"] for e in entities}] == [e["text"] for e in entities]
+            assert [text for text, role in stripped if role == "answer"] == [kind for _, kind in entities]
+            named = [name for name, _ in entities]
+            assert [text for text, role in stripped if role == "entity" and text in named] == named
 
 
-def test_layouts_differ_from_document_to_document():
-    rng = random.Random(1)
-    (document,) = brd.documents(PARAGRAPHS[-1], "qra", rng)
-    varied = {text_of(corpus.vary_layout(document, rng)) for _ in range(200)}
+def test_layouts_differ_and_only_late_documents_have_them():
+    rng, document = random.Random(1), render(WORLD[-1], "qra", random.Random(1))
+    varied = {"".join(text for text, _ in documents.vary_layout(document, rng)) for _ in range(200)}
     assert len(varied) > 120 and sum("\n\n" in text for text in varied) > 40
+    other = [SEP not in document for document in documents.reading_documents(WORLD, "qra", seed=1)]
+    last = round(world.LEVELS[-2].until * len(other)) + 1
+    assert not any(other[:last]) and 0.25 < sum(other[last:]) / len(other[last:]) < 0.55
 
 
-def test_words_out_of_the_air_hold_no_answer():
-    rng = random.Random(2)
-    phrases = [corpus.phrase(rng) for _ in range(6000)]
-    answers = {word for paragraph in PARAGRAPHS for record in paragraph for item in record["questions"]
-               for word in item["answer"].split()} | {entity["type"] for p in PARAGRAPHS for r in p for entity in r["entities"]}
+def test_random_words_hold_no_answer():
+    rng, records = random.Random(2), [record for paragraph in WORLD for record in paragraph]
+    phrases = [documents.phrase(rng) for _ in range(6000)]
+    answers = {word for record in records for item in record["questions"] for word in item["answer"].split()}
+    answers |= {entity["type"] for record in records for entity in record["entities"]}
     assert not answers & {word for text in phrases for word in re.findall(r"\w+", text)}
     assert 0.3 < phrases.count("") / len(phrases) < 0.37
 
 
-def test_only_the_last_level_has_other_layouts():
-    documents = list(corpus.reading_documents(PARAGRAPHS, "qra", seed=1))
-    last = round(world.LEVELS[-2].until * len(documents)) + 1
-    other = [brd.SEP not in document for document in documents]
-    assert not any(other[:last]) and 0.25 < sum(other[last:]) / len(other[last:]) < 0.55
-
-
-def test_people_who_do_alike_as_often_as_the_level_says():
-    share = {}
-    for alike in (0.0, 1.0):
-        rng, at = random.Random(4), world.Level(sentences=(2, 2), people=2, alike=alike)
-        pairs = [world.draw_paragraph(rng, at, asides=0).facts for _ in range(300)]
-        share[alike] = sum(a.kind == b.kind for a, b in pairs) / 300
-    assert share[0.0] < 0.3 and share[1.0] == 1.0
-
-
-# --- a text that a teacher has annotated -----------------------------------------------------------------------------------
-
-def test_every_third_paragraph_is_held_out(tmp_path):
-    training, held_out = corpus.annotated_text("primer")
-    whole = annotations.read_annotations(corpus.PRIMER)
+def test_sources_hold_the_training_part_alone(tmp_path):
+    """Every third paragraph of an annotated corpus is held out."""
+    whole = annotations.read_annotations(documents.PRIMER)
+    training, held_out = documents.annotated_text("primer")
     assert held_out == whole[2::3] and training == [p for i, p in enumerate(whole) if i % 3 < 2]
-    path = tmp_path / "two.jsonl"
-    annotations.write_annotations(path, whole[:2])
-    with pytest.raises(ValueError, match="2 paragraphs, of which every third is held out"):
-        corpus.annotated_text(str(path))
-
-
-def test_sources_hold_the_training_part_alone():
-    tokenizer = corpus.course_tokenizer("primer", 2048)
-    assert tokenizer.n_vocab == 2048 and corpus.course_tokenizer("world", 1024).hash != tokenizer.hash
-    training, held_out = corpus.annotated_text("primer")
-    plain, ner, qra = corpus.text_sources("primer", tokenizer, 384, 1)
-    pieces = sum(-(-len(paragraph) // corpus.PIECE) for paragraph in training)
-    assert len(plain) == pieces and 3.9 * pieces < len(ner) <= 4 * pieces and 3.9 * pieces < len(qra) <= 4 * pieces
-    texts = ["".join(tokenizer.decode(rows.document(d)[0].tolist()) for d in range(len(rows))) for rows in (plain, ner, qra)]
-    for paragraph in training:
-        assert paragraph[0]["text"] in texts[0]
-    for paragraph in held_out:
-        assert not any(record["text"] in text for record in paragraph for text in texts)
+    annotations.write_annotations(tmp_path / "two.jsonl", whole[:2])
+    with pytest.raises(ValueError, match="2 paragraphs, every third.* held out"):
+        documents.annotated_text(str(tmp_path / "two.jsonl"))
+    tokenizer = train_bpe([record["text"] for paragraph in whole for record in paragraph], 1000)
+    sources = documents.text_sources("primer", tokenizer, 384, 1)
+    pieces = sum(-(-len(paragraph) // documents.PIECE) for paragraph in training)
+    assert len(sources[0]) == pieces and all(3 * pieces < len(rows) <= 4 * pieces for rows in sources[1:])
+    texts = [tokenizer.decode(rows.tokens.tolist()) for rows in sources]
+    assert all(paragraph[0]["text"] in texts[0] for paragraph in training)
+    assert not any(record["text"] in text for paragraph in held_out for record in paragraph for text in texts)

@@ -158,4 +158,4 @@ def check_speed(points=2):
     begin = time.process_time()
     assert len(learn_merges(words, [2] * 4000, 300)) == 300
     ratio = (time.process_time() - begin) / recount
-    assert ratio < 100, f"300 merges take as long as {ratio:.0f} recounts of all pairs; expected less than 100"
+    assert ratio < 100, f"300 merges take as long as {ratio:.0f} recounts of all pairs, expected at most 100"

@@ -1,4 +1,4 @@
-"""Checks of assignment 3, D_ORI, D_NER and D_QRA (data/documents.py). The docstring of a check is its hint."""
+"""Checks of assignment 3, D_ORI, D_NER, D_QRA (data/documents.py). The docstring of a check is its hint."""
 import copy
 import random
 

@@ -104,13 +104,14 @@ def check_the_space_between(points=2):
     after an empty prompt there is none."""
     tok = tokenizer()
     want = split_tokens(tok, "did Anna go? A:", ["Oslo", "No way"], 99)
-    assert split_tokens(tok, "did Anna go? A: ", ["Oslo", "No way"], 99) == want, "a space after the prompt counts"
+    found = split_tokens(tok, "did Anna go? A: ", ["Oslo", "No way"], 99)
+    assert found == want, "a space after the prompt counts"
     found = split_tokens(tok, "did Anna go? A:", [" Oslo", " No way"], 99)
     assert found == want, "a space before the candidate counts"
     context, tails, _ = split_tokens(Letters(), "\n", ["a", "b"], 9)
     assert (context, tails) == ([10], [[97], [98]]), f"after a line break: {context}, {tails}"
     context, tails, _ = split_tokens(Letters(), "", ["a", "b"], 9)
-    assert (context, tails) == ([0], [[97], [98]]), f"after nothing: {context}, {tails}; the context is the end token"
+    assert (context, tails) == ([0], [[97], [98]]), f"after nothing: {context}, {tails}"
 
 
 def check_a_candidate_that_merges_with_the_prompt(points=2):

@@ -1,7 +1,6 @@
-"""Checks of assignment 8, the open one: an objective with a term of temporal difference, and an honest report of what it does.
-
-The objective is judged by what it must be whatever the idea is; the report by its own figures, which are computed again from the
-runs. Whether the term helps earns no points. The docstring of a check is its hint.
+"""Checks of assignment 8: an objective that looks ahead, and a report of what it does. The objective must have the
+properties of a loss, whatever its idea. The figures of the report are computed again from the runs. Whether the term
+helps earns no points. The docstring of a check is its hint.
 """
 import json
 import math
@@ -10,18 +9,18 @@ from types import SimpleNamespace
 
 import torch
 
-import experiments.objectives
 import td_distill as td
-from experiments.objectives import OBJECTIVES
+from course import observe
 from data.cache import MASKED
+from experiments.objectives import OBJECTIVES, sft
 
-FOLDER, FIGURE, RATES = Path(experiments.objectives.__file__).parent, "T=1", 3
+FOLDER, FIGURE, RATES = Path(observe.__file__).parent, "T=1", 3
 B, T, K, V, C = 3, 6, 3, 12, 8
 
 
 def batch(seed=0):
-    """What a batch is made of: hidden states and the head of a student, a teacher's sets. Document 1 is two
-    tokens shorter, and the first column of each is given, without a set."""
+    """A batch: hidden states and the head of a student, a teacher's sets. Document 1 is two tokens shorter,
+    and the first column of each is given, without a set."""
     g = torch.Generator().manual_seed(seed)
     hidden, head, teacher = (torch.randn(*shape, generator=g) for shape in ((B, T, C), (V, C), (B, T, V)))
     log_probs, ids = teacher.log_softmax(-1).topk(K, dim=-1)
@@ -29,23 +28,22 @@ def batch(seed=0):
     sizes[:, 0] = 0
     sizes[1, -2:] = 0
     mask = torch.arange(K) < sizes[..., None]
-    taken = ids.gather(-1, (torch.rand(B, T, generator=g) * sizes.clamp(min=1)).long()[..., None])[..., 0]
+    place = (torch.rand(B, T, generator=g) * sizes.clamp(min=1)).long()[..., None]
     terminal = torch.zeros(B, T, dtype=torch.bool)
     terminal[[0, 1, 2], [T - 1, T - 3, T - 1]] = True
-    return {"hidden": hidden, "head": head, "ids": ids.masked_fill(~mask, 0), "log_probs": log_probs.masked_fill(~mask, MASKED),
-            "mask": mask, "taken": taken, "terminal": terminal, "weights": (sizes > 0).float()}
+    return {"hidden": hidden, "head": head, "ids": ids.masked_fill(~mask, 0), "mask": mask,
+            "log_probs": log_probs.masked_fill(~mask, MASKED), "taken": ids.gather(-1, place)[..., 0],
+            "terminal": terminal, "weights": (sizes > 0).float()}
 
 
 def run(loss, parts, seed=0):
-    """(loss, gradient by the hidden states (B, T, C)) of an objective on a batch; a fresh model each time."""
+    """(loss, gradient by the hidden states (B, T, C)) of an objective on a batch; a new model each time."""
     torch.manual_seed(seed)
-    hidden = parts["hidden"].clone().requires_grad_()
-    logits = hidden @ parts["head"].T
-    z_K, z_a, log_Z = td.student_terms(logits, parts["ids"], parts["taken"])
-    model = SimpleNamespace(config=SimpleNamespace(n_vocab=V, n_embd=C))
-    s = SimpleNamespace(z_K=z_K, z_a=z_a, log_Z=log_Z, hidden=hidden, model=model, hit=parts["ids"] == parts["taken"][..., None],
-                        **{name: parts[name] for name in ("ids", "log_probs", "mask", "weights", "terminal")})
-    value = loss(s)
+    hidden, ids, taken = parts["hidden"].clone().requires_grad_(), parts["ids"], parts["taken"]
+    value = loss(SimpleNamespace(
+        student=td.student_terms(hidden @ parts["head"].T, ids, taken), ids=ids, hidden=hidden,
+        teacher=td.TeacherSets(parts["log_probs"], parts["mask"], ids == taken[..., None], parts["terminal"]),
+        weights=parts["weights"], model=SimpleNamespace(config=SimpleNamespace(n_vocab=V, n_embd=C))))
     assert value.shape == (), f"the loss has the shape {tuple(value.shape)}, expected one number"
     return value.detach(), torch.autograd.grad(value, hidden, allow_unused=True)[0]
 
@@ -54,13 +52,8 @@ def prize(parts, seed=0):
     return run(OBJECTIVES["prize"].loss, parts, seed)
 
 
-def reordered(parts, order):
-    return {name: x if name == "head" else x[order] for name, x in parts.items()}
-
-
 def later_changed(parts):
-    """The same batch, but for the student's hidden states and the teacher's probabilities from column 2
-    on."""
+    """The same batch with other hidden states and other probabilities of the teacher from column 2 on."""
     other = batch(seed=1)
     log_probs = torch.where(parts["mask"], other["log_probs"].clamp(min=-9), MASKED)
     return {**parts, "hidden": torch.cat([parts["hidden"][:, :2], other["hidden"][:, 2:]], 1),
@@ -68,82 +61,82 @@ def later_changed(parts):
 
 
 def turned(a, b):
-    """How far two gradients point in different directions: 1 - cosine."""
+    """How much the directions of two gradients differ: 1 - cosine."""
     return 1 - float(torch.cosine_similarity(a.flatten().double(), b.flatten().double(), dim=0))
 
 
 def read_report():
+    """The report; {(row, seed, rate): run}; {seed: run} of prize and of its control, without seed 0."""
     report = json.loads((FOLDER / "8-report.json").read_text(encoding="utf-8"))
-    runs = [json.loads(line) for line in (FOLDER / "8-results.jsonl").read_text(encoding="utf-8").splitlines()]
     rows = report["row"], report["control"]
-    assert rows == ("prize", OBJECTIVES["prize"].control), f"row and control are {rows} in the report, not those of OBJECTIVES"
-    return report, {(run["row"], run["seed"], run["rate"]): run for run in runs if run["row"] in rows}
-
-
-def table_runs(report, runs):
-    """{seed: run} of each of the two rows, the seeds of the table only."""
-    rows = report["row"], report["control"]
-    return [{seed: run for (name, seed, _), run in runs.items() if name == row and seed > 0} for row in rows]
+    assert rows == ("prize", OBJECTIVES["prize"].control), f"the report has the rows {rows}, OBJECTIVES has others"
+    lines = (FOLDER / "8-results.jsonl").read_text(encoding="utf-8").splitlines()
+    runs = {(run["row"], run["seed"], run["rate"]): run for run in map(json.loads, lines) if run["row"] in rows}
+    table = [{seed: run for (name, seed, _), run in runs.items() if name == row and seed > 0} for row in rows]
+    return report, runs, table
 
 
 def check_one_finite_number(points=2):
-    """A scalar; it and its gradient are finite, also for a student that is far off (logits of some
-    hundred)."""
+    """A scalar. It and its gradient are finite, also for logits of some hundred."""
     parts = batch()
     for scale in (1.0, 50.0):
         loss, grad = prize({**parts, "hidden": scale * parts["hidden"]})
-        assert torch.isfinite(loss) and torch.isfinite(grad).all(), f"hidden states times {scale:g}: loss {loss}, not all finite"
+        finite = torch.isfinite(loss) and torch.isfinite(grad).all()
+        assert finite, f"hidden states times {scale:g}: loss {loss}, it or its gradient is not finite"
         assert grad.abs().max() > 1e-4, "nothing is learnt: the gradient is 0"
 
 
 def check_the_same_twice(points=1):
-    """The same batch, a fresh model and the same seed of torch give the same loss."""
-    found = [prize(batch(), seed=3) for _ in range(2)]
-    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+    """The same batch, a new model and the same seed of torch give the same loss."""
+    (loss, grad), (again, grad_again) = (prize(batch(), seed=3) for _ in range(2))
+    assert torch.equal(loss, again) and torch.equal(grad, grad_again)
 
 
 def check_padding_does_not_count(points=2):
-    """Behind the end of a document stands padding: no gradient goes there, and what stands there changes
+    """After the end of a document comes padding: it gets no gradient, and what stands there changes
     nothing."""
     parts = batch()
     loss, grad = prize(parts)
-    assert not grad[1, -2:].any(), "a gradient goes into padding"
+    assert not grad[1, -2:].any(), "padding gets a gradient"
     other = parts["hidden"].clone()
     other[1, -2:] = 7 * other[1, -2:].flip(-1) + 3
     again, grad_again = prize({**parts, "hidden": other})
-    assert abs(again - loss) < 1e-5 and torch.allclose(grad_again[:, :-2], grad[:, :-2], atol=1e-5), "padding changes the loss"
+    same = abs(again - loss) < 1e-5 and torch.allclose(grad_again[:, :-2], grad[:, :-2], atol=1e-5)
+    assert same, "padding changes the loss"
 
 
 def check_the_order_of_documents(points=1):
-    """The documents of a batch are a set: in another order they have the same loss."""
+    """The loss does not depend on the order of the documents in a batch."""
     parts, order = batch(), [2, 0, 1]
-    (loss, grad), (again, grad_again) = prize(parts), prize(reordered(parts, order))
+    (loss, grad), (again, grad_again) = prize(parts), prize(
+        {name: x if name == "head" else x[order] for name, x in parts.items()})
     assert abs(again - loss) < 1e-5 and torch.allclose(grad_again, grad[order], atol=1e-5)
 
 
 def check_the_order_within_a_set(points=2):
-    """So are the tokens of a set; and a set may be padded to any width."""
+    """Nor on the order of the tokens in a set, nor on the width of its padding."""
     parts = batch()
     loss, _ = prize(parts)
-    flipped = {**parts, **{name: parts[name].flip(-1) for name in ("ids", "log_probs", "mask")}}
     padding = {"ids": 0, "mask": False, "log_probs": MASKED}
-    wider = {**parts, **{name: torch.cat([parts[name], torch.full_like(parts[name], x)], -1) for name, x in padding.items()}}
-    assert abs(prize(flipped)[0] - loss) < 1e-5, "another order within the sets changes the loss"
-    assert abs(prize(wider)[0] - loss) < 1e-5, "wider padding of the sets changes the loss"
+    flipped = {name: parts[name].flip(-1) for name in padding}
+    wider = {name: torch.cat([parts[name], torch.full_like(parts[name], x)], -1) for name, x in padding.items()}
+    assert abs(prize({**parts, **flipped})[0] - loss) < 1e-5, "another order within the sets changes the loss"
+    assert abs(prize({**parts, **wider})[0] - loss) < 1e-5, "wider padding of the sets changes the loss"
 
 
 def check_it_is_a_mean(points=2):
-    """A weighted mean: three times the weights give the same loss, and a batch that stands there twice as
+    """A weighted mean: three times the weights give the same loss, and a batch that is repeated does as
     well."""
     parts = batch()
     loss, _ = prize(parts)
-    assert abs(prize({**parts, "weights": 3 * parts["weights"]})[0] - loss) < 1e-5, "three times the weights change the loss"
+    heavier = prize({**parts, "weights": 3 * parts["weights"]})[0]
+    assert abs(heavier - loss) < 1e-5, "three times the weights change the loss"
     twice = {name: x if name == "head" else torch.cat([x, x]) for name, x in parts.items()}
     assert abs(prize(twice)[0] - loss) < 0.05 * abs(loss), "the same documents twice change the loss"
 
 
-def check_the_teacher_is_left_alone(points=1):
-    """What is read from the cache must not be written to: the same tensors serve again."""
+def check_the_teacher_is_not_changed(points=1):
+    """Do not write into the tensors of the cache: they are used again."""
     parts = batch()
     before = {name: x.clone() for name, x in parts.items()}
     prize(parts)
@@ -151,88 +144,85 @@ def check_the_teacher_is_left_alone(points=1):
 
 
 def check_it_looks_ahead(points=3):
-    """Temporal difference: what stands in LATER columns must change where the gradient of an early column
-    points. A new factor on all of it is not enough, and a loss that treats every column alone does not do
+    """Temporal difference: what stands in LATER columns must change the direction of the gradient of an early
+    column. A new factor on all of it is not enough, and a loss that treats every column alone does not do
     it."""
     parts = batch()
-    early = [prize(one)[1][:, :2] for one in (parts, later_changed(parts))]
-    assert turned(*early) > 1e-7, f"the gradient of the first columns turns by {turned(*early):.0e} when all later columns change"
+    change = turned(*(prize(one)[1][:, :2] for one in (parts, later_changed(parts))))
+    assert change > 1e-7, f"other later columns turn the gradient of the first columns by {change:.0e}"
 
 
 def check_it_learns(points=3):
-    """Down this gradient the tokens that the teacher drew become more probable: by .3 nats in the mean after
-    60 small steps."""
+    """Along this gradient the teacher's tokens become more probable: by .3 nats in the mean after 60 small
+    steps."""
     parts = batch()
-
-    def surprise():
-        return run(experiments.objectives.sft, parts)[0].item()
-    start = surprise()
+    start = run(sft, parts)[0].item()
     for _ in range(60):
         parts = {**parts, "hidden": parts["hidden"] - 0.1 * prize(parts)[1].sign()}
-    assert surprise() < start - 0.3, f"the tokens drawn cost {start:.2f} nats before and {surprise():.2f} after 60 steps"
+    end = run(sft, parts)[0].item()
+    assert end < start - 0.3, f"the tokens drawn cost {start:.2f} nats before and {end:.2f} after 60 steps"
 
 
 def check_the_teacher_is_followed(points=2):
-    """Texts of two tokens, each .9 one and .1 the other: down the gradient the student comes to prefer the
-    likely one. A square alone pulls every reward to 0, and then nothing says what the teacher would do."""
-    first, second = (x.flatten() for x in torch.meshgrid(*[(torch.arange(10) == 9).long()] * 2, indexing="ij"))
+    """Texts of two tokens, each .9 one and .1 the other: the student must come to prefer the likely one. A
+    square alone pulls every reward to 0, and then nothing tells what the teacher would do."""
+    likely = (torch.arange(10) == 9).long()
+    first, second = (x.flatten() for x in torch.meshgrid(likely, likely, indexing="ij"))
     shape, zero = (100, 3), torch.zeros(100, dtype=torch.long)
-    column = torch.tensor([False, True, True]).expand(shape)                            # the first column is given
-    log_probs = torch.where(column[..., None], torch.tensor([0.9, 0.1]).log(), MASKED)
-    parts = {"head": torch.eye(4), "ids": torch.arange(2).expand(*shape, 2) * column[..., None], "log_probs": log_probs,
+    column = torch.tensor([False, True, True]).expand(shape)                    # the first column is given
+    parts = {"head": torch.eye(4), "ids": torch.arange(2).expand(*shape, 2) * column[..., None],
+             "log_probs": torch.where(column[..., None], torch.tensor([0.9, 0.1]).log(), MASKED),
              "mask": column[..., None].expand(*shape, 2), "taken": torch.stack([zero, first, second], 1),
              "terminal": torch.tensor([False, False, True]).expand(shape), "weights": column.float()}
-    logits = torch.tensor([-1.0, 1.0, 0.0, 0.0]).repeat(3, 1)                           # of a student that has it wrong
+    logits = torch.tensor([-1.0, 1.0, 0.0, 0.0]).repeat(3, 1)                   # a student that prefers the other
     for step in range(80):
         grad = prize({**parts, "hidden": logits.expand(100, 3, 4)})[1].sum(0)
         logits = logits - 0.1 * 0.96 ** step * grad.sign()
     found = logits[1:, :2].softmax(-1)[:, 0]
-    assert found.min() > 0.55, "the likely tokens stand at " + " and ".join(f"{p:.2f}" for p in found) + " in their sets"
+    assert found.min() > 0.55, f"the likely tokens have {found[0]:.2f} and {found[1]:.2f} of their sets"
 
 
 def check_the_row_and_its_control(points=3):
     """OBJECTIVES["prize"] and its control read the same cache. The control has no term that looks ahead, and
-    is not the same loss."""
+    is another loss."""
     row = OBJECTIVES["prize"]
     control = OBJECTIVES[row.control]
-    assert row.control != "prize" and row[:2] == control[:2], f"the row reads {row[:2]}, its control {row.control} {control[:2]}"
+    assert row.control != "prize" and row[:2] == control[:2], f"the row reads {row[:2]}, its control {control[:2]}"
     parts = batch()
     grads = [run(control.loss, one)[1] for one in (parts, later_changed(parts))]
     assert turned(*(grad[:, :2] for grad in grads)) < 1e-9, f"{row.control} looks ahead itself"
     apart = turned(prize(parts)[1], grads[0])
-    assert apart > 1e-4, f"the gradient is that of the control, but for a factor: directions differ by {apart:.0e}"
+    assert apart > 1e-4, f"the gradient has the direction of the control's: they differ by {apart:.0e}"
 
 
 def check_the_runs(points=3):
-    """8-results.jsonl: both rows, three learning rates on seed 0, three or more seeds behind it, the same
-    ones, and equal tokens."""
-    report, runs = read_report()
-    mine, theirs = table_runs(report, runs)
-    assert len(mine) >= 3 and set(mine) == set(theirs), f"seeds {sorted(mine)} against {sorted(theirs)}"
-    n_tuned = [sum(name == row and seed == 0 for name, seed, _ in runs) for row in (report["row"], report["control"])]
-    assert n_tuned == [RATES, RATES], f"{n_tuned} learning rates were tried on seed 0, expected {RATES} for each row"
+    """8-results.jsonl: both rows, three learning rates on seed 0, then the same three or more seeds for both,
+    and equal tokens."""
+    report, runs, (mine, theirs) = read_report()
+    assert len(mine) >= 3 and set(mine) == set(theirs), f"seeds {sorted(mine)} and {sorted(theirs)}"
+    tried = [sum((name, seed) == (row, 0) for name, seed, _ in runs) for row in (report["row"], report["control"])]
+    assert tried == [RATES, RATES], f"{tried} learning rates on seed 0, expected {RATES} for each row"
     budgets = {(run["embd"], run["tokens"], run["seconds"]) for run in runs.values()}
     assert len(budgets) == 1, f"the runs have different sizes (embd, tokens, seconds): {sorted(budgets)}"
-    assert len(runs) == 2 * (RATES + len(mine)), "a row was run with several learning rates on one seed of the table"
+    assert len(runs) == 2 * (RATES + len(mine)), "a row has several learning rates on one seed of the table"
     assert len({run[FIGURE] for run in runs.values()}) > 3, "runs were copied"
 
 
 def check_the_learning_rates(points=2):
-    """Each row is run at the rate that was best on seed 0, and on prompts of its own. Picking it on the
-    table's seeds is cheating."""
-    report, runs = read_report()
-    for row, of_table in zip((report["row"], report["control"]), table_runs(report, runs)):
-        tried = {rate: run.get(FIGURE, -1.0) for (name, seed, rate), run in runs.items() if name == row and seed == 0}
+    """Each row is run at the rate that was best on seed 0, which has its own prompts. Choosing it on the
+    seeds of the table is cheating."""
+    report, runs, table = read_report()
+    for row, of_table in zip((report["row"], report["control"]), table):
+        tried = {rate: run.get(FIGURE, -1.0) for (name, seed, rate), run in runs.items() if (name, seed) == (row, 0)}
         used = {run["rate"] for run in of_table.values()}
-        assert used == {max(tried, key=tried.get)}, f"{row}: run at {sorted(used)}, but on seed 0 the figures were {tried}"
+        assert used == {max(tried, key=tried.get)}, f"{row}: run at {sorted(used)}, on seed 0 the figures are {tried}"
 
 
 def check_the_difference(points=3):
-    """difference: the mean over seeds of prize minus control; standard_error: of these PAIRED differences,
-    with n - 1 (T = 1)."""
-    report, runs = read_report()
-    mine, theirs = table_runs(report, runs)
-    pairs = torch.tensor([mine[seed][FIGURE] - theirs[seed][FIGURE] for seed in sorted(mine)], dtype=torch.float64)
+    """difference: the mean over seeds of prize minus control at T = 1. standard_error: of these PAIRED
+    differences, with n - 1."""
+    report, _, (mine, theirs) = read_report()
+    pairs = torch.tensor([mine[seed][FIGURE] - theirs[seed][FIGURE] for seed in mine], dtype=torch.float64)
     error = float(pairs.std(correction=1)) / math.sqrt(len(pairs))
     want = {"seeds": len(pairs), "difference": float(pairs.mean()), "standard_error": error}
     for name, value in want.items():
@@ -242,16 +232,17 @@ def check_the_difference(points=3):
 def check_the_verdict(points=2):
     """"helps" or "hurts" only where the difference is more than two standard errors from 0, otherwise
     "open"."""
-    report, _ = read_report()
+    report, *_ = read_report()
     ratio = report["difference"] / report["standard_error"]
-    want = "helps" if ratio > 2 else "hurts" if ratio < -2 else "open"
-    assert report["verdict"] == want, f"the verdict is {report['verdict']!r}, but the difference is {ratio:+.1f} standard errors"
+    want = "open" if abs(ratio) <= 2 else "helps" if ratio > 0 else "hurts"
+    found = report["verdict"]
+    assert found == want, f"the verdict is {found!r}, but the difference is {ratio:+.1f} standard errors"
 
 
 def check_the_text(points=2):
     """idea, result, doubt: three texts of 80 to 2000 letters. The result names the difference and its error
-    as they stand above, the doubt names another explanation, or what was not measured."""
-    report, _ = read_report()
+    with three digits, the doubt names another explanation or what was not measured."""
+    report, *_ = read_report()
     for name in ("idea", "result", "doubt"):
         assert 80 <= len(report[name]) <= 2000, f"{name} has {len(report[name])} letters, expected 80 to 2000"
     assert len({report[name] for name in ("idea", "result", "doubt")}) == 3
