@@ -199,11 +199,9 @@ def reading_mix(tokens, config, tokenizer, seed, paragraphs=None):
 
 
 def data_mix(name, config, tokenizer, paragraphs, cache=None):
-    """What one student reads -> DataMix; name: "plain", "brd" or "distilled", which reads a TeacherCache as
-    well.
+    """What one student reads -> DataMix; name: "plain", "brd" or "distilled", which also reads a TeacherCache.
 
-    paragraphs: the annotated ones of world_paragraphs. An annotated corpus takes corpus_share of all
-    tokens."""
+    paragraphs: the annotated ones of world_paragraphs. An annotated corpus takes corpus_share of all tokens."""
     own, share = [], 0.0
     if is_annotated(config.corpus):
         own = text_sources(config.corpus, tokenizer, config.block_size, config.seed)
@@ -221,8 +219,7 @@ def data_mix(name, config, tokenizer, paragraphs, cache=None):
 
 
 def test_paragraphs(n, seed, level):
-    """n fresh paragraphs of (person, argument) pairs that no training text tells -> (paragraphs, their
-    records)."""
+    """n fresh paragraphs of pairs that no training text tells -> (paragraphs, their records)."""
     rng = random.Random(seed)
     drawn = [world.draw_paragraph(rng, level, split="test") for _ in range(n)]
     return drawn, [world.annotate(rng, paragraph, i, level) for i, paragraph in enumerate(drawn)]
@@ -252,11 +249,9 @@ def is_annotated(corpus):
 
 @functools.cache
 def annotated_text(corpus):
-    """Paragraphs of an annotated corpus -> (training, held out), lists of lists of records; every third is
-    held out.
+    """Paragraphs of an annotated corpus -> (training, held out: every third), lists of lists of records.
 
-    ValueError where the file holds fewer than three paragraphs, and as annotations.read_annotations
-    raises."""
+    ValueError for fewer than three paragraphs, and as annotations.read_annotations raises."""
     paragraphs = annotations.read_annotations(PRIMER if corpus == "primer" else corpus)
     if len(paragraphs) < 3:
         raise ValueError(f"{corpus}: {len(paragraphs)} paragraphs, every third held out; expected at least 3")
@@ -278,8 +273,7 @@ def text_sources(corpus, tokenizer, block_size, seed):
 
 @functools.cache                    # a process asks for it more than once, and it takes a second
 def course_tokenizer(corpus, n_vocab):
-    """A BPE of a fixed sample of the built-in world, and of the training part of an annotated corpus if there
-    is one.
+    """A BPE of a fixed sample of the built-in world, and of the training part of an annotated corpus, if any.
 
     Without one, every run and the teacher's cache in data/teacher share this vocabulary."""
     rng = random.Random("tokenizer")

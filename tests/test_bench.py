@@ -1,172 +1,32 @@
 """The benches at tiny shapes: what they compare is the same thing, and what they report is what was done."""
-import json
-import mmap
+import math
 import os
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-import bench
+from adapters.gpt2 import GPT2, GPT2Config
+from experiments import bench, race
 
-CPU = torch.device("cpu")
-
-
-def small(**changes):
-    return SimpleNamespace(**(dict(positions=512, n_vocab=60, n_embd=8, kept=4, threads=1) | changes))
-
-
-@pytest.fixture(scope="module")
-def inputs():
-    return bench.loss_inputs(small(), CPU)
-
-
-def gradients(name, x, dtype=None):
-    loss = bench.forward_backward(name, x, dtype)
-    return loss, x.hidden.grad, x.weight.grad
-
-
-def test_inputs_are_those_of_a_cache(inputs):
-    x = inputs
-    assert x.hidden.shape == (2, 256, 8) and x.ids.shape == (2, 256, 4)
-    assert (x.hit.sum(-1) == 1).all() and x.terminal[:, -1].all() and x.terminal.sum() == 2
-    torch.testing.assert_close(x.log_probs, x.teacher.log_softmax(-1).gather(-1, x.ids))
-    assert x.log_probs.exp().sum(-1).min() > bench.KEEP and (x.log_probs.diff(dim=-1) <= 0).all()
-
-
-def test_the_sort_finds_the_sets_that_are_known(inputs):
-    mask = bench.sorted_mask(inputs.teacher, bench.KEEP)
-    assert torch.equal(mask, torch.zeros_like(mask).scatter_(-1, inputs.ids, 1.0))
-    mask = bench.sorted_mask(torch.tensor([[[0.1, 0.5, 0.4]]]).log(), 0.8)
-    assert mask.tolist() == [[[0, 1, 1]]]
-
-
-def test_dense_masks_by_loops(inputs):
-    """Token by token, as the released code is described."""
-    x = SimpleNamespace(**{name: value[:, :3] for name, value in vars(inputs).items() if name != "weight"})
-    x.weight = inputs.weight
-    z = F.linear(x.hidden, x.weight).double()
-    total, alpha, gamma = 0.0, 0.1, 0.99
-    Q, V = torch.zeros(2, 3, 60, dtype=torch.float64), torch.zeros(2, 4, dtype=torch.float64)
-    for b in range(2):
-        for t in range(3):
-            for v in range(60):
-                if v in x.ids[b, t]:
-                    Q[b, t, v] = max(z[b, t, v] - z[b, t].max(), -10)
-            V[b, t] = sum(Q[b, t].exp() + 1e-8).log()
-    for b in range(2):
-        for t in range(3):
-            later = gamma * V[b, t + 1]
-            phi = [r - r ** 2 / (4 * alpha) for r in (Q[b, t] - later)]
-            total += V[b, t] - later - sum(phi) / 60 - z[b, t].log_softmax(-1)[x.taken[b, t]]
-    mask = torch.zeros(2, 3, 60).scatter_(-1, x.ids, 1.0)
-    torch.testing.assert_close(bench.dense_masks(x, mask).double(), total / 6, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-@pytest.mark.parametrize("one, other", [("dense masks", "dense masks, sets known"),
-                                        ("dense forward KL", "head_terms forward KL"),
-                                        ("dense Bellman", "head_terms Bellman")])
-def test_two_ways_to_the_same_numbers(inputs, one, other, dtype):
-    rounding = dict(rtol=1e-4, atol=1e-6) if dtype is None else dict(rtol=0.05, atol=2e-3)
-    for a, b in zip(gradients(one, inputs, dtype), gradients(other, inputs, dtype)):
-        assert a.abs().max() > 0
-        torch.testing.assert_close(a, b, **rounding)
-
-
-def test_losses_end_to_end(tmp_path, monkeypatch, capsys):
-    """In this process: a fresh one for each row takes seconds."""
-    monkeypatch.setattr(bench, "in_fresh_process", lambda function, *arguments: function(*arguments))
-    path = tmp_path / "out.json"
-    assert bench.main(["losses", "--positions=8", "--n_vocab=40", "--n_embd=4", "--kept=3", "--rounds=2",
-                       f"--json={path}"]) == 0
-    written = json.loads(path.read_text(encoding="utf-8"))
-    printed = capsys.readouterr().out
-    assert written["options"]["positions"] == 8 and written["options"]["bench"] == "losses"
-    for one in written["tables"]:
-        assert [row["way"] for row in one["rows"]] == list(bench.WAYS)
-        assert one["rows"][0]["ratio"] == one["rows"][0]["CPU ratio"] == 1
-        assert one["title"] in printed and "8 positions, 40 tokens, 4 channels, 3 kept" in one["title"]
-    assert all(name in printed for name in bench.WAYS) and not list(tmp_path.glob("*.tmp"))
-
-
-def test_every_round_runs_every_way_in_turn():
-    order = []
-    seconds = bench.in_turns({name: lambda name=name: order.append(name) for name in "ab"}, 3, CPU)
-    assert order == list("ababab") and seconds["a"].shape == (3, 2)
-    seconds = {"a": np.array([[1, 2], [4, 2], [9, 2]]), "b": np.array([[1, 1], [2, 1], [3, 4]])}
-    assert bench.ratio(seconds, "a", "b") == [2, 2]                     # of 1, 2, 3 and of 2, 2, .5
-
-
-@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="peak memory is read from /proc")
-def test_extra_memory_is_the_peak():
-    """In blocks that come from the system and go back to it: malloc keeps some, and how many depends on what ran before."""
-    def call():
-        for size in (16, 48, 16):
-            with mmap.mmap(-1, size << 20) as block:
-                for page in range(0, len(block), mmap.PAGESIZE):
-                    block[page] = 1
-    call()
-    assert 47 < bench.extra_memory(call, CPU) / 2 ** 20 < 60            # the system counts some pages late
-    x = torch.zeros(80 << 18).add_(1)
-    assert bench.extra_memory(lambda: x.add_(1), CPU) / 2 ** 20 < 8
-
-
-@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="peak memory is read from /proc")
-def test_head_terms_keep_the_logits_and_no_more():
-    options = small(positions=256, n_vocab=50257)
-    logits = 256 * 50257 * 4
-    peak = bench.in_fresh_process(bench.peak_of, "head_terms Bellman", options, CPU, None)
-    assert logits <= peak < 1.4 * logits
-
-
-@pytest.mark.parametrize("kind, entropy, top", [("sharp", 1.5, {7: 0.90, 50: 0.96}), ("flat, even", 3.16, {14: 0.80}),
-                                                ("flat, varied", 3.2, {})])
-def test_made_up_teachers_are_as_they_are_described(kind, entropy, top):
-    probs = bench.made_up_teacher(kind, 200, 50257).softmax(-1).sort(dim=-1, descending=True).values
-    assert -(probs * probs.log()).nan_to_num().sum(-1).mean() == pytest.approx(entropy, abs=0.12)
-    for k, mass in top.items():
-        assert probs[:, :k].sum(-1).mean() == pytest.approx(mass, abs=0.012)
-    if kind == "flat, varied":
-        sizes = (probs.cumsum(-1) < 0.8).sum(-1) + 1
-        assert sizes.median() < 14 and sizes.max() > 1000
-
-
-def test_cache_end_to_end(capsys):
-    assert bench.main(["cache", "--positions=200", "--n_vocab=1000"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert sum("bytes a token " in line and "dense float16 logits" in line for line in lines) == 3      # inspect's
-    rows = [line.split() for line in lines if line.startswith("  flat, even")]
-    assert [row[3] for row in rows] == ["64", "32", "16", "8"]
-    for row in rows:        # 2 for the token, 1 for its role, 1 for the count, 8 for two offsets; 4 a token kept
-        assert float(row[6]) == pytest.approx(4 + 8 / 200 + 4 * float(row[4]), abs=2e-3)
-
-
-def test_teacher_end_to_end(monkeypatch, capsys):
-    monkeypatch.setattr(bench, "MODELS", {"2x16": (90, 2, 16)})
-    assert bench.main(["teacher", "--rows=3", "--new=4", "--rounds=1", "--k_cap=5"]) == 0
-    printed = capsys.readouterr().out
-    assert "2x16, 90 tokens: 3 rows of 4 new tokens" in printed and printed.count("drawn from") == 3
-
-
-OTHER = """
+NANOGPT = """
 from dataclasses import dataclass
 import torch, torch.nn.functional as F
 @dataclass
 class GPTConfig:
-    block_size: int; vocab_size: int; n_layer: int; n_head: int; n_embd: int; dropout: float = 0.0; bias: bool = True
+    block_size: int; vocab_size: int; n_layer: int; n_head: int; n_embd: int; dropout: float; bias: bool
 class GPT(torch.nn.Module):
     def __init__(self, config):
         super().__init__()
         print("noise")
         block = torch.nn.Linear(config.n_embd, config.n_embd)
-        self.transformer = torch.nn.ModuleDict({"wte": torch.nn.Embedding(config.vocab_size, config.n_embd), "h": block})
-    def configure_optimizers(self, *arguments):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
+        embedding = torch.nn.Embedding(config.vocab_size, config.n_embd)
+        self.transformer = torch.nn.ModuleDict({"wte": embedding, "h": block})
+    def configure_optimizers(self, decay, rate, betas, device):
+        return torch.optim.AdamW(self.parameters(), lr=rate, betas=betas, weight_decay=decay)
     def forward(self, x, y):
-        assert (x[:, 1:] == y[:, :-1]).all()
+        assert x is y or (x[:, 1:] == y[:, :-1]).all()
         logits = F.linear(self.transformer.h(self.transformer.wte(x)), self.transformer.wte.weight)
         return logits, F.cross_entropy(logits.flatten(0, 1), y.flatten())
     def generate(self, idx, new, temperature, top_k):
@@ -174,82 +34,122 @@ class GPT(torch.nn.Module):
 """
 
 
-class InThisProcess:
-    def __init__(self, *arguments):
-        pass
-
-    def submit(self, function, *arguments):
-        bench.race.MADE.clear()
-        found = function(*arguments)
-        return SimpleNamespace(result=lambda: found)
-
-    def shutdown(self):
-        pass
+@pytest.fixture(scope="module")
+def inputs():
+    return bench.loss_inputs(200, 60, 8)
 
 
-def test_race_end_to_end(tmp_path, monkeypatch, capsys):
-    """Beside a stand-in for a checkout: every work is done both ways, and divided by the last."""
-    (tmp_path / "model.py").write_text(OTHER, encoding="utf-8")
-    monkeypatch.setattr(bench, "in_fresh_process", lambda function, *arguments: function(*arguments))
-    monkeypatch.setattr(bench.race, "CPU_SHAPES", {"4x128": (1, 16, 2, 64, 30, 4, (2, 1), 2)})
-    monkeypatch.setattr(bench.race, "ProcessPoolExecutor", InThisProcess)
-    monkeypatch.setattr(bench.race, "SIDES", (64, 64))
-    monkeypatch.setattr(bench, "loss_inputs", lambda options, device, made=bench.loss_inputs: made(small(), device))
-    path = tmp_path / "out.json"
-    assert bench.main([f"--nanogpt={tmp_path}", "--new=3", "--items=5", "--rounds=2", "--threads=1", "--device=cpu", f"--json={path}"]) == 0
-    assert "noise" not in capsys.readouterr().out
-    (table,) = json.loads(path.read_text(encoding="utf-8"))["tables"]
-    rows = {(row["what"], row["way"]): row for row in table["rows"]}
-    for what, *ways in (("training 4x128", "modern", "gpt2", "nanoGPT"), ("generation, 64 x 3", "modern", "gpt2", "nanoGPT"),
-                        ("blind scoring, 5 x 4", "ours", "one at a time")):
-        assert all(rows[what, way]["figure"] > 0 for way in ways) and rows[what, ways[-1]]["ratio"] == 1
-    assert all(("memory, training 4x128", way) in rows and 0 < rows["training 4x128", way]["share"] < 1 for way in ("modern", "gpt2", "nanoGPT"))
-
-
-def test_shakespeare_end_to_end(tmp_path, monkeypatch, capsys):
-    """Ours learns a text of four letters in order; the table says whether 1.88 is reached."""
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """Tiny shapes, a stand-in for a checkout, and everything in this process: a fresh one takes seconds."""
+    (tmp_path / "model.py").write_text(NANOGPT, encoding="utf-8")
     (tmp_path / "text.txt").write_text("abcd" * 500, encoding="utf-8")
     monkeypatch.setattr(bench, "in_fresh_process", lambda function, *arguments: function(*arguments))
-    monkeypatch.setattr(bench.shakespeare, "OURS", dict(T=8, L=1, H=2, C=16, tokens=3000, step_tokens=128, rate=0.01, decay=0.5))
-    path = tmp_path / "out.json"
-    assert bench.main(["--task=shakespeare", f"--text={tmp_path / 'text.txt'}", "--rounds=1", "--threads=1", f"--json={path}"]) == 0
-    (row,) = json.loads(path.read_text(encoding="utf-8"))["tables"][0]["rows"]
-    assert row["way"] == "ours" and row["to 1.88"] == "yes" and row["nats a character"] < 0.7 and row["ratio"] == 1
+    monkeypatch.setattr(bench, "V", 90)
+    monkeypatch.setattr(bench, "C", 4)
+    monkeypatch.setattr(race, "SHAPES", {"4x128": race.Shape(1, 16, 2, 64, 30, 4, parts=2, steps=2)})
+    monkeypatch.setattr(race, "RECIPE", race.Shape(1, 16, 2, 8, 0, 16, steps=102))
+    monkeypatch.setattr(race, "OURS", race.Shape(1, 16, 2, 8, 0, 16))
+    monkeypatch.setattr(race, "OUR_TOKENS", 3000)
+    return [f"--nanogpt={tmp_path}", f"--text={tmp_path / 'text.txt'}", "--positions=8", "--rounds=2"]
+
+
+def test_losses_get_what_a_cache_holds(inputs):
+    x, sets = inputs, inputs.sets
+    assert (sets.is_taken.sum(-1) == 1).all() and sets.terminal.nonzero().tolist() == [[0, 199]] and sets.mask.all()
+    torch.testing.assert_close(sets.log_probs, x.teacher.log_softmax(-1).gather(-1, x.ids))
+    assert sets.log_probs.exp().sum(-1).min() > 0.9999 and (sets.log_probs.diff(dim=-1) <= 0).all()
+
+
+def test_dense_masks_by_loops(inputs):
+    """Token by token, as the released code is described; the sort finds the sets that are known."""
+    z = F.linear(inputs.hidden, inputs.weight)[:, :3].detach()
+    total, alpha, gamma = 0.0, 0.1, 0.99
+    Q, V = torch.zeros(3, 60, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
+    for t in range(3):
+        for v in inputs.ids[0, t].tolist():
+            Q[t, v] = max(z[0, t, v] - z[0, t].max(), -10)
+        V[t] = sum(Q[t].exp() + 1e-8).log()
+    for t in range(3):
+        later = gamma * V[t + 1]
+        total += V[t] - later - sum(r - r ** 2 / (4 * alpha) for r in Q[t] - later) / 60
+    found = bench.dense_masks(z, inputs.teacher[:, :3])
+    torch.testing.assert_close(found.double(), total / 3, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype, rounding", [(None, dict(rtol=1e-4, atol=1e-6)),
+                                             (torch.bfloat16, dict(rtol=0.05, atol=2e-3))])
+@pytest.mark.parametrize("loss", ["forward KL", "Bellman"])
+def test_two_ways_to_the_same_numbers(inputs, loss, dtype, rounding):
+    dense, lean = ((bench.forward_backward(f"{way} {loss}", inputs, dtype), inputs.hidden.grad, inputs.weight.grad)
+                   for way in ("dense", "head_terms"))
+    for a, b in zip(dense, lean):
+        assert a.abs().max() > 0
+        torch.testing.assert_close(a, b, **rounding)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="peak memory is read from /proc")
+def test_head_terms_keep_the_logits_and_no_more():
+    logits = 256 * 50257 * 4
+    assert logits <= bench.in_fresh_process(bench.peak_of, "head_terms Bellman", 256, 50257, 8, None) < 1.4 * logits
+
+
+def test_rounds_run_in_turn_and_ratios_are_medians_of_rounds():
+    order, seconds = [], {"a": [(1, 2), (4, 2), (9, 2)], "b": [(1, 1), (2, 1), (3, 4)]}
+
+    def timed(way, i):
+        order.append(way)
+        return seconds[way][i]
+    rows = bench.in_turns("ab", timed, 3, "b")
+    assert order == list("ababab")
+    assert rows["a"] == {"seconds": 4, "time": 2, "CPU time": 2}        # of 1, 2, 3 and of 2, 2, .5
+
+
+@pytest.mark.parametrize("kind, nats, top", [("sharp", 1.5, {7: 0.90, 50: 0.96}), ("flat, even", 3.16, {14: 0.80}),
+                                             ("flat, varied", 3.2, {})])
+def test_made_up_teachers_are_as_they_are_described(kind, nats, top):
+    probs = bench.made_up_teacher(kind, 200, 50257).softmax(-1).sort(dim=-1, descending=True).values
+    assert -(probs * probs.log()).nan_to_num().sum(-1).mean() == pytest.approx(nats, abs=0.12)
+    for k, mass in top.items():
+        assert probs[:, :k].sum(-1).mean() == pytest.approx(mass, abs=0.012)
+
+
+def test_every_bench_end_to_end(small, capsys):
+    tables = {name: list(run(bench.parse_options(bench.Options, small, ""))) for name, run in bench.BENCHES.items()
+              if name != "cache"} | {"cache": list(bench.bench_cache(None, 200))}
+    assert "noise" not in capsys.readouterr().out
+    for title, rows in tables["losses"]:
+        assert [row["way"] for row in rows] == list(bench.WAYS) and "(8, 90, 4) positions" in title
+        assert rows[0]["time"] == rows[0]["CPU time"] == rows[0]["memory"] == 1
+    for row in tables["cache"][0][1]:   # 2 bytes of token, 1 of role, 1 of count, 2 offsets; 4 a token kept
+        assert row["bytes"] == pytest.approx(4 + 8 / 200 + 4 * row["kept"]) and row["kept"] <= row["cap"]
+    rows = {(row["what"], row["way"]): row for row in tables["race"][0][1]}
+    assert {way for _, way in rows} == {"modern", "gpt2", "nanoGPT"} and len(rows) == 9
+    assert all(0 < rows["training 4x128", way]["share"] < 1 for way in ("modern", "gpt2", "nanoGPT"))
+    assert rows["generation, 64 x 256", "nanoGPT"]["time"] == 1
+    (_, (ours, other)), = tables["shakespeare"]
+    assert ours["nats a character"] < 0.7 < other["nats a character"] < math.log(4) + 0.1
+    (_, (drawn, cached)), = tables["teacher"]
+    assert drawn["time"] == 1 and cached["tokens/s"] > 0
 
 
 def test_loss_on_counts_every_character_once():
     """A model that is sure of the next letter, and right on the first half alone, by hand."""
     ids = np.arange(41).astype(np.uint16) % 5
     ids[21:] = 3
-    sure = bench.shakespeare.loss_on(lambda part: 100 * F.one_hot((part + 1) % 5, 5).float(), ids, 4)
+    sure = race.loss_on(lambda part: 100 * F.one_hot((part + 1) % 5, 5).float(), ids, 4)
     assert sure == pytest.approx(100 * (ids[1:] != (ids[:-1] + 1) % 5).sum() / 40)
 
 
 def test_operations_by_hand():
     """A gpt2 block of C channels multiplies 12 C^2 weights."""
-    shape = (2, 16, 2, 8, 30, 2, (1, 1), 1)
-    model = bench.GPT(bench.GPTConfig(30, 8, 2, 2, 16, layout="gpt2"))
-    assert bench.race.operations(model, shape) == 6 * (2 * 12 * 16 ** 2 + 30 * 16) + 12 * 2 * 16 * 8
-
-
-def test_one_at_a_time_is_the_blind_score():
-    """What is timed as a loop is the same score, to the rounding of one token's probability."""
-    tokenizer = bench.race.course_tokenizer("world", 1024)
-    model = bench.GPT(bench.GPTConfig(tokenizer.n_vocab, 64, 1, 2, 16))
-    torch.nn.init.normal_(model.transformer.h[0].mlp.c_proj.weight)
-    items = [("Anna went to", ["Oslo", "the old market"]), ("It was late. Ben", ["slept", "Oslo"])]
-    scores = bench.race.one_at_a_time(model, tokenizer, items, CPU)
-    torch.testing.assert_close(torch.tensor(scores), torch.tensor(bench.race.brd.blind_scores(model, tokenizer, items)))
+    shape, model = race.Shape(2, 16, 2, 8, 30, 2), GPT2(GPT2Config(30, 8, 2, 2, 16))
+    assert race.operations(model, shape) == 6 * (2 * 12 * 16 ** 2 + 30 * 16) + 12 * 2 * 16 * 8
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["--nanogpt=no/such"], "no/such/model.py: no such file; expected a checkout"),
-    (["losses", "--positions=0"], "--positions=0; expected at least 1"),
-    (["losses", "--kept=9", "--n_vocab=9"], "fewer tokens kept than there are"),
-    (["losses", "--dtype=int8"], "--dtype=int8"), (["cache", "--p=1.5", "--positions=2", "--n_vocab=9"], "p=1.5"),
-    (["teacher", "--device=warp"], "--device=warp; expected cpu, cuda, mps or auto"),
-    (["cache", "--positions=2", "--n_vocab=9", "--json=no/such/folder/x.json"], "no/such/folder")])
-def test_bad_options_get_one_line(arguments, message, capsys):
-    assert bench.main(arguments) == 2
-    error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
+    (["--nanogpt=no/such"], "no/such/model.py: no such file"), (["looses"], "looses: expected one of losses"),
+    (["losses", "--rounds=0"], "--rounds=0"), (["shakespeare", "--text=no/such"], "no/such")])
+def test_bad_options_get_one_line(small, arguments, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        bench.main(arguments)

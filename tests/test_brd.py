@@ -1,13 +1,16 @@
-"""Basic Reading Distillation: rendering, the blind score, reading in free running, the command line."""
+"""Basic Reading Distillation: the blind score, figures with errors, reading in free running, the commands."""
+import io
 import json
 import random
-from itertools import product
+import sys
 
 import pytest
 import torch
 
 import brd
-from data.annotations import ALL_FORMS, BRIDGES, OPENERS, TYPES, parse_entities, parse_questions
+from data import figures
+from data.annotations import TYPES, question_texts
+from data.documents import encode_documents, render
 from data.tokenizer import train_bpe
 from model import GPT, GPTConfig
 from test_annotations import ANNA, ASIDE, OTHER, PARAGRAPH
@@ -25,98 +28,6 @@ def model(tokenizer):
     for parameter in model.parameters():          # away from the start, where every block is the identity
         torch.nn.init.normal_(parameter, std=0.3)
     return model
-
-
-# --- rendering ---------------------------------------------------------------------------------------------------------
-
-def test_plain_rendering_is_the_format_of_the_docstring():
-    plain = [PARAGRAPH[0], PARAGRAPH[2]]
-    rng = random.Random(0)
-    assert brd.render(plain, "ori", rng) == [("Anna took a train to Oslo.", "text"), (" So it goes.", "text"), ("", "end")]
-    assert brd.render(plain, "ner", rng, forms=1) == [
-        ("Anna took a train to Oslo.", "text"), ("", "sep"), (" Anna: person, traveller\n", "entity"),
-        (" Oslo: place, goal, far away\n", "entity"), ("", "sep"), (" So it goes.", "text"), ("", "sep"),
-        (" none\n", "entity"), ("", "sep"), ("", "end")]
-    assert brd.render(plain, "qra", rng, forms=1) == [
-        ("Anna took a train to Oslo.", "text"), ("", "sep"), (" Where did Anna go?", "question"), (" Oslo\n", "answer"),
-        (" Did Anna stay?", "question"), (" No\n", "answer"), ("", "sep"), (" So it goes.", "text"), ("", "sep"),
-        ("", "sep"), ("", "end")]
-
-
-def test_parsing_inverts_rendering_over_all_draws():
-    rng, seen = random.Random(1), set()
-    for forms, _ in product((1, 2, 5, ALL_FORMS), range(400)):
-        for record in PARAGRAPH:
-            ner, qra = ("".join(text for text, _ in brd.reading(record, copy, rng, forms)) for copy in ("ner", "qra"))
-            assert parse_entities(ner) == record["entities"]
-            assert [{"kind": q["kind"], **own} for q, own in zip(record["questions"], parse_questions(qra), strict=True)] \
-                == record["questions"]
-            seen |= {(forms, text) for text, _ in brd.reading(record, "qra", rng, forms)}
-    assert {text.strip() for forms, text in seen if forms == ALL_FORMS} >= set(OPENERS[1:] + BRIDGES[1:])
-    assert not {text.strip() for forms, text in seen if forms == 1} & set(OPENERS + BRIDGES)
-    assert {text.strip() for forms, text in seen if forms == 2} & set(OPENERS) == {"Q:"}
-
-
-def test_a_reader_who_reads_on_says_all_of_it_after_the_last_sentence():
-    """Nothing is lost but the mood of earlier sentences, which could not be asked about any more; the questions come in any order."""
-    rng, orders = random.Random(0), set()
-    apt = [q for record in PARAGRAPH for q in record["questions"] if record is PARAGRAPH[-1] or q["kind"] != "attitude"]
-    for copy in ["ner"] + ["qra"] * 20:
-        *texts, end = brd.render(PARAGRAPH, copy, rng, forms=1, join_prob=1.0)
-        n = len(PARAGRAPH)
-        assert [text.strip() for text, _ in texts[:n]] == [record["text"] for record in PARAGRAPH] and end == brd.END
-        assert texts[n] == texts[-1] == brd.SEP
-        if copy == "ner":
-            said = [e["text"] for record in PARAGRAPH for e in record["entities"]]
-            assert [text.split(":")[0].strip() for text, _ in texts[n + 1:-1]] == said
-            continue
-        pairs = [(q.strip(), a.strip()) for (q, _), (a, _) in zip(texts[n + 1:-1:2], texts[n + 2:-1:2], strict=True)]
-        assert sorted(pairs) == sorted((q["question"], q["answer"]) for q in apt)
-        orders.add(tuple(pairs))
-    assert len(orders) > 5 and any(q["kind"] == "attitude" for record in PARAGRAPH[:-1] for q in record["questions"])
-    lengths = {sum(piece == brd.SEP for piece in brd.render(PARAGRAPH, "ner", rng, join_prob=0.5)) for _ in range(50)}
-    assert lengths == {2 * readings for readings in range(1, n + 1)}
-
-
-def test_sentence_level_gives_one_document_a_sentence():
-    rng = random.Random(0)
-    parts = brd.documents(PARAGRAPH, "qra", rng, level="sentence", forms=1)
-    assert parts == [brd.render([record], "qra", rng, forms=1) for record in PARAGRAPH]
-    assert parts[1][0] == ("She was happy at Opel, in Paris, France.", "text")                     # no leading space
-    with pytest.raises(ValueError, match="level 'word'"):
-        brd.documents(PARAGRAPH, "qra", rng, level="word")
-    with pytest.raises(ValueError, match="copy 'nre'"):
-        brd.render(PARAGRAPH, "nre", rng)
-
-
-def test_pieces_encode_to_the_tokens_of_the_running_text(tokenizer):
-    rng = random.Random(2)
-    for copy, _ in product(("ori", "ner", "qra"), range(30)):
-        pieces = brd.render(PARAGRAPH, copy, rng)
-        (ids, roles), = brd.encode_documents([pieces], tokenizer)
-        runs, text = [], ""
-        for piece, role in pieces:
-            if piece:
-                text += piece
-            else:
-                runs += tokenizer.encode(text) + [tokenizer.sep if role == "sep" else tokenizer.end]
-                text = ""
-        assert ids == runs and len(roles) == len(ids) and ids[-1] == tokenizer.end
-        answers = tokenizer.decode([i for i, role in zip(ids, roles) if brd.ROLES[role] == "answer"])
-        assert answers == ("".join(f" {q['answer']}\n" for r in PARAGRAPH for q in r["questions"]) if copy == "qra" else "")
-
-
-def test_known_pieces_are_encoded_once(tokenizer):
-    class Counting:
-        sep, end, asked = tokenizer.sep, tokenizer.end, []
-
-        def encode_batch(self, texts):
-            self.asked += texts
-            return tokenizer.encode_batch(texts)
-    counting, known, pieces = Counting(), {}, brd.render(PARAGRAPH, "ner", random.Random(0))
-    first = brd.encode_documents([pieces, pieces], counting, known)
-    assert brd.encode_documents([pieces], counting, known) == first[:1] == first[1:]
-    assert len(counting.asked) == len(set(counting.asked)) == len({text for text, _ in pieces if text})
 
 
 # --- the blind score ---------------------------------------------------------------------------------------------------
@@ -214,17 +125,11 @@ def test_long_prompts_are_cut_on_the_left_and_counted(model, tokenizer):
     assert scores[0][0] == pytest.approx(float(wanted), abs=1e-5)
 
 
-def write_task(path, **task):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(task), encoding="utf-8")
-    return str(path)
-
-
 def test_a_tie_is_no_win_for_the_first():
-    assert brd.tie_accuracy([-1.0, -2.0], {0}) == 1 and brd.tie_accuracy([-1.0, -2.0], {1}) == 0
-    assert brd.tie_accuracy([-1.0, -1.0, -2.0, -1.0], {0}) == pytest.approx(1 / 3)
-    assert brd.tie_accuracy([-1.0, -1.0, -2.0, -1.0], {0, 3}) == pytest.approx(2 / 3)
-    assert brd.tie_accuracy([-1.0, -1.0, -2.0], {2}) == 0
+    assert brd.credit([-1.0, -2.0], {0}) == 1 and brd.credit([-1.0, -2.0], {1}) == 0
+    assert brd.credit([-1.0, -1.0, -2.0, -1.0], {0}) == pytest.approx(1 / 3)
+    assert brd.credit([-1.0, -1.0, -2.0, -1.0], {0, 3}) == pytest.approx(2 / 3)
+    assert brd.credit([-1.0, -1.0, -2.0], {2}) == 0
 
 
 def test_accuracy_chance_and_centred_by_hand(monkeypatch):
@@ -232,60 +137,14 @@ def test_accuracy_chance_and_centred_by_hand(monkeypatch):
     items = [(f"{i}", ["Yes", "No"], {i % 2}) for i in range(10)]
     rows = [[-1.0 - (i % 2), -3.0] for i in range(10)]
     monkeypatch.setattr(brd, "blind_scores", lambda *a, counts, **k: counts.update(cut=2) or rows)
-    result = brd.eval_task(None, None, {"name": "t", "items": items})
+    result = brd.test_task(None, None, {"name": "t", "items": items})
     assert result == {"name": "t", "accuracy": 0.5, "se": pytest.approx((0.25 * 10 / 9 / 10) ** 0.5), "n": 10,
                       "chance": 0.5, "centred": 1.0, "cut": 2, "skipped": 0}
-    few = lambda n: brd.eval_task(None, None, {"name": "t", "items": items[:n]})["centred"]             # noqa: E731
+    few = lambda n: brd.test_task(None, None, {"name": "t", "items": items[:n]})["centred"]             # noqa: E731
     monkeypatch.setattr(brd, "blind_scores", lambda model, tokenizer, given, counts: counts.update(cut=0) or rows[:len(given)])
     assert few(4) is None and few(5) == 1.0                     # each candidate is seen five times, or its mean says nothing
     different = [(prompt, [f"a{i}", f"b{i}"], right) for i, (prompt, _, right) in enumerate(items)]
-    assert brd.eval_task(None, None, {"name": "t", "items": different})["centred"] is None
-
-
-def test_free_answers_are_matched_word_for_word(model, tokenizer):
-    """Against one prompt at a time, generated token by token until a line ends; half of the answers are what it says."""
-    prompts = ["Anna took a train to Oslo. Q: Where did Anna go? A: ", "So it goes. " * 40, "", "Q: Who?\n", "Oslo Rome " * 8]
-    lengths = [len(tokenizer.encode(prompt)) for prompt in prompts]
-    assert 48 < lengths[4] < 96 < lengths[1] and max(lengths[0], lengths[3]) <= 48     # block_size is 96, half is generated
-    said = []
-    for prompt in prompts:
-        ids = (tokenizer.encode(prompt.rstrip(" ")) or [tokenizer.end])[-model.config.block_size // 2:]
-        new = []
-        for _ in range(model.config.block_size // 2):
-            with torch.no_grad():
-                token = int(model.logits(model.hidden(torch.tensor([ids]))[:, -1]).argmax())
-            if token in (tokenizer.sep, tokenizer.end):
-                break
-            ids, new = ids + [token], new + [token]
-            if "\n" in tokenizer.decode([token]):
-                break
-        said.append(tokenizer.decode(new).split("\n")[0].strip())
-    assert all(said) and len(set(said)) == 5
-    long = "So it goes. " * 40                                  # as long an answer leaves half of block_size to the prompts
-    rights = [{said[0]}, {said[1] + "x"}, {"x", said[2]}, {"?"}, {said[4], long}]
-    counts = {}
-    assert brd.exact_matches(model, tokenizer, prompts, rights, counts) == [1, 0, 1, 0, 1]
-    assert counts == {"cut": 2}
-    task = {"name": "t", "items": [(prompt, [], right) for prompt, right in zip(prompts, rights)], "skipped": 3}
-    assert brd.eval_task(model, tokenizer, task) == {
-        "name": "t", "accuracy": 0.6, "se": pytest.approx((0.24 / 4) ** 0.5), "n": 5, "chance": 0, "centred": None, "cut": 2,
-        "skipped": 3}
-
-
-def test_a_generated_answer_ends_with_the_line(tokenizer, monkeypatch):
-    """What comes after the answer's line, and the token that ended it, are no part of the answer."""
-    texts = [" 24\n", " 24", " 24 \nQ: More? A: 25", "24.", " [ ]\n"]
-    monkeypatch.setattr(brd, "greedy", lambda model, ids, max_new, stop: [tokenizer.encode(t) + [tokenizer.end] for t in texts])
-    model = type("Model", (), {"config": GPTConfig(n_vocab=300, block_size=96)})
-    assert brd.exact_matches(model, tokenizer, ["Q: 4 * 6 = A:"] * 5, [{"24"}] * 4 + [{"[ ]"}], {}) == [1, 1, 1, 0, 1]
-
-
-def test_the_mean_over_tasks_by_hand():
-    results = [{"accuracy": 0.5, "chance": 0.2, "se": 0.03, "n": 10, "cut": 1, "skipped": 0},
-               {"accuracy": 1.0, "chance": 0.0, "se": 0.04, "n": 30, "cut": 0, "skipped": 2}]
-    assert brd.mean_of(results) == {"accuracy": 0.75, "chance": 0.1, "se": pytest.approx(0.025), "n": 40, "cut": 1, "skipped": 2}
-    assert brd.mean_of(results[:1]) == {**results[0], "se": pytest.approx(0.03)}
-    assert brd.mean_of([{**results[0], "se": None}, results[1]])["se"] is None
+    assert brd.test_task(None, None, {"name": "t", "items": different})["centred"] is None
 
 
 # --- reading in free running -------------------------------------------------------------------------------------------
@@ -406,7 +265,7 @@ def test_a_perfect_reader_has_a_perfect_score(tokenizer):
     paragraphs = [PARAGRAPH, OTHER]
     reader = Perfect(tokenizer, paragraphs)
     oracle = {q["question"]: q["answer"] for record in PARAGRAPH for q in record["questions"]}
-    result = brd.eval_reading(reader, tokenizer, paragraphs, forms=1, oracle=lambda p, k: oracle)
+    result = brd.test_reading(reader, tokenizer, paragraphs, forms=1, oracle=lambda p, k: oracle)
     assert {name: figure["value"] for name, figure in result.items() if figure["value"] != 1.0} == {
         f"entity_f1.{name}": None for name in ("thing", "day", "job", "feeling")}
     counts = {name: figure["n"] for name, figure in result.items() if figure["n"]}
@@ -423,7 +282,7 @@ def test_its_own_mistakes_stay_in_the_context(tokenizer):
     reader = Perfect(tokenizer, [PARAGRAPH], spoil=lambda text: text.replace("Oslo", "Rome"))
     answers, = brd.free_answers(reader, tokenizer, [PARAGRAPH], random.Random(0), forms=1)
     assert [answer for _, answer in answers] == ["Rome", "", "", ""]
-    result = brd.eval_reading(reader, tokenizer, [PARAGRAPH, OTHER], forms=1, oracle=lambda p, k: {"Where did Anna go?": "Oslo"})
+    result = brd.test_reading(reader, tokenizer, [PARAGRAPH, OTHER], forms=1, oracle=lambda p, k: {"Where did Anna go?": "Oslo"})
     assert result["answer.all"]["value"] == 0 and result["raised.known"]["value"] > 0 == result["raised.right"]["value"]
     assert 0 < result["entity_f1.person"]["value"] and result["entity_f1.place"]["value"] == 0
 
@@ -431,7 +290,7 @@ def test_its_own_mistakes_stay_in_the_context(tokenizer):
 def test_a_random_student_is_read_without_fail(model, tokenizer):
     """Whatever it says, rows longer than the block included, gives figures between 0 and 1, and the same twice."""
     paragraphs = [PARAGRAPH * 2, OTHER, PARAGRAPH[1:]]
-    once, twice = (brd.eval_reading(model, tokenizer, paragraphs, seed=3, oracle=lambda p, k: {}) for _ in range(2))
+    once, twice = (brd.test_reading(model, tokenizer, paragraphs, seed=3, oracle=lambda p, k: {}) for _ in range(2))
     assert once == twice and once["answer.all"]["n"] == 8 + 2 + 2 and once["entity_f1"]["n"] == 8 + 2 + 2
     assert all(figure["value"] is None or 0 <= figure["value"] <= 1 for figure in once.values())
 
@@ -461,61 +320,6 @@ def test_nothing_to_read_is_told(folder, capsys):
     assert capsys.readouterr().err.startswith("error: no text to read")
 
 
-def yes_or_no(n):
-    return [{"input": "So it goes? A:", "target_scores": {"Yes": i % 2, "No": 1 - i % 2}} for i in range(n)]
-
-
-def test_the_test_command_prints_a_table(folder, tmp_path, capsys):
-    brd.main(["test", folder, write_task(tmp_path / "t.json", name="mo\x1b[31mod", examples=yes_or_no(10))])
-    head, row = capsys.readouterr().out.splitlines()
-    assert head.split() == ["task", "n", "chance", "accuracy", "+-", "centred"]
-    assert row.split() == [r"mo\x1b[31mod", "10", "0.500", "0.500", "0.167", "0.500"]
-
-
-def test_subtasks_have_one_voice_in_the_mean(folder, tmp_path, capsys):
-    """Two subtasks of accuracy .5 and a generated task of accuracy 0: the mean is .25, not .33; the same stands in the JSON."""
-    for name in ("a", "b"):
-        write_task(tmp_path / "moods" / name / "task.json", examples=yes_or_no(10))
-    free = write_task(tmp_path / "free.json", name="free", examples=[{"input": "Sort these:", "target": "zyx"}] * 10)
-    brd.main(["test", folder, str(tmp_path / "moods"), free, "--json", str(tmp_path / "r.json"), "--fewshot=0", "--seed=3"])
-    *_, a, b, both, alone, mean = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert a == ["moods/a", "10", "0.500", "0.500", "0.167", "0.500"] and b[0] == "moods/b"
-    assert both == ["moods,", "mean", "of", "2", "20", "0.500", "0.500", "0.118", "-"]
-    assert alone == ["free", "10", "0.000", "0.000", "0.000", "-"]
-    assert mean == ["mean", "of", "2", "tasks", "30", "0.250", "0.250", "0.059", "-"]
-    report = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
-    assert [task["name"] for task in report["tasks"]] == ["moods/a", "moods/b", "free"] and report["seed"] == 3
-    assert report["mean"] == {"of": 2, "accuracy": 0.25, "chance": 0.25, "se": pytest.approx(0.05893, abs=1e-5), "n": 30,
-                              "cut": 0, "skipped": 0}
-    assert report["tasks"][2] == {"file": free, "name": "free", "accuracy": 0, "se": 0, "n": 10, "chance": 0, "centred": None,
-                                  "cut": 0, "skipped": 0}
-
-
-def test_solved_examples_make_prompts_longer(folder, tmp_path, capsys):
-    examples = [{"input": f"{i} So it goes? A:", "target_scores": {"Yes": 1, "No": 0}} for i in range(12)]
-    path = write_task(tmp_path / "t.json", name="t", examples=examples)
-    brd.main(["test", folder, path, "--fewshot=11"])
-    assert "12 prompts cut on the left" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        brd.main(["test", folder, path, "--fewshot=12"])
-    assert capsys.readouterr().err == f"error: {path}: --fewshot=12, but only 11 other examples to draw from\n"
-
-
-def test_a_candidate_too_long_for_the_student_names_the_file(folder, tmp_path, capsys):
-    examples = [{"input": "x", "target_scores": {"y": 1, "z " * 400: 0}}]
-    path = write_task(tmp_path / "t.json", name="t", examples=examples)
-    with pytest.raises(SystemExit):
-        brd.main(["test", folder, path])
-    assert capsys.readouterr().err.startswith(f"error: {path}: a candidate of ")
-
-
-@pytest.mark.parametrize("arguments", [["read", "FOLDER", "Anna left.", "--fewshot=2"], ["test", "FOLDER", "t", "--fewshot=-1"]])
-def test_options_of_the_test_are_not_dropped_in_silence(folder, arguments, capsys):
-    with pytest.raises(SystemExit) as caught:
-        brd.main([folder if argument == "FOLDER" else argument for argument in arguments])
-    assert caught.value.code == 2 and "--fewshot" in capsys.readouterr().err.splitlines()[-1]
-
-
 @pytest.mark.parametrize("arguments", [["read", "nowhere", "Anna left."], ["test", "FOLDER", "nowhere.json"]])
 def test_a_bad_path_is_one_line_and_exit_code_2(folder, arguments, capsys):
     with pytest.raises(SystemExit) as caught:
@@ -525,7 +329,3 @@ def test_a_bad_path_is_one_line_and_exit_code_2(folder, arguments, capsys):
     assert error.startswith("error: ") and "nowhere" in error and error.count("\n") == 1
 
 
-def test_an_unknown_device_is_told(folder, capsys):
-    with pytest.raises(SystemExit):
-        brd.main(["read", folder, "Anna left.", "--device", "abacus"])
-    assert "--device=abacus" in capsys.readouterr().err

@@ -1,5 +1,5 @@
-"""Checks of assignment 5, nucleus sets (td_distill.py) and the sparse cache (data/cache.py, cache_tools.py). The
-docstring of a check is its hint."""
+"""Checks of assignment 5, nucleus sets (td_distill.py) and the sparse cache (data/cache.py, cache_tools.py).
+The docstring of a check is its hint."""
 import math
 import tempfile
 

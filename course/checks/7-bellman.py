@@ -1,5 +1,5 @@
-"""Checks of assignment 7, soft values and the Bellman residual (td_distill.py, course/theory.py). The docstring of a
-check is its hint."""
+"""Checks of assignment 7, soft values and the Bellman residual (td_distill.py, course/theory.py). The docstring
+of a check is its hint."""
 import math
 
 import numpy as np
@@ -9,8 +9,8 @@ from course import theory
 from td_distill import (TeacherSets, bellman_distill, bellman_terms, bellman_weights, student_terms,
                         successor_values)
 
-# Two documents of 4 tokens out of 5. The first ends with token 3 in its last column. The second is cut off: column 1
-# has no set, the token of column 2 is not in its set, and after column 3 nothing is known.
+# Two documents of 4 tokens out of 5. The first ends with token 3 in its last column. The second is cut off:
+# column 1 has no set, the token of column 2 is not in its set, and after column 3 nothing is known.
 IDS = torch.tensor([[[0, 1], [2, 0], [1, 4], [3, 0]], [[4, 2], [0, 0], [1, 2], [0, 3]]])
 MASK = torch.tensor([[[1, 1], [1, 0], [1, 1], [1, 1]], [[1, 1], [0, 0], [1, 1], [1, 1]]]).bool()
 TAKEN = torch.tensor([[1, 2, 4, 3], [4, 3, 0, 3]])
@@ -93,7 +93,7 @@ def check_contraction_and_fixed_point(points=2):
     for _ in range(50):
         Q, R = 3 * rng.normal(size=(2, 5, 4)) + 9 * rng.normal(size=(2, 1, 1))
         moved = theory.distance(theory.bellman(Q, mdp, inside), theory.bellman(R, mdp, inside), inside)
-        assert moved <= 0.8 * theory.distance(Q, R, inside) + 1e-12, "the distance of two tables has not shrunk"
+        assert moved <= 0.8 * theory.distance(Q, R, inside) + 1e-12, "two tables have not come closer"
     best = theory.solve(mdp, inside)
     apart = theory.distance(best, theory.bellman(best, mdp, inside))
     assert apart < 1e-9, "the operator changes its fixed point"
@@ -143,7 +143,7 @@ def check_which_positions_count(points=3):
     found = bellman_weights(TEACHER, w)
     assert found.tolist() == [[1, 2, 0, 3], [0, 0, 0, 0]], f"weights {found.tolist()}"
     taken = TEACHER.is_taken.clone()
-    taken[1, 2, 0] = True                                               # the token of column 2 is in its set now
+    taken[1, 2, 0] = True                                           # the token of column 2 is in its set now
     found = bellman_weights(TEACHER._replace(is_taken=taken), w)
     assert found.tolist() == [[1, 2, 0, 3], [0, 0, 6, 0]], f"weights {found.tolist()}"
     padded = MASK.clone()
@@ -159,7 +159,8 @@ def check_terms_by_hand(points=3):
     reward, cloning, gain, leak, weights = terms(logits)
     assert weights.tolist() == [[1, 1, 1, 1], [0, 0, 0, 0]]
     for t in range(4):
-        z_a, V, after = logits[0, t, TAKEN[0, t]], V_p(logits, 0, t), 0.9 * V_p(logits, 0, t + 1) if t < 3 else 0.0
+        z_a, V = logits[0, t, TAKEN[0, t]], V_p(logits, 0, t)
+        after = 0.9 * V_p(logits, 0, t + 1) if t < 3 else 0.0
         near(reward[0, t], z_a - after, f"reward of column {t}")
         near(cloning[0, t], V - z_a, f"cloning of column {t}")
         near(gain[0, t], V - after, f"gain of column {t}")
@@ -168,7 +169,7 @@ def check_terms_by_hand(points=3):
     mask = MASK.clone()
     mask[1, 1, 0] = True                                                # a set that lacks the token taken
     reward = terms(logits, TEACHER._replace(mask=mask))[0]
-    near(reward[1, 0], logits[1, 0, 4] - 0.9 * logits[1, 1, 0], "reward before a column whose token is outside")
+    near(reward[1, 0], logits[1, 0, 4] - 0.9 * logits[1, 1, 0], "reward before a token outside its set")
 
 
 def check_gauges(points=2):
@@ -176,7 +177,8 @@ def check_gauges(points=2):
     others."""
     logits = student()
     raw, found, log_Z = terms(logits), terms(logits, gauge="log_softmax"), logits[0].logsumexp(-1)
-    assert torch.allclose(found[1][0], raw[1][0]) and torch.allclose(found[3][0], raw[3][0]), "cloning or leak change"
+    for i, name in ((1, "cloning"), (3, "leak")):
+        assert torch.allclose(found[i][0], raw[i][0]), f"{name} has changed"
     for t in range(4):
         later = 0.9 * log_Z[t + 1] if t < 3 else 0.0
         near(found[0][0, t], raw[0][0, t] - log_Z[t] + later, f"reward of column {t}")
@@ -246,8 +248,8 @@ def check_a_table_and_a_network_agree(points=2):
     want = sum(theory.bellman_tokens(w, Q, 0.5)[step] for step in path) / len(path)
     states, taken = (torch.tensor([part]) for part in zip(*path))
     ids = torch.arange(3).expand(1, len(path), 3)
-    teacher = TeacherSets(torch.zeros(1, len(path), 3), torch.tensor(w.inside)[states], ids == taken[..., None],
-                          torch.tensor(w.follow)[states, taken] < 0)
+    mask, terminal = torch.tensor(w.inside)[states], torch.tensor(w.follow)[states, taken] < 0
+    teacher = TeacherSets(torch.zeros(1, len(path), 3), mask, ids == taken[..., None], terminal)
     network = student_terms(torch.tensor(Q)[states], ids, taken)
     loss, _ = bellman_distill(network, teacher, torch.ones(1, len(path)).double(), alpha=0.5, gamma=0.9)
     near(loss, want, "bellman_distill")

@@ -1,6 +1,6 @@
-"""Checks of assignment 8: an objective that looks ahead, and a report of what it does. The objective must have the
-properties of a loss, whatever its idea. The figures of the report are computed again from the runs. Whether the term
-helps earns no points. The docstring of a check is its hint.
+"""Checks of assignment 8: an objective that looks ahead, and a report of what it does. The objective must have
+the properties of a loss, whatever its idea. The figures of the report are computed again from the runs. Whether
+the term helps earns no points. The docstring of a check is its hint.
 """
 import json
 import math
@@ -10,11 +10,10 @@ from types import SimpleNamespace
 import torch
 
 import td_distill as td
-from course import observe
 from data.cache import MASKED
 from experiments.objectives import OBJECTIVES, sft
 
-FOLDER, FIGURE, RATES = Path(observe.__file__).parent, "T=1", 3
+FOLDER, FIGURE, RATES = Path(td.__file__).parent / "course", "T=1", 3
 B, T, K, V, C = 3, 6, 3, 12, 8
 
 
@@ -69,9 +68,10 @@ def read_report():
     """The report; {(row, seed, rate): run}; {seed: run} of prize and of its control, without seed 0."""
     report = json.loads((FOLDER / "8-report.json").read_text(encoding="utf-8"))
     rows = report["row"], report["control"]
-    assert rows == ("prize", OBJECTIVES["prize"].control), f"the report has the rows {rows}, OBJECTIVES has others"
+    assert rows == ("prize", OBJECTIVES["prize"].control), f"rows {rows} in the report, others in OBJECTIVES"
     lines = (FOLDER / "8-results.jsonl").read_text(encoding="utf-8").splitlines()
-    runs = {(run["row"], run["seed"], run["rate"]): run for run in map(json.loads, lines) if run["row"] in rows}
+    runs = [run for run in map(json.loads, lines) if run["row"] in rows]
+    runs = {(run["row"], run["seed"], run["rate"]): run for run in runs}
     table = [{seed: run for (name, seed, _), run in runs.items() if name == row and seed > 0} for row in rows]
     return report, runs, table
 
@@ -119,7 +119,7 @@ def check_the_order_within_a_set(points=2):
     loss, _ = prize(parts)
     padding = {"ids": 0, "mask": False, "log_probs": MASKED}
     flipped = {name: parts[name].flip(-1) for name in padding}
-    wider = {name: torch.cat([parts[name], torch.full_like(parts[name], x)], -1) for name, x in padding.items()}
+    wider = {name: torch.nn.functional.pad(parts[name], (0, 2), value=x) for name, x in padding.items()}
     assert abs(prize({**parts, **flipped})[0] - loss) < 1e-5, "another order within the sets changes the loss"
     assert abs(prize({**parts, **wider})[0] - loss) < 1e-5, "wider padding of the sets changes the loss"
 
@@ -140,7 +140,7 @@ def check_the_teacher_is_not_changed(points=1):
     parts = batch()
     before = {name: x.clone() for name, x in parts.items()}
     prize(parts)
-    assert all(torch.equal(before[name], parts[name]) for name in parts), "the objective has changed its input"
+    assert all(torch.equal(before[name], parts[name]) for name in parts), "the objective changes its input"
 
 
 def check_it_looks_ahead(points=3):
@@ -174,7 +174,7 @@ def check_the_teacher_is_followed(points=2):
              "log_probs": torch.where(column[..., None], torch.tensor([0.9, 0.1]).log(), MASKED),
              "mask": column[..., None].expand(*shape, 2), "taken": torch.stack([zero, first, second], 1),
              "terminal": torch.tensor([False, False, True]).expand(shape), "weights": column.float()}
-    logits = torch.tensor([-1.0, 1.0, 0.0, 0.0]).repeat(3, 1)                   # a student that prefers the other
+    logits = torch.tensor([-1.0, 1.0, 0.0, 0.0]).repeat(3, 1)               # a student that prefers the other
     for step in range(80):
         grad = prize({**parts, "hidden": logits.expand(100, 3, 4)})[1].sum(0)
         logits = logits - 0.1 * 0.96 ** step * grad.sign()
@@ -187,7 +187,8 @@ def check_the_row_and_its_control(points=3):
     is another loss."""
     row = OBJECTIVES["prize"]
     control = OBJECTIVES[row.control]
-    assert row.control != "prize" and row[:2] == control[:2], f"the row reads {row[:2]}, its control {control[:2]}"
+    same = row.control != "prize" and row[:2] == control[:2]
+    assert same, f"the row reads {row[:2]}, its control {row.control} {control[:2]}"
     parts = batch()
     grads = [run(control.loss, one)[1] for one in (parts, later_changed(parts))]
     assert turned(*(grad[:, :2] for grad in grads)) < 1e-9, f"{row.control} looks ahead itself"
@@ -200,7 +201,8 @@ def check_the_runs(points=3):
     and equal tokens."""
     report, runs, (mine, theirs) = read_report()
     assert len(mine) >= 3 and set(mine) == set(theirs), f"seeds {sorted(mine)} and {sorted(theirs)}"
-    tried = [sum((name, seed) == (row, 0) for name, seed, _ in runs) for row in (report["row"], report["control"])]
+    tuned = [name for name, seed, _ in runs if seed == 0]
+    tried = [tuned.count(row) for row in (report["row"], report["control"])]
     assert tried == [RATES, RATES], f"{tried} learning rates on seed 0, expected {RATES} for each row"
     budgets = {(run["embd"], run["tokens"], run["seconds"]) for run in runs.values()}
     assert len(budgets) == 1, f"the runs have different sizes (embd, tokens, seconds): {sorted(budgets)}"
@@ -213,9 +215,10 @@ def check_the_learning_rates(points=2):
     seeds of the table is cheating."""
     report, runs, table = read_report()
     for row, of_table in zip((report["row"], report["control"]), table):
-        tried = {rate: run.get(FIGURE, -1.0) for (name, seed, rate), run in runs.items() if (name, seed) == (row, 0)}
+        tried = {rate: run.get(FIGURE, -1.0) for (name, seed, rate), run in runs.items()
+                 if (name, seed) == (row, 0)}
         used = {run["rate"] for run in of_table.values()}
-        assert used == {max(tried, key=tried.get)}, f"{row}: run at {sorted(used)}, on seed 0 the figures are {tried}"
+        assert used == {max(tried, key=tried.get)}, f"{row}: run at {sorted(used)}, the figures on seed 0: {tried}"
 
 
 def check_the_difference(points=3):
