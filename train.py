@@ -1,4 +1,4 @@
-"""The whole course, in order: students learn from a teacher's cached outputs, are tested and compared.
+"""The whole run, in order: students learn from a teacher's cached outputs, are tested and compared.
 
     python train.py                          # about five minutes on two CPU cores, no network
     python train.py --minutes=30             # the same with more tokens
@@ -20,7 +20,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
@@ -30,7 +29,7 @@ import td_distill
 from data import documents, files, machine, world
 from data.annotations import read_annotations, write_annotations
 from data.batches import LENGTH_STEP, DataMix, Rows, plan_batches
-from data.cache import TeacherCache
+from data.cache import TeacherCache, read_header
 from data.cli import check_range, parse_options, printable, run_command
 from data.documents import ROLES, course_tokenizer, is_annotated, role_weights
 from data.figures import bits_per_byte, thinned
@@ -42,8 +41,9 @@ from data.task_files import load_task
 from model import GPT, GPTConfig
 
 DATA = Path(__file__).resolve().parent / "data"
+TEACHER = DATA / "teacher"
 EVAL_STEPS = 7          # short reading tests of a student on the way, for the reading curve
-SAVE_SECONDS = 20.0     # of training that a power cut costs at most
+SAVE_SECONDS = 20.0     # at most so much training is lost when the power fails
 
 
 @dataclass
@@ -78,18 +78,17 @@ class Config:
     answer_weight: float = 20.0      # weight of an answer's tokens in the loss; 1 is the paper's, and slower
     text_weight: float = 1.0         # weight of what is read; 0: prompts are not learnt
     plain_share: float = 0.1         # part of a reading student's tokens that is plain text (D_ORI)
-    ner_share: float = 0.1           # ... that is text with entities (D_NER); the rest is D_QRA
-    cache_share: float = 0.2         # ... that the distilled student takes from the teacher's cache instead
+    ner_share: float = 0.1           # part that is text with entities (D_NER); the rest is questions (D_QRA)
+    cache_share: float = 0.2         # part that `distilled` reads in the teacher's cache, in place of D_QRA
     # distillation
     objective: str = "topp_kd"       # on cached tokens: "topp_kd", "bellman" (a TD term), "seqkd" (no sets)
-    p: float = 0.95                  # mass of the teacher's nucleus
-    leak: float = 1.0                # factor of what a student's mass outside the sets costs
-    alpha: float = 10.0              # "bellman": the squared residual is divided by 4 alpha
+    p: float = 0.95                  # mass of the teacher's sets A_p
+    leak: float = 1.0                # weight of the loss on the student's probability outside the sets
+    alpha: float = 10.0              # "bellman": the TD residual costs its square / (4 alpha)
     gamma: float = 0.99              # "bellman": discount of the value of what follows
     # machine
     device: str = "auto"             # auto, cpu, cuda, mps
     threads: int = 0                 # CPU threads; 0: as many as there are cores
-    compile: bool = False            # torch.compile the forward pass
 
     def __post_init__(self):
         above_0 = ("student_tokens", "test_paragraphs", "step_tokens", "accumulate", "learning_rate", "clip",
@@ -112,7 +111,7 @@ class Config:
 
 
 def loss_terms(model, source, batch, config, device, denominator):
-    """The loss terms of one batch by name: "hard" on tokens, "sets" or "bellman" on the teacher's sets.
+    """The loss terms of one batch: "hard" on tokens; "sets" or "bellman" on the sets of a teacher's cache.
 
     denominator: the summed weights of all batches of the step, so that the losses of batches add up."""
     weights_of = role_weights(config)
@@ -122,7 +121,8 @@ def loss_terms(model, source, batch, config, device, denominator):
         return {"hard": td_distill.weighted_mean(nll, weights.flatten(), denominator)}
     T = max(2, int(source.lengths[batch.documents].max()))         # a document of one token predicts nothing
     rows = {name: t.to(device) for name, t in source.batch(batch.documents, T).items()}
-    terminal = (rows["roles"] == ROLES.index("sep")) | (rows["roles"] == ROLES.index("end"))       # (B, T)
+    ends = [ROLES.index("sep"), ROLES.index("end")]                # a reading ends there: no value follows
+    terminal = torch.isin(rows["roles"], torch.tensor(ends, device=device))                        # (B, T)
     weights = torch.from_numpy(weights_of).to(device)[rows["roles"].long()] * rows["real"]         # (B, T)
     return td_distill.cached_loss(model, rows, weights, terminal, config, denominator)
 
@@ -148,7 +148,7 @@ def add_gradients(model, sources, batches, config, loss):
 def make_optimizers(model, config):
     """Muon for the matrices inside the blocks, AdamW for embeddings and vectors, at one learning rate."""
     matrices = [p for p in model.transformer.h.parameters() if p.dim() == 2]
-    chosen = {id(p) for p in matrices}  # no embeddings: Muon would move rare tokens as far as frequent ones
+    chosen = {id(p) for p in matrices}  # embeddings go to AdamW: Muon moves the rows of rare tokens too far
     others, lr = [p for p in model.parameters() if id(p) not in chosen], config.learning_rate
     muon = torch.optim.Muon(matrices, lr, config.weight_decay, adjust_lr_fn="match_rms_adamw")
     return [muon, torch.optim.AdamW(others, lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)]
@@ -157,8 +157,8 @@ def make_optimizers(model, config):
 def fit(name, model, mix, tokens, config, folder=None, look=None, loss=loss_terms):
     """Trains `model` on `tokens` tokens of a DataMix -> (loss of every step, figures of `look`, tokens seen).
 
-    folder: where training.pt is kept, from which a training that was stopped goes on. look(): called
-    EVAL_STEPS times, returns a dict of figures, and leaves the model as it is. loss: as loss_terms."""
+    folder: where training.pt is kept, from which a training that was stopped goes on. look(): called up to
+    EVAL_STEPS times, returns a dict of figures and leaves the model as it is. loss: as loss_terms."""
     plan = plan_batches(mix, tokens, config.step_tokens, config.seed)
     steps = [plan[i:i + config.accumulate] for i in range(0, len(plan), config.accumulate)]
     optimizers, n, saved = make_optimizers(model, config), len(steps), time.monotonic()
@@ -167,16 +167,16 @@ def fit(name, model, mix, tokens, config, folder=None, look=None, loss=loss_term
     if folder:
         state = files.load_training(folder / "training.pt", model, optimizers, state)
     looks = {n * i // (EVAL_STEPS + 1) for i in range(1, EVAL_STEPS + 1)} if look else ()
-    first, place = len(state["losses"]), STUDENTS.index(name) if name in STUDENTS else 0
-    hidden = True if machine.rank() else None                      # None: no bar where there is no terminal
-    bar = tqdm(range(first, n), name, n, initial=first, leave=False, disable=hidden, position=place)
+    first, row = len(state["losses"]), STUDENTS.index(name) if name in STUDENTS else 0
+    hidden, stopping = True if machine.rank() else None, False     # None: hidden only without a terminal
+    bar = tqdm(range(first, n), name, n, initial=first, leave=False, disable=hidden, position=row)
     model.train()
     with machine.delayed_stop() as stop:
         for step in bar:
-            if folder and (stop.is_set() or time.monotonic() - saved > SAVE_SECONDS):
+            if folder and (stopping or time.monotonic() - saved > SAVE_SECONDS):
                 files.save_training(folder / "training.pt", model, optimizers, state)
                 saved = time.monotonic()
-            if stop.is_set():
+            if stopping:                                           # all processes have agreed on it
                 raise KeyboardInterrupt(f"{name}: stopped after {step} of {n} steps")
             if step in looks:
                 seen = sum(batch.tokens for batch in plan[:step * config.accumulate])
@@ -184,9 +184,7 @@ def fit(name, model, mix, tokens, config, folder=None, look=None, loss=loss_term
             warm = (step + 1) / config.warmup if config.warmup else 1.0
             rate = config.learning_rate * min(1.0, warm, (n - step) / max(1, round(n * config.cooldown)))
             total, terms = add_gradients(model, mix.sources, steps[step], config, loss)
-            total, stopped = machine.sum_gradients(model, total, float(stop.is_set()))
-            if stopped:
-                stop.set()
+            total, stopping = machine.sum_gradients(model, total, float(stop.is_set()))
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
             if not math.isfinite(total) or not torch.isfinite(norm):
                 raise ValueError(f"{name}: loss {terms}, gradient {norm:.3g} at step {step}, learning rate "
@@ -222,12 +220,10 @@ def train_model(name, model, mix, tokens, config, tokenizer, look=None):
     """Trains a model and keeps it in out_dir/name, with its tokenizer, losses and the tokens it has seen."""
     folder, begin = Path(config.out_dir) / name, time.perf_counter()
     before = model.extra.get("tokens_seen", 0)
-    if config.compile:
-        model.compile(dynamic=True)
     losses, curve, seen = fit(name, model, mix, tokens, config, folder, look)
     model.extra = {"tokens_seen": before + seen, "losses": losses[:10], "loss_curve": thinned(losses),
                    "reading_curve": [{**point, "tokens": before + point["tokens"]} for point in curve],
-                   "last_loss": float(np.mean(losses[-50:])), "seconds": time.perf_counter() - begin}
+                   "seconds": time.perf_counter() - begin}
     if not machine.rank():
         tokenizer.save(folder)
         model.save(folder, model.extra)
@@ -237,7 +233,7 @@ def train_model(name, model, mix, tokens, config, tokenizer, look=None):
 
 
 def train_start(config, threads):
-    """What all students share: the common start, and the annotations."""
+    """Trains the common start of all students and writes the annotations, unless they are there."""
     torch.set_num_threads(threads)
     out, tokenizer = Path(config.out_dir), course_tokenizer(config.corpus, config.n_vocab)
     if not is_finished(out, "start"):
@@ -251,11 +247,6 @@ def train_start(config, threads):
         save_finished(out, "annotations", out / "annotations.jsonl")
 
 
-def open_cache(config, tokenizer):
-    """The teacher's cached outputs; ValueError where they were made with another tokenizer."""
-    return TeacherCache(config.cache or DATA / "teacher", tokenizer.n_vocab, tokenizer.hash)
-
-
 def train_and_test(name, config, threads):
     """One student from the common start to its test results; a process of its own where there are cores."""
     torch.set_num_threads(threads)
@@ -263,7 +254,9 @@ def train_and_test(name, config, threads):
     if model is None:
         model = finished_model("start", config)
         annotated = read_annotations(Path(config.out_dir) / "annotations.jsonl")
-        cache = open_cache(config, tokenizer) if name == "distilled" else None
+        cache = None
+        if name == "distilled":
+            cache = TeacherCache(config.cache or TEACHER, tokenizer.n_vocab, tokenizer.hash)
         mix = documents.data_mix(name, config, tokenizer, annotated, cache)
         glance = partial(brd.glance, model, tokenizer, documents.held_out_records(12, "glance"))
         look = None if name == "plain" else glance
@@ -271,11 +264,16 @@ def train_and_test(name, config, threads):
     return test_student(name, model, config, tokenizer)
 
 
+def workers_for(names, config):
+    """How many students are trained at the same time."""
+    on_cpu = pick_device(config.device)[0].type == "cpu" and machine.size() == 1
+    return min(len(names), torch.get_num_threads()) if on_cpu else 1
+
+
 def train_students(names, config):
-    """The common start, then every student -> {name: results}. A small student leaves a second core idle, so
-    on a CPU they are trained side by side; of three on two cores the last has both, once they are free."""
-    threads, on_cpu = torch.get_num_threads(), pick_device(config.device)[0].type == "cpu"
-    workers = min(len(names), threads) if on_cpu and machine.size() == 1 else 1
+    """The common start, then every student -> {name: results}. A small student leaves a second core idle: on
+    two cores `distilled` and `brd` train side by side, a thread each, and then `plain` with both."""
+    threads, workers = torch.get_num_threads(), workers_for(names, config)
     if workers == 1:
         train_start(config, threads)
         return {name: train_and_test(name, config, threads) for name in names}
@@ -328,25 +326,24 @@ def read_plainly(config, text):
             "bits_per_byte": bits_per_byte(model, text.held_out, len(text.held_out_text.encode("utf-8")))}
 
 
-def planned_tokens(config, tokenizer, rows, students, begin):
-    """How many tokens a student reads so that the run takes config.minutes; kept in plan.json.
+def planned_tokens(config, tokenizer, rows, in_turn, seconds):
+    """How many tokens each of `in_turn` students, one after another, reads in so many seconds; see plan.json.
 
-    Measured on a few steps of a throw-away model; a tenth is left for longer texts, 25 seconds for a test."""
+    The speed is that of a few steps of another model, less a tenth, because later texts are longer."""
     path = Path(config.out_dir) / "plan.json"
     if not path.exists():
         for n in (4, 25):                              # the first steps prepare kernels and memory
             model, start = new_model(config.n_layer, config.n_embd, tokenizer, config), time.perf_counter()
             *_, seen = fit("measuring", model, DataMix([rows], [1.0]), n * config.step_tokens, config)
-        rate, now = 0.9 * seen / (time.perf_counter() - start), time.perf_counter()
-        seconds = 60 * config.minutes - 25 * students - (now - begin) - config.start_tokens / rate
-        write_json(path, {"student_tokens": int(max(5.0, seconds) * rate / students)})
+        rate = 0.9 * seen / (time.perf_counter() - start)
+        write_json(path, {"student_tokens": int(max(5.0, seconds / in_turn - 25) * rate)})    # 25 s for tests
         machine.barrier()
     return read_json(path, "remove it, and it is planned anew")["student_tokens"]
 
 
 def run_inputs(config, names):
-    """What a run reads -> {name: hash}; ValueError for a text or a cache that will not do."""
-    if config.corpus != "world" and not is_annotated(config.corpus):
+    """What a run of these students reads -> {name: hash}; ValueError for a text or cache that will not do."""
+    if names == ("plain",):
         return {"text hash": files.hash_of(*text_files(config.corpus))}
     tokenizer = course_tokenizer(config.corpus, config.n_vocab)
     tasks = sorted((DATA / "tasks").glob("*.json"))
@@ -354,45 +351,51 @@ def run_inputs(config, names):
     if config.corpus.endswith(".jsonl"):
         inputs["text hash"] = files.hash_of(Path(config.corpus))
     if "distilled" in names:
-        inputs["cache hash"] = files.hash_of(Path(open_cache(config, tokenizer).folder) / "header.json")
+        TeacherCache(config.cache or TEACHER, tokenizer.n_vocab, tokenizer.hash)
+        inputs["cache hash"] = files.hash_of(Path(config.cache or TEACHER) / "header.json")
     return inputs
 
 
 def main(arguments=None):
-    """A run from options to report; raises ValueError or OSError, in one line, for what the user can mend."""
+    """A run from options to report; ValueError or OSError, in one line, for a mistake of the user."""
     begin, arguments = time.perf_counter(), sys.argv[1:] if arguments is None else arguments
     config = parse_options(Config, arguments, __doc__.split("\n\nStages")[0])
     device, dtype = pick_device(config.device)
     torch.set_num_threads(config.threads or torch.get_num_threads())
     machine.start_processes(device)
-    out, where, threads = Path(config.out_dir), printable(config.out_dir), torch.get_num_threads()
+    out, shown_out, threads = Path(config.out_dir), printable(config.out_dir), torch.get_num_threads()
+    own = not (config.corpus == "world" or is_annotated(config.corpus))        # a text that nobody annotated
     # The cache in data/teacher has the built-in world's tokenizer: another corpus needs a cache of its own.
-    names = STUDENTS if config.corpus == "world" or config.cache else STUDENTS[:2]
+    names = STUDENTS[:1] if own else STUDENTS if config.corpus == "world" or config.cache else STUDENTS[:2]
     inputs = run_inputs(config, names)
     with files.folder_lock(out):
-        speed_only = ("out_dir", "redo", "device", "threads", "compile")
-        decisive = {name: value for name, value in asdict(config).items() if name not in speed_only}
-        files.open_run(out, decisive | inputs, FILES, config.redo)
+        where = ("out_dir", "redo", "device", "threads")            # these change nothing of what is made
+        options = {name: value for name, value in asdict(config).items() if name not in where}
+        files.open_run(out, options | inputs, FILES, config.redo)
         if is_finished(out, "results"):
             saved = read_json(out / "results.json", "remove it, and it is written anew")
-            return print(f"{where}: finished before; --redo starts over\n\n{report(saved)}")
-        own = None if "tokenizer hash" in inputs else own_text(config, out)
-        tokenizer = own.tokenizer if own else course_tokenizer(config.corpus, config.n_vocab)
+            print(f"{shown_out}: finished before; --redo starts over\n\n{report(saved)}")
+            return
+        text = own_text(config, out) if own else None
+        tokenizer = text.tokenizer if own else course_tokenizer(config.corpus, config.n_vocab)
         print(f"{device}, {dtype or 'float32'}, {threads} threads, vocabulary {tokenizer.n_vocab}")
         if config.minutes:
-            rows = own.training if own else documents.reading_mix(100_000, config, tokenizer, "speed")[0][2]
-            config.student_tokens = planned_tokens(config, tokenizer, rows, 1 if own else 2, begin)
+            rows = text.training if own else documents.reading_mix(100_000, config, tokenizer, "speed")[0][-1]
+            in_turn = math.ceil(len(names) / workers_for(names, config))
+            left = 60 * config.minutes - (time.perf_counter() - begin) - (0 if own else 15)    # 15 s: start
+            config.student_tokens = planned_tokens(config, tokenizer, rows, in_turn, left)
         print(f"{config.student_tokens:,} tokens a student", flush=True)
-        results = {"students": {"plain": read_plainly(config, own)} if own else train_students(names, config)}
-        results |= {"config": decisive, "seed": config.seed, "tokenizer": tokenizer.hash, "threads": threads,
-                    "versions": {"python": platform.python_version(), "torch": torch.__version__}}
-        if "distilled" in results["students"]:
-            results["teacher"] = open_cache(config, tokenizer).header["teacher"]
+        students = {"plain": read_plainly(config, text)} if own else train_students(names, config)
+        options["student_tokens"] = config.student_tokens
+        results = {"students": students, "config": options, "seed": config.seed, "tokenizer": tokenizer.hash,
+                   "threads": threads, "python": platform.python_version(), "torch": torch.__version__}
+        if "distilled" in names:
+            results["teacher"] = read_header(config.cache or TEACHER)["teacher"]
         write_json(out / "results.json", results)
         save_finished(out, "results", out / "results.json")
     seconds = time.perf_counter() - begin
-    print(f"\n{report(results)}\n\n{seconds:.0f} s in all; {where}/results.json holds every figure\n"
-          f"In pictures: python -m experiments.report {where}")
+    print(f"\n{report(results)}\n\n{seconds:.0f} s in all; {shown_out}/results.json holds every figure\n"
+          f"In pictures: python -m experiments.report {shown_out}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ A new arm is a line of ARMS; a new kind of annotated text is a branch of `annota
 
 import functools
 import random
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -133,30 +134,33 @@ class Job(NamedTuple):
     @property
     def name(self):
         """The student's stage and folder in `out`."""
-        arm = self.arm.replace("+", "-").replace(":", "-").replace(" ", "_")
-        return f"{arm}-{self.seed}-{self.rate:g}"
+        return re.sub("[+: ]", "-", f"{self.arm}-{self.seed}-{self.rate:g}")
 
     def file(self, kind):
         """The file of a test of this student, kind "test" or "agreement"."""
         return Path(self.out) / self.name / f"{kind}-{Path(self.wrappers).stem}.json"
 
-    def of(self, arm):
-        """The job of another arm of the same seed; starts have RATE."""
-        return self._replace(arm=arm, rate=self.rate if ARMS[arm].start else RATE)
+    @property
+    def start(self):
+        """The job of the student that this one starts from, None for new weights."""
+        first, _, method = self.arm.partition("+")
+        arm = first if method else ARMS[first].start
+        return self._replace(arm=arm, rate=self.rate if ARMS[arm].start else RATE) if arm else None
 
 
 def config_of(job):
-    """The Config of a student of ARMS: the default one but for size, seed, rate and its arm."""
-    arm, size = ARMS[job.arm], job.size
-    tokens = size.start if job.arm == "start" else round(size.tokens * arm.tokens)
-    return train.Config(seed=job.seed, learning_rate=job.rate, student_tokens=tokens, n_layer=size.n_layer,
-                        n_embd=size.n_embd, answer_weight=arm.answer_weight, out_dir=job.out,
-                        cooldown=train.Config.cooldown if arm.start else 0.0)
+    """The Config of a student of ARMS or AFTER: the default one but for size, seed, rate and its arm."""
+    (first, _, method), size = job.arm.partition("+"), job.size
+    arm, tokens = ARMS[first], size.start if first == "start" else round(size.tokens * ARMS[first].tokens)
+    config = train.Config(seed=job.seed, learning_rate=job.rate, student_tokens=tokens, n_layer=size.n_layer,
+                          n_embd=size.n_embd, answer_weight=arm.answer_weight, out_dir=job.out,
+                          cooldown=train.Config.cooldown if arm.start else 0.0)
+    return retelling.config_of(config, size.retelling, method) if method else config
 
 
 def family(arm):
-    """Whose learning rate an arm has, also one after it: that of plain text or of reading."""
-    return "plain" if ARMS[arm.split("+")[0].split(":")[0]].read == "plain" else "brd"
+    """Whose learning rate an arm has, and what is learnt after it: that of plain text or of reading."""
+    return "plain" if ARMS[re.split("[+:]", arm)[0]].read == "plain" else "brd"
 
 
 def arms_of(claims):
@@ -221,9 +225,11 @@ def annotated(read, n, seed, levels):
 
 @functools.lru_cache(maxsize=1)      # used twice: to learn from, and to look for near-duplicates
 def mix_of(job):
-    """The DataMix that a student of ARMS reads."""
-    arm, config, tokenizer = ARMS[job.arm], config_of(job), course_tokenizer("world", 1024)
-    tokens = config.student_tokens
+    """The DataMix that a student of ARMS or AFTER reads."""
+    config, tokenizer = config_of(job), course_tokenizer("world", 1024)
+    if job.arm in AFTER:
+        return DataMix([retelling.source(job.arm.split("+")[1], tokenizer, config)], [1.0])
+    arm, tokens = ARMS[job.arm], config.student_tokens
 
     def plain(tokens, name):
         texts = claim_items.plain(int(tokens / PLAIN_TOKENS) + 1, f"{job.seed} {name}")

@@ -4,18 +4,16 @@
     tasks["who"]["items"][0]                # (prompt, candidates, {index of the right one})
     tasks["who"]["blank"][0]                # the same prompt without its paragraph: a control
 
-An item is drawn from pairs that `world.held_out` keeps out of all training text, and then put into a wrapper.
-Wrappers are read from files: dev.json is for developing a method; final.json was written by somebody who has
-seen no result, and is used once, at the end. A file is one JSON object with the sets of SETS, each a list of
-two or three different wrappers:
+An item is drawn from pairs that `world.held_out` keeps out of all training text, and then put into a wrapper
+of a file: dev.json is for developing a method; final.json was written by somebody who has seen no result, and
+is used once, at the end. A file has the sets of SETS, two or three wrappers each:
 
     {"yes_no": [{"text": "{p}\\nReader, {q} Yes or No?", "labels": ["Yes", "No"]}, ...], ...}
 
-Each slot stands once: {p} paragraph, {q} question with its "?", {c} clause without a stop ("Anna went to
-Oslo"), {w} word or name of the paragraph, {a} {b} sentences with their stops. The answer follows the text
-after a space, so a text ends in a word or a mark. Labels are what is scored; a text may name them. Nearly all
-words (97 %) must occur in training text (PLAIN_EXTRA adds people, one, two, three, unknown, maybe), but no
-stretch of two or more words between slots may: tests/test_items.py checks both.
+Slots: {p} paragraph, {q} question with its "?", {c} clause without a stop ("Anna went to Oslo"), {w} word of
+the paragraph, {a} {b} sentences with their stops. The answer follows the text after a space; labels are what
+is scored. Nearly all words (97 %) must occur in training text, but no stretch of two or more words between
+slots may: tests/test_items.py checks both.
 """
 
 import json
@@ -29,6 +27,7 @@ from experiments.blind_tasks import (FOLDER, ONE, PAIR, SHORT, SHORT_PAIR, draw_
                                      false_pair, sentiment, text)
 
 WRAPPERS = FOLDER / "wrappers"
+WHO = ("go", "buy", "live", "work", "job")      # kinds of facts
 N = 360                      # items of a task and seed; divisible by 2 or 3 wrappers times 2, 3 or 5 answers
 SETS = {                     # set of wrappers: (slots, number of labels); the labels in this order
     "yes_no": ("pq", 2),     # yes, no
@@ -150,9 +149,6 @@ def two_hop(rng, turn):
     return {"p": text(paragraph), "q": question}, [f.value for f in more], turn % 2
 
 
-WHO = ("go", "buy", "live", "work", "job")
-
-
 def negation(rng, turn):
     """Of two people one did a thing and the other did not: who did?"""
     kind = WHO[turn // 2 % 5]
@@ -193,18 +189,16 @@ def read_wrappers(path):
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{path}: expected JSON with wrappers for {', '.join(SETS)}") from None
     for name, (slots, n) in SETS.items():
-        if not 2 <= len(found[name]) == len(sets[name]) <= 3:
-            raise ValueError(f"{path}: {name}: expected two or three wrappers with different texts")
+        right = 2 <= len(found[name]) == len(sets[name]) <= 3                  # with different texts
         for text, labels in found[name].items():
-            right = sorted(re.findall(r"\{(.*?)\}", text)) == sorted(slots) and text == text.rstrip()
+            right &= sorted(re.findall(r"\{(.*?)\}", text)) == sorted(slots) and text == text.rstrip()
             right &= len(set(labels)) == len(labels) == n and all(str(x).strip() == x != "" for x in labels)
             if name.startswith("sentiment"):
-                moods = zip(labels, ("good", "bad"))
-                right &= all(label == mood or label in world.MOODS[mood] for label, mood in moods)
-            if not right:
-                raise ValueError(f"{path}: {name}: {text!r} with labels {labels}; expected the slots "
-                                 f"{' '.join(slots)} once each, no space at the end, and {n} labels (for "
-                                 "sentiment good and bad, or such words of world.MOODS)")
+                right &= all(x == mood or x in world.MOODS[mood] for x, mood in zip(labels, ("good", "bad")))
+        if not right:
+            raise ValueError(f"{path}: {name}: expected two or three different wrappers; in each the slots "
+                             f"{' '.join(slots)} once, no space at the end, {n} different labels (of a "
+                             "sentiment good and bad, or such words of world.MOODS)")
     return sets
 
 

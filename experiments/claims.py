@@ -26,15 +26,14 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from data.batches import DataMix, plan_batches
 from data.cli import check_range, printable, run_command
 from data.documents import course_tokenizer, plain_test
 from data.figures import bits_per_byte
 from data.files import folder_lock, is_finished, open_run, read_json, sha256_of, write_json, write_text
 from data.machine import worker_pool
 from experiments import claim_items, claim_tables, claim_tests, retelling
-from experiments.claim_arms import (ARMS, CLAIMS, CONTROL, RATE, TAUGHT, Job, Size, arms_of, config_of,
-                                    family, mix_of)
+from experiments.claim_arms import (AFTER, ARMS, CLAIMS, CONTROL, RATE, TAUGHT, Job, Size, arms_of,
+                                    config_of, family, mix_of)
 from experiments.teacher import TeacherConfig, train_teacher
 from train import finished_model, new_model, train_model
 
@@ -50,74 +49,49 @@ SPEED, TEACHER_SPEED, TEST = 11_000, 5_000, 20.0
 # --- the jobs, each in a process of its own -----------------------------------------------------------------
 
 def student(job):
-    """The trained student of an arm of ARMS."""
+    """The trained student of an arm of ARMS or AFTER."""
     torch.set_num_threads(1)
-    config, arm, tokenizer = config_of(job), ARMS[job.arm], course_tokenizer("world", 1024)
+    config, tokenizer = config_of(job), course_tokenizer("world", 1024)
     model = finished_model(job.name, config)
     if model is None:
-        if arm.start:
-            model = finished_model(job.of(arm.start).name, config)
-        else:
-            model = new_model(config.n_layer, config.n_embd, tokenizer, config)
+        size = config.n_layer, config.n_embd
+        model = student(job.start) if job.start else new_model(*size, tokenizer, config)
         train_model(job.name, model, mix_of(job), config.student_tokens, config, tokenizer)
     return model.eval()
 
 
 def test(job):
-    """Tests the student of any arm, which is trained first where it is not finished."""
-    path = job.file("test")
-    if path.exists():
+    """Tests the student of any arm, which is trained first where it is not finished; a file beside it."""
+    if job.file("test").exists():
         return
-    torch.set_num_threads(1)
-    tokenizer = course_tokenizer("world", 1024)
+    (first, _, setting), arm = job.arm.partition(":"), ARMS.get(job.arm)
+    model, tokenizer = student(job._replace(arm=first)), course_tokenizer("world", 1024)
     tasks = claim_items.load_tasks(job.wrappers, job.seed, job.size.items)
-    if ":" in job.arm:
-        first, setting = job.arm.split(":")
-        teacher = str(Path(job.out) / "teacher")
-        figures = claim_tests.learnt(student(job.of(first)), tokenizer, tasks, setting, teacher, job.seed)
-    elif "+" in job.arm:
-        model = retold(job, tokenizer)
-        answers = claim_tests.packed(retelling.test(model, tokenizer, seed=job.seed))
-        figures = {"seen": model.extra["tokens_seen"], "retelling": answers,
-                   **claim_tests.blind(model, tokenizer, tasks)}
-    else:
-        figures = test_arm(job, student(job), tokenizer, tasks)
-    write_json(path, {"arm": job.arm, "seed": job.seed, "rate": job.rate, **figures})
-
-
-def test_arm(job, model, tokenizer, tasks):
-    """The figures of an arm of ARMS."""
-    arm, mix = ARMS[job.arm], mix_of(job)
-    figures = {"seen": model.extra["tokens_seen"],
-               "bits": round(bits_per_byte(model, *plain_test(tokenizer)), 5)}
-    if arm.tests == "all":
-        control = job.arm in CONTROL and job.seed != TUNING
-        figures |= claim_tests.blind(model, tokenizer, tasks, control)
-        figures["near"] = claim_tests.near(tasks, mix.sources, tokenizer)
-        if arm.read != "plain":
-            figures["reading"] = claim_tests.reading(model, tokenizer)
-    return figures
-
-
-def retold(job, tokenizer):
-    """Claim 5: a student of plain text or of basic reading after a method of retelling.py."""
-    first, method = job.arm.split("+")
-    config = retelling.config_of(config_of(job.of(first)), job.size.retelling, method)
-    model = finished_model(job.name, config)
-    if model is None:
-        mix, model = DataMix([retelling.source(method, tokenizer, config)], [1.0]), student(job.of(first))
-        train_model(job.name, model, mix, config.student_tokens, config, tokenizer)
-    return model.eval()
+    figures = {"arm": job.arm, "seed": job.seed, "rate": job.rate, "seen": model.extra["tokens_seen"]}
+    if setting:
+        figures |= claim_tests.learnt(model, tokenizer, tasks, setting, f"{job.out}/teacher", job.seed)
+    elif not arm or arm.tests == "all":
+        figures |= claim_tests.blind(model, tokenizer, tasks, job.arm in CONTROL and job.seed != TUNING)
+    if job.arm in AFTER:
+        figures["retelling"] = claim_tests.packed(retelling.test(model, tokenizer, seed=job.seed))
+    if arm:
+        figures["bits"] = round(bits_per_byte(model, *plain_test(tokenizer)), 5)
+    if arm and arm.tests == "all":
+        figures["near"] = claim_tests.near(tasks, mix_of(job).sources, tokenizer)
+    if arm and arm.read != "plain":
+        figures["reading"] = claim_tests.reading(model, tokenizer)
+    write_json(job.file("test"), figures)
 
 
 def teach(job):
     """The teachers: a reader, the same after the task of claim 5, and the latter's answers."""
     torch.set_num_threads(1)
-    out, size, tokenizer = Path(job.out), job.size, course_tokenizer("world", 1024)
+    size, tokenizer = job.size, course_tokenizer("world", 1024)
     config = TeacherConfig(seed=job.seed, learning_rate=RATE, out_dir=job.out, teacher_tokens=size.teacher,
                            teacher_layer=size.teacher_layer, teacher_embd=size.teacher_embd)
     reads = job._replace(arm="brd", seed=TEACHER_SEED, size=size._replace(tokens=size.teacher))
-    reader = train_teacher(config, tokenizer, None if is_finished(out, "teacher") else mix_of(reads))
+    mix = None if is_finished(Path(job.out), "teacher") else mix_of(reads)
+    reader = train_teacher(config, tokenizer, mix)
     config = retelling.config_of(config, size.retelling)
     model = retelling.instructed_teacher(reader, tokenizer, config)
     retelling.source("SeqKD", tokenizer, config)
@@ -128,12 +102,11 @@ def teach(job):
 
 def agree(job):
     """Claim 6: how near a finished student is to the teacher; a file beside its test."""
-    path = job.file("agreement")
-    if not path.exists():
-        tokenizer, model = course_tokenizer("world", 1024), student(job)
-        teacher = finished_model("teacher", config_of(job)).eval()
+    if not job.file("agreement").exists():
+        models = student(job), finished_model("teacher", config_of(job)).eval()
         tasks = claim_items.load_tasks(job.wrappers, job.seed, job.size.items)
-        write_json(path, claim_tests.agreement(model, teacher, tokenizer, tasks))
+        figures = claim_tests.agreement(*models, course_tokenizer("world", 1024), tasks)
+        write_json(job.file("agreement"), figures)
 
 
 # --- the driver ---------------------------------------------------------------------------------------------

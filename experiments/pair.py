@@ -146,7 +146,7 @@ def main(arguments=None):
                          f"leave room for an answer of {MAX_NEW} tokens in {limit}; expected some of each")
     right = [tokenizer.decode(right.document(d)[0][len(p):].tolist()) for d, p in enumerate(asked)]
     out, hashes = Path(config.out_dir), [hash_of(Path(config.corpus)), *map(weights_hash, (teacher, student))]
-    decisive = asdict(replace(config, out_dir="", redo=False, device="auto", threads=0, compile=False))
+    decisive = asdict(replace(config, out_dir="", redo=False, device="auto", threads=0))
     with folder_lock(out):
         open_run(out, decisive | {"hashes of text and models": hashes}, FILES, config.redo)
         if not (out / "results.json").exists():

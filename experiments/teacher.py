@@ -175,7 +175,7 @@ def main(arguments=None):
         raise ValueError(f"--corpus={config.corpus}; expected annotations: world, primer or a .jsonl file")
     torch.set_num_threads(config.threads or torch.get_num_threads())
     out, tokenizer = Path(config.out_dir), course_tokenizer(config.corpus, config.n_vocab)
-    decisive = asdict(replace(config, out_dir="", redo=False, device="auto", threads=0, compile=False))
+    decisive = asdict(replace(config, out_dir="", redo=False, device="auto", threads=0))
     with folder_lock(out):
         open_run(out, decisive | {"tokenizer hash": tokenizer.hash}, FILES, config.redo)
         teacher = train_teacher(config, tokenizer)

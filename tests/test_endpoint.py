@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 import traceback
 from collections import Counter
 from http.client import BadStatusLine
@@ -278,19 +277,18 @@ def test_waits_are_as_long_as_asked_and_grow(monkeypatch):
                (200, {}, "<html>"), (200, {}, '{"choices": [{"message": {"content": ["a"]}}]}'),
                (429, {"Retry-After": "9" * 5000}, ""), "done", *[(500, {}, "")] * 7]
     body, retries, waits = {"messages": prompts.messages("ner", "Ann left.")}, [], []
+    stop, done = SimpleNamespace(wait=waits.append), {"reply": "done", "finish": "stop", "tokens": [500, 50]}
     with teacher(lambda *job: answers[job[-1] - 1]) as server:
         options = SimpleNamespace(url=endpoint.endpoint_url(server.url), secret=KEY, timeout=5, retries=6)
-        reply, why = endpoint.ask(body, options, SimpleNamespace(wait=waits.append), retries)
-        assert (reply, why) == ({"reply": "done", "finish": "stop", "tokens": [500, 50]}, None)
-        assert endpoint.ask(body, options, SimpleNamespace(wait=lambda _: None), []) == (None, "HTTP 500")
+        assert endpoint.ask(body, options, stop, retries) == (done, None)
+        assert endpoint.ask(body, options, stop, []) == (None, "HTTP 500") and len(waits) == 12
     monkeypatch.setattr(endpoint.OPENER, "open", Mock(side_effect=BadStatusLine(KEY)))
-    assert endpoint.ask(body, options, threading.Event(), [])[1] == "BadStatusLine: [key]"
+    assert endpoint.ask(body, options, stop, []) == (None, "BadStatusLine: [key]") and waits[5] == 300
     assert retries == ["HTTP 429", "HTTP 500", "HTTP 408", *["OSError: no chat completion"] * 2, "HTTP 429"]
     for k, (wait, asked) in enumerate(zip(waits, (7, 0, 0, 0, 0))):
         assert asked + 2 ** k / 2 <= wait <= asked + 1.5 * 2 ** k
-    assert waits[5:] == [300]
     with pytest.raises(TimeoutError):                               # a server that drips is not waited for
-        endpoint.receive(SimpleNamespace(read1=lambda n: time.sleep(0.02) or b" "), time.monotonic() + 0.1)
+        endpoint.receive(SimpleNamespace(read1=lambda n: b" "), 0.0)
 
 
 def test_another_error_stops_at_once_and_keeps_what_came(tmp_path, run):
@@ -348,13 +346,13 @@ def test_an_endpoint_that_is_not_there_is_given_up(tmp_path, capsys):
 
 
 def test_a_dry_run_prints_the_prompts_and_sends_nothing(tmp_path, capsys):
-    lines, more = write_text(tmp_path, 3), ["--dry_run", '--body={"seed": null, "top_k": 5}']
-    annotate.main(command(tmp_path, "http://localhost:1/v1", *more))
+    lines, body = write_text(tmp_path, 3), '--body={"seed": null, "top_k": 5}'
+    annotate.main(command(tmp_path, "http://localhost:1/v1", "--dry_run", body))
     out = capsys.readouterr().out
     assert out.startswith("6 requests to http://localhost:1/v1/chat/completions; nothing is sent.")
     assert out.count(f"Sentence: {lines[0]}") == 2 and KEY not in out
     assert '{"model": "m", "temperature": 0, "max_tokens": 2048, "top_k": 5}' in out
-    assert [file.name for file in tmp_path.iterdir()] == ["my.txt"]
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_bad_option_is_one_line():

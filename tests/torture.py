@@ -1,259 +1,106 @@
-"""Kills tiny runs again and again, and asks that each ends as if nothing had happened.
+"""Kills tiny runs at random moments, and compares what they leave with what an undisturbed run leaves.
 
-    python tests/torture.py                    # 100 kills; about five minutes of one core
-    python tests/torture.py --kills=10 --seed=3
+    python -m tests.torture           # 20 kills: about a minute of one core
+    python -m tests.torture 100
 
-Of every kind of run one is made first that nobody disturbs: the built-in world with a teacher of its own, a text of one's own, and
-`brd.py annotate` against an endpoint on this machine. Then the same command is started and killed (SIGKILL), started again and so
-on until it comes to its end, and the next run begins. A kill falls at a random moment, or where most can go wrong, just before a
-file is opened, renamed or removed, or a request sent, or at the beginning of a stage. Every file must be that of the undisturbed run, bit
-for bit (of seconds.json only its presence, of replies their set). Prints how many kills fell into which stage, and exits with 1
-on a difference.
-
-A run is a fork of this process, so that it need not load PyTorch; it is the whole of train.main or of the annotate command. For
-more kills in the same time it is small: few tokens, two blind tasks of its own, one look at a student on the way. Trainings are
-saved at every step, where a user's are saved every 20 seconds, so that kills fall between any two of them.
+A run is the whole of train.main, on the built-in world or on a text of one's own, in a fork of this process,
+which has loaded PyTorch. It is killed (SIGKILL) and started again until it comes to its end. Weights, test
+results and results.json must be the same to the last bit. A training is saved at every step here, where a
+user's is saved every 20 seconds. Exit code 1 where something differs.
 """
-
-import argparse
 import json
-import mmap
+import multiprocessing
 import os
 import random
 import shutil
-import signal
 import sys
 import tempfile
-import threading
 import time
-from collections import Counter
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 import torch
 
 import brd
 import train
-from course import report
-from data import corpus, reads, runs
-from test_endpoint import Teacher, perfect, text_of
+from data import documents
+from data.cli import run_command
+from data.files import read_json
 
-SMALL = ("--n_layer=1 --n_embd=16 --n_head=2 --teacher_layer=1 --teacher_embd=16 --test_paragraphs=1 --device=cpu --threads=1 "
-         "--start_tokens=5000 --student_tokens=8000 --teacher_tokens=8000 --cache_tokens=2400 --step_tokens=512").split()
-TEXT = "The cat sat on the mat. The dog ran to the red house and saw a bird.\n\n" * 200
-MOST = {"world": 5, "own text": 3, "annotate": 2}       # kills of one run
-SENTENCES = 40                                  # that are annotated
-EVENTS = {"open", "os.rename", "os.remove", "socket.connect"}       # before which a run is killed (sys.addaudithook)
-STAGES = {"open_out": "opening", "own_text": "tokens", "course_tokenizer": "tokens", "train_teacher": "teacher", "write_cache": "cache",
-          "annotated_paragraphs": "annotate (scripted)", "student": "student {0}", "read_plainly": "student plain", "keep": "keeping {1.name}",
-          "test_student": "test of {0}", "bits_per_byte": "test of plain", "write_json": "writing {0.name}", "page_line": "report"}
-NOW = mmap.mmap(-1, 64)                         # what the run is at, for all processes to see
-COUNTED = mmap.mmap(-1, 8)                      # its events so far
-
-
-# --- a run -------------------------------------------------------------------------------------------------------------
-
-def tell(stage):
-    before, NOW[:] = NOW[:], stage.encode()[:64].ljust(64)
-    return before.decode().strip()
-
-
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def watch(module, name, stage, entered):
-    """Tells when a function is at work; entered(stage) is called when it begins."""
-    real = getattr(module, name)
-
-    def watched(*arguments, **named):
-        before = tell(stage.format(*arguments, "", ""))
-        entered(NOW[:].decode().strip())
-        try:
-            return real(*arguments, **named)
-        finally:
-            tell(before)
-    setattr(module, name, watched)
-
-
-def kinds(folder, url):
-    """{kind: (function, its arguments)} of the runs."""
-    out = str(folder / "out")
-    annotate = ["annotate", folder / "sentences.txt", "--teacher", url, "--model", "m", "--out", folder / "out" / "a.jsonl"]
-    return {"world": (train.main, [f"--out_dir={out}", "--teacher=train", *SMALL]),
-            "own text": (train.main, [f"--out_dir={out}", f"--corpus={folder / 'text.txt'}", "--n_vocab=280", "--block_size=64", *SMALL]),
-            "annotate": (brd.main, [*map(str, annotate), "--parallel", "4"])}
-
-
-def start(function, arguments, folder, event=0, stage=None, later=0.0):
-    """A run in a process of its own -> its number. It kills itself before event number `event` (0: never), or so many seconds
-    after a stage has begun, or writes the names of all stages into the file "stages" (stage=None)."""
-    process = os.fork()
-    if process:
-        return process
-
-    def entered(name):
-        if stage is None and not event:
-            with open(folder / "stages", "a", encoding="utf-8") as file:
-                file.write(name + "\n")
-        elif name == stage:
-            threading.Timer(later, die).start() if later else die()
-
-    def count(what, about):
-        if what in EVENTS and (what == "socket.connect" or str(about[0]).startswith(str(folder / "out"))):
-            events = int.from_bytes(COUNTED, "big") + 1
-            COUNTED[:] = events.to_bytes(8, "big")
-            if events == event:
-                die()
-    code, COUNTED[:] = 70, bytes(8)
-    try:
-        for number, name in enumerate((os.devnull, folder / "log", folder / "log")):
-            os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_APPEND), number)
-        tell("annotate (endpoint)" if function == brd.main else "start-up")
-        for name, words in STAGES.items():
-            watch(train, name, words, entered)
-        sys.addaudithook(count)
-        code = function(arguments) or 0
-    except BaseException as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def wait(process, seconds):
-    """Waits for the end of a run, kills it after so many seconds (None: never) -> its exit code, -9 where it was killed."""
-    end = time.monotonic() + (seconds or 1e9)
-    while True:
-        found, status = os.waitpid(process, os.WNOHANG)
-        if found:
-            return os.waitstatus_to_exitcode(status)
-        if time.monotonic() > end:
-            os.kill(process, signal.SIGKILL)
-            end += 1e9
-        time.sleep(0.002)
-
-
-def files(out):
-    """{name: bytes} of all that a run leaves. Of the replies of an endpoint the order is that in which they came."""
-    found = {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    for name in found:
-        if name.endswith(("seconds.json", ".lock")):
-            found[name] = b""
-        if name.endswith(".replies.jsonl"):
-            found[name] = b"\n".join(sorted(found[name].split(b"\n")))
-    return found
-
-
-# --- all of them -------------------------------------------------------------------------------------------------------
-
-def whole_run(function, arguments, folder):
-    """The run that nobody disturbs -> (its files, its seconds, the number of its events, its stages in their order)."""
-    (folder / "stages").write_text("", encoding="utf-8")
-    out, begin = folder / "out", time.monotonic()
-    code = wait(start(function, arguments, folder), None)
-    seconds, found = time.monotonic() - begin, files(out)
-    if code:
-        raise SystemExit(f"the undisturbed run failed: {(folder / 'log').read_text(encoding='utf-8')[-500:]}")
-    shutil.rmtree(out)
-    stages = list(dict.fromkeys((folder / "stages").read_text(encoding="utf-8").splitlines()))
-    return found, seconds, int.from_bytes(COUNTED, "big"), stages
-
-
-def one_kill(rng, seconds, events, stages):
-    """How the next run is to be killed -> (arguments of `start`, seconds until it is killed from outside or None)."""
-    how = rng.choice(("moment", "event", "stage", "stage") if stages else ("moment", "event"))
-    if how == "stage":                              # of those that are still to come
-        return {"stage": stages.pop(0), "later": rng.choice((0, rng.uniform(0, 0.02) * seconds))}, None
-    return ({"event": rng.randint(1, events // 3)}, None) if how == "event" else ({"stage": ""}, rng.uniform(0.02, 0.5) * seconds)
-
-
-def torture(kills, seed, folder, url):
-    """Kills runs -> (Counter of stages, list of differences)."""
-    rng, fell, differences, number, out = random.Random(seed), Counter(), [], 0, folder / "out"
-    chosen = kinds(folder, url)
-    whole = {kind: whole_run(*run, folder) for kind, run in chosen.items()}
-    print("undisturbed:", ", ".join(f"{kind} {run[1]:.1f} s, {run[2]} events" for kind, run in whole.items()), flush=True)
-    while fell.total() < kills:
-        kind = list(chosen)[number % len(chosen)]
-        expected, seconds, events, stages = whole[kind]
-        aims = [stages[i] for i in sorted(rng.sample(range(len(stages)), min(MOST[kind], len(stages))))]
-        code, number, before = -9, number + 1, fell.total()
-        while code == -9:
-            more = fell.total() < min(kills, before + MOST[kind])
-            how, later = one_kill(rng, seconds, events, aims) if more else ({"stage": ""}, None)
-            code = wait(start(*chosen[kind], folder, **how), later)
-            fell[f"{kind:10}{NOW[:].decode().strip()}"] += code == -9
-        if code:
-            differences.append(f"{kind}: exit code {code}: {(folder / 'log').read_text(encoding='utf-8').splitlines()[-1:]}")
-        found = files(out)
-        differences += [f"{kind}: {name}" for name in sorted({*found, *expected}) if found.get(name) != expected.get(name)]
-        shutil.rmtree(out)
-        print(f"{kind}: killed {fell.total() - before} times; {len(differences)} differences so far", flush=True)
-    return fell, differences
-
-
-def no_pictures(*_):
-    raise ImportError("they would take longer than all the rest")
+TEXT = "The cat sat on the mat. The dog ran to the red house and saw a bird.\n\n" * 100
+TINY = ("--n_layer=1 --n_embd=16 --n_head=2 --test_paragraphs=1 --device=cpu --threads=1 --start_tokens=3000 "
+        "--student_tokens=4000 --step_tokens=512").split()
+OWN = [*TINY, "--n_vocab=280", "--block_size=64"]            # and a --corpus
 
 
 def small_world(folder, patch=setattr):
-    """Makes what a run needs beside its options, and the constants small."""
-    (folder / "data" / "tasks").mkdir(parents=True)
+    """Writes data/ with two tasks and the teacher's cache, and my.txt; makes a student's tests short."""
+    tasks, config = folder / "data" / "tasks", train.Config(device="cpu")
+    shutil.copytree(train.DATA / "teacher", folder / "data" / "teacher")
+    tasks.mkdir()
     for name in ("moods", "places"):
-        examples = [{"input": f"Line {i} of {name} is", "target_scores": {"good": i % 2, "bad": 1 - i % 2}} for i in range(12)]
-        (folder / "data" / "tasks" / f"{name}.json").write_text(json.dumps({"name": name, "examples": examples}), encoding="utf-8")
-    (folder / "text.txt").write_text(TEXT, encoding="utf-8")
-    (folder / "sentences.txt").write_text(text_of(SENTENCES)[0], encoding="utf-8")
-    for module, name, value in ((train, "DATA", folder / "data"), (train, "GLANCES", 1), (reads, "CHUNK", 16), (brd, "MAX_READING", 8),
-                                (brd, "MAX_ANSWER", 4), (report, "PRINTED", 1), (report.plots, "svg", no_pictures)):
+        examples = [{"input": f"Line {i} of {name} is", "target_scores": {"good": i % 2, "bad": 1 - i % 2}}
+                    for i in range(12)]
+        (tasks / f"{name}.json").write_text(json.dumps({"name": name, "examples": examples}), encoding="utf-8")
+    (folder / "my.txt").write_text(TEXT, encoding="utf-8")
+    plain, held_out = documents.world.plain, documents.held_out_records
+    for module, name, value in (
+            (train, "DATA", folder / "data"), (train, "EVAL_STEPS", 1), (brd, "MAX_READING", 8),
+            (brd, "MAX_ANSWER", 4), (documents, "held_out_records", lambda n, seed: held_out(1, seed)),
+            (documents.world, "plain", lambda n, seed: plain(20 if seed == "test plain" else n, seed))):
         patch(module, name, value)
-    glance, plain = train.glance, train.world.plain
-    patch(train, "glance", lambda model, tokenizer: glance(model, tokenizer, 1))
-    patch(train.world, "plain", lambda n, seed: plain(20 if seed == "test plain" else n, seed))
-    tokenizer = corpus.course_tokenizer("world", 1024)      # once for all, and what PyTorch loads with its first optimizer
-    train.optimizers(train.new_model(1, 16, tokenizer, train.Config(device="cpu")), train.Config())
+    torch.set_num_threads(1)            # what follows is done once, before any fork
+    train.make_optimizers(train.new_model(1, 16, documents.course_tokenizer("world", 1024), config), config)
 
 
-def endpoint(folder):
-    """An endpoint in a process of its own -> (its number, its address)."""
-    parent, process = os.getpid(), os.fork()
-    if not process:
-        try:
-            with Teacher(perfect, delay=0.01) as server:
-                (folder / "url.tmp").write_text(server.url, encoding="utf-8")
-                os.replace(folder / "url.tmp", folder / "url")
-                while os.getppid() == parent:
-                    time.sleep(0.2)
-        finally:
-            os._exit(0)
-    while not (folder / "url").exists():
-        time.sleep(0.01)
-    return process, (folder / "url").read_text(encoding="utf-8")
+def start(arguments):
+    """A run in a process of its own, which has one thread."""
+    torch.set_num_threads(1)
+    fork = multiprocessing.get_context("fork")
+    process = fork.Process(target=run_command, args=(lambda: train.main(arguments),))
+    process.start()
+    return process
 
 
-def main():
-    """Prints the kills by stage; exit code 1 where a file differs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=1)
-    options = parser.parse_args()
-    torch.set_num_threads(1)                    # a process that has started threads cannot be forked
-    runs.SAVE_SECONDS = 0.0
-    memory = "/dev/shm" if os.path.isdir("/dev/shm") else None          # a disk that is in use elsewhere would only be slow
-    with tempfile.TemporaryDirectory(dir=memory) as folder:
-        small_world(Path(folder))
-        server, url = endpoint(Path(folder))
-        try:
-            fell, differences = torture(options.kills, options.seed, Path(folder), url)
-        finally:
-            os.kill(server, signal.SIGKILL)
-            os.waitpid(server, 0)
-    for name, n in sorted(fell.items()):
-        print(f"{n:5}  {name}" * bool(n), end="\n" * bool(n))
-    print(f"{fell.total()} kills; {len(differences)} differences {differences[:10]}")
-    return bool(differences)
+def outcome(out):
+    """{name: content} of what must not depend on interruptions."""
+    names, results = ("model.pt", "test.json", "tokens.bin"), read_json(out / "results.json", "")
+    for student in results["students"].values():
+        student.pop("seconds", None)
+    return {"": results, **{path.relative_to(out).as_posix(): path.read_bytes()
+                            for path in out.rglob("*") if path.name in names}}
+
+
+def run_killed(options, most, seconds, rng):
+    """Kills a run of about so many seconds `most` times, then lets it end -> (kills, exit code)."""
+    for kills in range(most + 1):
+        process = start(options)
+        process.join(rng.uniform(0.02, 0.7) * seconds if kills < most else None)
+        process.kill()
+        process.join()
+        if process.exitcode != -9:
+            break
+    return kills, process.exitcode
+
+
+def main(arguments):
+    """Kills runs until enough were killed -> exit code."""
+    left, rng, whole, train.SAVE_SECONDS = int((arguments or ["20"])[0]), random.Random(0), {}, 0.0
+    with tempfile.TemporaryDirectory() as name:
+        folder, number = Path(name), 0
+        small_world(folder)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)            # what the runs print
+        while left > 0 or number < 2:
+            kind = ("world", "text")[number % 2]
+            own = [*OWN, f"--corpus={folder / 'my.txt'}"] if kind == "text" else TINY
+            most, out, begin = min(4, left) if kind in whole else 0, folder / "out", time.monotonic()
+            kills, code = run_killed([*own, f"--out_dir={out}"], most, whole.get(kind, [0, 0])[1], rng)
+            whole.setdefault(kind, (outcome(out), time.monotonic() - begin))
+            same, left, number = not code and outcome(out) == whole[kind][0], left - kills, number + 1
+            print(f"{kind}: {kills} kills, exit code {code}, the same outcome: {same}", file=sys.stderr)
+            if not same:
+                return 1
+            shutil.rmtree(out)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
