@@ -13,7 +13,6 @@ annotations, `distilled` from these and the teacher's cached top-p sets. Shapes:
 """
 
 import math
-import platform
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
@@ -86,7 +85,6 @@ class Config:
     leak: float = 1.0                # weight of the loss on the student's probability outside the sets
     alpha: float = 10.0              # "bellman": the TD residual costs its square / (4 alpha)
     gamma: float = 0.99              # "bellman": discount of the value of what follows
-    # machine
     device: str = "auto"             # auto, cpu, cuda, mps
     threads: int = 0                 # CPU threads; 0: as many as there are cores
 
@@ -388,7 +386,7 @@ def main(arguments=None):
         students = {"plain": read_plainly(config, text)} if own else train_students(names, config)
         options["student_tokens"] = config.student_tokens
         results = {"students": students, "config": options, "seed": config.seed, "tokenizer": tokenizer.hash,
-                   "threads": threads, "python": platform.python_version(), "torch": torch.__version__}
+                   "threads": threads, "python": sys.version.split()[0], "torch": torch.__version__}
         if "distilled" in names:
             results["teacher"] = read_header(config.cache or TEACHER)["teacher"]
         write_json(out / "results.json", results)

@@ -30,11 +30,7 @@ class GPT(torch.nn.Module):
     def generate(self, idx, new, temperature, top_k):
         return F.pad(idx, (0, new))
 """
-
-
-@pytest.fixture(scope="module")
-def inputs():
-    return bench.loss_inputs(200, 60, 8)
+x = bench.loss_inputs(200, 60, 8)
 
 
 @pytest.fixture
@@ -43,8 +39,8 @@ def small(tmp_path, monkeypatch):
     (tmp_path / "model.py").write_text(NANOGPT, encoding="utf-8")
     (tmp_path / "text.txt").write_text("abcd" * 500, encoding="utf-8")
     shape = race.Shape(1, 16, 2, 8, 0, 16, steps=102)
-    for module, changes in ((bench, dict(in_fresh_process=lambda function, *given: function(*given), V=90, C=4,
-                                         peak_of=lambda way, *_: len(way))),
+    for module, changes in ((bench, dict(in_fresh_process=lambda function, *given: function(*given), V=90,
+                                         C=4, peak_of=lambda way, *_: len(way))),
                             (race, dict(SHAPES={"4x128": race.Shape(1, 16, 2, 64, 30, 4, 2, 2)},
                                         RECIPE=shape, OURS=shape, OUR_TOKENS=4000))):
         for name, value in changes.items():
@@ -53,28 +49,28 @@ def small(tmp_path, monkeypatch):
     return [f"--nanogpt={tmp_path}", f"--text={tmp_path / 'text.txt'}", "--positions=8", "--rounds=2"]
 
 
-def test_dense_masks_by_loops(inputs):
+def test_dense_masks_by_loops():
     """Token by token, as the released code is described; the sort finds the sets that are known."""
-    torch.testing.assert_close(inputs.sets.log_probs, inputs.teacher.log_softmax(-1).gather(-1, inputs.ids))
-    z = F.linear(inputs.hidden, inputs.weight)[:, :3].detach()
+    torch.testing.assert_close(x.sets.log_probs, x.teacher.log_softmax(-1).gather(-1, x.ids))
+    z = F.linear(x.hidden, x.weight)[:, :3].detach()
     total, Q, V = 0.0, torch.zeros(3, 60).double(), torch.zeros(4).double()
     for t in range(3):
-        for v in inputs.ids[0, t].tolist():
+        for v in x.ids[0, t].tolist():
             Q[t, v] = max(z[0, t, v] - z[0, t].max(), -10)
         V[t] = sum(Q[t].exp() + 1e-8).log()
     for t in range(3):
         later = 0.99 * V[t + 1]
         total += V[t] - later - sum(r - r ** 2 / 0.4 for r in Q[t] - later) / 60
-    found = bench.dense_masks(z, inputs.teacher[:, :3])
+    found = bench.dense_masks(z, x.teacher[:, :3])
     torch.testing.assert_close(found.double(), total / 3, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype, rounding", [(None, dict(rtol=1e-4, atol=1e-6)),
                                              (torch.bfloat16, dict(rtol=0.05, atol=2e-3))])
 @pytest.mark.parametrize("loss", ["forward KL", "Bellman"])
-def test_two_ways_to_the_same_numbers(inputs, loss, dtype, rounding):
-    dense, lean = ((bench.forward_backward(f"{way} {loss}", inputs, dtype), inputs.hidden.grad,
-                    inputs.weight.grad) for way in ("dense", "head_terms"))
+def test_two_ways_to_the_same_numbers(loss, dtype, rounding):
+    dense, lean = ((bench.forward_backward(f"{way} {loss}", x, dtype), x.hidden.grad, x.weight.grad)
+                   for way in ("dense", "head_terms"))
     for a, b in zip(dense, lean):
         assert a.abs().max() > 0
         torch.testing.assert_close(a, b, **rounding)
@@ -113,7 +109,7 @@ def test_every_bench_end_to_end(small, capsys):
     rows = {(row["what"], row["way"]): row for row in tables["race"][0][1]}
     assert len(rows) == 9 and rows["generation, 64 x 256", "nanoGPT"]["time"] == 1
     assert 0 < rows["training 4x128", "gpt2"]["share"] < 1
-    assert [row["nats a character"] < 0.7 for row in tables["shakespeare"][0][1]] == [True, False]
+    assert all(row["nats a character"] < 1.2 for row in tables["shakespeare"][0][1])        # of log 4 = 1.39
     assert [row["way"] for row in tables["teacher"][0][1]] == ["drawn", "drawn and cached"]
 
 

@@ -104,7 +104,7 @@ def test_folders_of_transformers_make_a_pair(folder, tmp_path):
 
 
 def test_what_cannot_be_done_is_told(folder, tmp_path):
-    with pytest.raises(ValueError, match=r"teacher .* has \d+ tokens .* student .*other \d+ .* one tokenizer"):
+    with pytest.raises(ValueError, match=r"teacher .* \d+ tokens .* student .*other \d+ .* one tokenizer"):
         run(folder, f"--student={folder / 'other'}")
     write(tmp_path / "x.jsonl", [{"prompt": "cat " * 300, "response": "dog"}] * 3)
     with pytest.raises(ValueError, match="leave room for an answer of 128 tokens in 256"):
