@@ -126,9 +126,8 @@ def run(options, size):
     with worker_pool(options.workers) as pool:
         taught = [job("teacher", 1)] if any(claim in TAUGHT for claim in claims) else []
         teachers = [pool.submit(teach, one) for one in taught]
-        work(student, [job("start", seed) for seed in (TUNING, *seeds)], "starts")
         longer = [job("pretrained", seed) for seed in seeds if "pretrained" in students]
-        work(student, longer, "longer starts")
+        work(student, [job("start", seed) for seed in (TUNING, *seeds)] + longer, "starts")
         rates = tuned(out, {family(arm) for arm in students}, job, work)
 
         def tests(arms):

@@ -141,8 +141,14 @@ def check_positions_are_relative(points=1):
 
 
 def check_known_output(points=2):
-    """All together on fixed weights: turn q as (a cos - b sin, b cos + a sin), scale, mask, c_proj."""
-    close(attention(wave(1, 4, 16))[0, :, ::5], torch.tensor(KNOWN), 2e-4)
+    """All together on fixed weights: turn q as (a cos - b sin, b cos + a sin), scale, mask; c_proj comes last."""
+    x = wave(1, 4, 16)
+    y = attention(x)
+    close(y[0, :, ::5], torch.tensor(KNOWN), 2e-4)
+
+    def other_output(module):
+        module.c_proj.weight.data = wave(16, 16, step=0.33)
+    close(attention(x, change=other_output), y @ wave(16, 16, step=0.33).T)
 
 
 def check_advance(points=2):
@@ -179,11 +185,11 @@ def check_append(points=2):
 
 
 def check_in_pieces_as_at_once(points=2):
-    """Reading 9 tokens as 4 + 1 + 3 + 1 with a cache must give the hidden states of reading them at once."""
-    ids = torch.tensor([[3, 7, 7, 1, 12, 3, 7, 19, 0], [5, 6, 5, 6, 5, 6, 5, 6, 5]])
+    """Reading 12 tokens as 4 + 1 + 3 + 4 with a cache must give the hidden states of reading them at once."""
+    ids = torch.tensor([[3, 7, 7, 1, 12, 3, 7, 19, 0, 2, 3, 7], [5, 6, 5, 6, 5, 6, 5, 6, 5, 6, 6, 5]])
     model = filled(GPT(CONFIG))
     cache = KVCache(CONFIG, torch.zeros(2, dtype=torch.long))
-    parts = [model.hidden(part, cache) for part in ids.split([4, 1, 3, 1], dim=1)]
+    parts = [model.hidden(part, cache) for part in ids.split([4, 1, 3, 4], dim=1)]
     with torch.no_grad():
         close(torch.cat(parts, 1), model.hidden(ids), 1e-3)
 

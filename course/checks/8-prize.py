@@ -1,6 +1,8 @@
-"""Checks of assignment 8: an objective that looks ahead, and a report of what it does. The objective must have
-the properties of a loss, whatever its idea. The figures of the report are computed again from the runs. Whether
-the term helps earns no points. The docstring of a check is its hint.
+"""Checks of assignment 8: an objective that looks ahead, and a report of what it does. The docstring of a check
+is its hint.
+
+The objective must have the properties of a loss, whatever its idea. The figures of the report are computed again
+from the runs. Whether the term helps earns no points.
 """
 import json
 import math
@@ -218,7 +220,7 @@ def check_the_learning_rates(points=2):
         tried = {rate: run.get(FIGURE, -1.0) for (name, seed, rate), run in runs.items()
                  if (name, seed) == (row, 0)}
         used = {run["rate"] for run in of_table.values()}
-        assert used == {max(tried, key=tried.get)}, f"{row}: run at {sorted(used)}, the figures on seed 0: {tried}"
+        assert used == {max(tried, key=tried.get)}, f"{row}: run at {sorted(used)}, on seed 0: {tried}"
 
 
 def check_the_difference(points=3):
