@@ -1,16 +1,15 @@
-"""Basic Reading Distillation (Zhou et al., ACL 2025): a teacher reads generic text, a small student learns to
-read.
+"""Basic Reading Distillation (Zhou et al., ACL 2025): a student learns to read generic text from a teacher.
 
-The teacher annotates EVERY sentence of ordinary text with two reading behaviours:
+The teacher, a language model or a program, annotates EVERY sentence of a text with two reading behaviours:
     NER  the entities in the sentence, each with a type and a short description
     QRA  questions raised about content, structure and attitude, each answered from the sentence
-and the student learns three separate copies of each paragraph (data/documents.py) with the next-token loss:
+The student learns three separate copies of each paragraph (data/documents.py) with the next-token loss:
     ori  s1 s2 s3 <end>
     ner  s1 <sep> Anna: person, traveller\\n Oslo: place, goal\\n <sep> s2 <sep> ... <sep> <end>
     qra  s1 <sep> Where did Anna go? Oslo\\n <sep> s2 <sep> ... <sep> <end>
-Only afterwards does it meet a task, blind: the candidate of highest mean log-probability a token is its
-answer. This file is what a finished student does: 1 the blind score, 2 reading in free running, 3 the command
-line:
+After training it is tested blind, on tasks whose form it has never seen: of the candidate answers it takes
+the one
+with the highest log-probability, averaged over the candidate's tokens. Here: 1 the blind score, 2 reading.
 
     python brd.py read out/distilled "Anna took a train to Oslo."   # entities, questions (adapters/read.py)
     python brd.py test out/distilled data/tasks/*.json              # blind accuracy (experiments/blind.py)
@@ -41,12 +40,12 @@ from model import sample
 # 1. The blind score: no task data, no examples; of the candidates the one that surprises the model least
 
 TIE = 1e-6                    # scores closer than this differ by float32 rounding only
-CALIBRATE_FROM = 5            # calibration needs this many occurrences a candidate, or its mean says nothing
+CALIBRATE_FROM = 5            # a candidate must occur so often, in the mean, for its mean score to be known
 
 
 def join(prompt, answer):
-    """Prompt and answer as running text: joined by one space, or by the white space that the prompt ends
-    with."""
+    """Prompt and answer as running text, with the prompt's own white space between them, or else one
+    space."""
     kept = prompt.rstrip(" ")
     gap = prompt[len(kept):] or (" " if kept[-1:].strip() else "")
     return kept + gap + answer.lstrip(" ")
@@ -56,11 +55,9 @@ def split_tokens(tokenizer, prompt, candidates, block_size):
     """One item in tokens -> (context, tails, cut): what is read once, what is scored for each candidate, and
     whether the prompt had to be cut (on the left) to fit block_size.
 
-    Prompt and candidate are joined by one space, which is the candidate's: " Oslo" is one token, " " + "Oslo"
-    are two that no text holds. The joined texts are encoded whole, and context is the longest prefix of
-    tokens that they share with the prompt: where one candidate melts with its last token, all are scored from
-    there on. None shared: it is the document end. ValueError for a candidate that is empty or longer than
-    block_size."""
+    Prompt and candidate are joined (see `join`) and encoded as one text, because tokens may cross the border:
+    " Oslo" is one token. context is the longest prefix of tokens that all joined texts share with the prompt,
+    or the document end where they share none. ValueError for a candidate that is empty or too long."""
     if not all(candidate.strip() for candidate in candidates):
         raise ValueError(f"an empty candidate after the prompt '{prompt[-40:]}'")
     joined = [join(prompt, candidate) for candidate in candidates]
@@ -106,7 +103,8 @@ def blind_scores(model, tokenizer, items, batch_tokens=16384):
     block_size = model.config.block_size
     split = [split_tokens(tokenizer, prompt, candidates, block_size) for prompt, candidates in items]
     batches = [[]]
-    for i in sorted(range(len(items)), key=lambda i: len(split[i][0])):         # by length: little padding
+    # In the order of context length, so that a batch has little padding and its last context is its longest.
+    for i in sorted(range(len(items)), key=lambda i: len(split[i][0])):
         trial = [split[j] for j in batches[-1] + [i]]
         width = len(split[i][0]) + max(len(tail) for _, tails, _ in trial for tail in tails)
         if width > block_size + 1 or sum(len(tails) for _, tails, _ in trial) * width > batch_tokens:
@@ -119,15 +117,15 @@ def blind_scores(model, tokenizer, items, batch_tokens=16384):
 
 
 def tie_accuracy(scores, right):
-    """1 where the best score is a right candidate's, 0 where not; a tie of m candidates gives the share of
-    right ones, so that a model which scores all alike gets chance, whatever stands first."""
+    """1 where the best score is a right candidate's, 0 where not; among equal best scores the share of right
+    ones, so that a model which scores all candidates alike gets chance."""
     best = [i for i, score in enumerate(scores) if score >= max(scores) - TIE]
     return sum(i in right for i in best) / len(best)
 
 
 def calibrate(candidates, scores):
-    """Scores less the mean of their candidate over the items that have it -> lists of lists of float; None
-    where the items share no candidates."""
+    """Scores minus the mean score of the same candidate over all items -> lists of lists of float; None where
+    candidates occur less than CALIBRATE_FROM times in the mean."""
     seen = defaultdict(list)
     for word, score in zip(chain(*candidates), chain(*scores)):
         seen[word].append(score)
@@ -139,7 +137,7 @@ def calibrate(candidates, scores):
 
 
 def eval_task(model, tokenizer, task):
-    """Blind accuracy on a task -> {"name", "accuracy", "se", "n", "chance", "centred", "cut", "skipped"}.
+    """Blind accuracy on a task {"name", "items": [(prompt, candidates, indices of right ones), ...]} -> dict.
 
     "centred" is the accuracy after `calibrate`, which removes the model's liking for a word as such. It uses
     the unlabelled test items, so it is a second figure beside the blind one, never in its place."""
@@ -177,12 +175,11 @@ def greedy(model, prompts, max_new, stop):
 
 @torch.no_grad()
 def first_tokens(model, tokenizer, prompts, sentences, behaviour, **drawing):
-    """The first token of the reading of a document's first sentence, which decides whether it is a ner or qra
-    copy.
+    """The first token of the reading of a document's first sentence; it decides between a ner and a qra copy.
 
-    Both begin alike, sentence and separator, and a free reader would take whichever it likes better. An
-    entity line begins with a type, with "none" or with a word of the sentence, a question line does not: of
-    the tokens that are allowed one is drawn. drawing: arguments of model.sample."""
+    Both copies begin with sentence and separator. So for "ner" only tokens are allowed that begin a type,
+    "none" or a word of the sentence, as entity lines do, and for "qra" only the others. drawing: options of
+    sample."""
     taken = []
     for i in range(0, len(prompts), ROWS):
         hidden, _ = model.prefill([prompt[-model.config.block_size:] for prompt in prompts[i:i + ROWS]])
@@ -192,15 +189,14 @@ def first_tokens(model, tokenizer, prompts, sentences, behaviour, **drawing):
         for row, sentence in zip(barred, sentences[i:i + ROWS]):
             words = [NO_ENTITY, *TYPES, *(word.strip("\"'([{") or word for word in sentence.split())]
             starts = [ids[0] for ids in tokenizer.encode_batch([" " + word for word in words])]
-            row[starts] = behaviour == "qra"
+            row[starts] = behaviour == "qra"                    # barred for questions, allowed for entities
         taken += sample(logits.masked_fill(barred, -math.inf), **drawing).tolist()
     return taken
 
 
 def free_reading(model, tokenizer, paragraphs, behaviour):
-    """The student's own reading: list of paragraphs, each a list of sentences (str) -> the same of text, one
-    line an entity ("ner") or a question with its answer ("qra"). Round k reads sentence k of every
-    paragraph."""
+    """The student reads paragraphs, lists of sentences -> a text for each sentence, whose lines are entities
+    ("ner") or questions with answers ("qra"). Round k reads sentence k of every paragraph."""
     contexts, readings = [[] for _ in paragraphs], [[] for _ in paragraphs]
     ends = {tokenizer.sep, tokenizer.end}
     for k in range(max(map(len, paragraphs), default=0)):
@@ -225,8 +221,8 @@ def free_answers(model, tokenizer, paragraphs, rng, forms=ALL_FORMS):
     """The student answers every question of the records -> for each paragraph a list of (question item,
     answer str).
 
-    Questions stand in forms drawn with rng; a call generates the j-th answer at sentence k of all
-    paragraphs."""
+    Questions stand in surface forms drawn with rng. Question j at sentence k is asked in all paragraphs at
+    once."""
     contexts, answers = [[] for _ in paragraphs], [[] for _ in paragraphs]
     ends, breaks = {tokenizer.sep, tokenizer.end}, line_ends(tokenizer)
     for k in range(max(map(len, paragraphs), default=0)):
@@ -303,11 +299,11 @@ def read(model, tokenizer, text):
 
 
 def main(arguments=None):
-    """The commands read, test and annotate; ValueError or OSError for what the user can mend."""
+    """The commands read, test and annotate; ValueError or OSError for a mistake of the user."""
     command, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    wings = {"read": "adapters.read", "test": "experiments.blind", "annotate": "adapters.annotate"}
-    if command in wings:
-        importlib.import_module(wings[command]).main(rest)
+    commands = {"read": "adapters.read", "test": "experiments.blind", "annotate": "adapters.annotate"}
+    if command in commands:
+        importlib.import_module(commands[command]).main(rest)
     elif command in ("-h", "--help"):
         print(__doc__)
     else:

@@ -25,7 +25,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-# On a CPU the fused kernel is slower for rows up to this long; without it, so many queries at a time.
+# On a CPU, rows up to this long do without the fused kernel, which is slower there; QUERIES rows at a time.
 EXPLICIT_ATTENTION_UP_TO, QUERIES = 512, 128
 
 
@@ -35,8 +35,8 @@ class GPTConfig:
     block_size: int = 256    # longest row in tokens
     n_layer: int = 3         # L
     n_head: int = 4          # H
-    n_embd: int = 128        # C, an even multiple of n_head
-    rope_base: float = 1000  # longest wavelength of the rotary positions, in units of 2 pi tokens
+    n_embd: int = 128        # C, a multiple of 2 * n_head
+    rope_base: float = 1000  # wavelengths of the rotary positions grow up to about 2 pi rope_base tokens
     qk_scale: float = 1.2    # start of the learnt factor on the scores of normalised queries and keys
     shared_heads: int = 2    # heads whose keys are their queries, see Attention
     conv_width: int = 8      # W, tokens that a convolution sees (itself and W - 1 before); 0 for none
@@ -47,7 +47,7 @@ class GPTConfig:
             if not isinstance(value, (int, field.type)) or not (value > 0 or value == 0 and may_be_0):
                 raise ValueError(f"{field.name} is {value!r:.60}, expected a positive {field.type.__name__}")
         if self.n_embd % (2 * self.n_head):
-            raise ValueError(f"n_embd is {self.n_embd}, expected an even multiple of n_head {self.n_head}")
+            raise ValueError(f"n_embd is {self.n_embd}, expected a multiple of 2 n_head = {2 * self.n_head}")
 
 
 class Convolution(nn.Module):
@@ -62,7 +62,7 @@ class Convolution(nn.Module):
         self.weight = nn.Parameter(weight)
 
     def forward(self, x, cache=None, slot=0):
-        """x (B, T, C) -> (B, T, C); with a cache, the tokens before x are in its tail number `slot`."""
+        """x (B, T, C) -> (B, T, C); cache.tails[slot] holds the W - 1 inputs before x."""
         T, W = x.size(1), self.weight.size(2)
         if cache is None:
             x = F.pad(x, (0, 0, W - 1, 0))                                             # (B, W - 1 + T, C)
@@ -71,18 +71,18 @@ class Convolution(nn.Module):
             cache.tails[slot] = x[:, T:]                                               # (B, W - 1, C)
             if T == 1:  # a sum costs less than a convolution
                 return (x * self.weight[:, 0].T).sum(1, keepdim=True)                  # (B, 1, C)
-        # A picture one pixel high: conv2d knows the memory order (B, T, C), conv1d would copy into (B, C, T).
-        picture, kernel = x.transpose(1, 2).unsqueeze(2), self.weight.unsqueeze(2)     # (B, C, 1, W - 1 + T)
+        # conv2d on images of height 1: it takes the memory order (B, T, C), which conv1d would copy.
+        picture, kernel = x.transpose(1, 2).unsqueeze(2), self.weight.unsqueeze(2)
         with torch.autocast("cpu", enabled=False):  # the bfloat16 kernel of a CPU is slower
             y = F.conv2d(picture, kernel, groups=x.size(2))                            # (B, C, 1, T)
         return y.squeeze(2).transpose(1, 2)                                            # (B, T, C)
 
 
 class Attention(nn.Module):
-    """Causal self-attention to the past only: a token attends to those before it, or to nothing.
+    """Causal self-attention to the past only: a token attends to those before it, or to an empty (zero) key.
 
-    Keys and values stand one column later, behind an empty (zero) one. In the first `shared_heads` heads the
-    keys are the queries."""
+    For this, keys and values move one column to the right. In the first `shared_heads` heads the keys are
+    the queries: such a head finds earlier tokens that are alike (and would always find the token itself)."""
 
     def __init__(self, config):
         super().__init__()
@@ -113,7 +113,7 @@ class Attention(nn.Module):
 
 def attend(q, k, v, mask, causal):
     """softmax(q k^T + mask) v: q (B, H, T, D) already scaled; k, v (B, H, S, D) -> (B, H, T, D).
-    mask: (T, S) or (B, 1, T, S), 0 / -inf; (1, 1) hides nothing. causal: it is the triangle of T = S."""
+    mask: (T, S) or (B, 1, T, S) of 0 and -inf; (1, 1) hides nothing. causal: T = S, mask is the triangle."""
     T = q.size(2)
     if q.is_cuda or T > EXPLICIT_ATTENTION_UP_TO:
         mask = None if causal or mask.numel() == 1 else mask.to(q.dtype)
@@ -156,29 +156,29 @@ class Block(nn.Module):
 class KVCache:
     """What the next token needs of those before it: keys, values, and the last inputs of the convolutions.
 
-    Rows are padded on the left. A pad is masked, and its embedding is zero. As nothing has a bias, it stays
-    zero in every layer: the empty key, and what a convolution finds before a row. Positions skip pads."""
+    Rows are padded on the left. A pad is masked and has position below 0 and a zero embedding, which stays
+    zero in every layer, as nothing has a bias. So the last pad serves as the row's empty key."""
     shift = 1  # column 0 is the empty key
 
     def __init__(self, config, pads):
-        self.length, self.pads, self.padded = 0, pads, bool(pads.any())                # columns so far; (B,)
+        self.length, self.pads, self.padded = 0, pads, bool(pads.any())  # columns so far; pads of a row, (B,)
         L, B, H, C, W = config.n_layer, len(pads), config.n_head, config.n_embd, config.conv_width
         self.kv = list(torch.zeros(L, 2, B, H, 0, C // H, device=pads.device))          # (2, B, H, room, D)
         self.tails = list(torch.zeros(2 * L, B, max(W - 1, 0), C, device=pads.device))  # (B, W - 1, C)
 
     def advance(self, T):
-        """T new columns -> their positions (B, T), below 0 at pads, or a slice; the mask for `attend`."""
+        """Adds T columns -> their positions, (B, T) or a slice if all rows are alike; mask for attend."""
         self.length += T
         if T == 1 and self.length > 1 and not self.padded:  # one new token sees every column
             return slice(self.length - 1, self.length), torch.zeros(1, 1, device=self.pads.device)
         column = torch.arange(self.length, device=self.pads.device)                    # (S,)
         new, first = column[-T:, None], self.pads[:, None, None]                       # (T, 1), (B, 1, 1)
         seen = (column <= new) & (column >= first) | (column == new)                   # (B, T, S)
-        mask = torch.where(seen, 0.0, -math.inf)  # a pad sees itself: a softmax over nothing would be NaN
+        mask = torch.where(seen, 0.0, -math.inf)  # a pad sees one column: a softmax over none would be NaN
         return (new - first)[..., 0], mask[:, None]                                    # (B, T), (B, 1, T, S)
 
     def append(self, layer, k, v):
-        """Keys, values (B, H, T, D) of new tokens -> those of the columns that they see, (2, B, H, S, D)."""
+        """Stores keys, values (B, H, T, D) of new tokens -> all that these may see, (2, B, H, S, D)."""
         kv, end = self.kv[layer], self.length + self.shift  # token s stands in column s + shift
         if kv.size(3) < end:  # room for twice as many: copied log2(S) times, not S times
             kv = self.kv[layer] = F.pad(kv.to(k.dtype), (0, 0, 0, 2 * end - kv.size(3)))
@@ -194,7 +194,7 @@ class KVCache:
 
 
 class GPT(nn.Module):
-    layout, config_class, cache_class = "modern", GPTConfig, KVCache  # adapters/gpt2.py has others
+    layout, config_class, cache_class = "modern", GPTConfig, KVCache  # other values: adapters/gpt2.py
 
     def __init__(self, config):
         super().__init__()
@@ -225,8 +225,8 @@ class GPT(nn.Module):
         return self.logits(self.hidden(ids))
 
     def hidden(self, ids, cache=None):
-        """Hidden states (B, T, C) of ids (B, T) long, after the final norm; no row looks ahead, so any may be
-        padded on the right. With a cache: of the tokens after those that it holds, and without gradient."""
+        """Hidden states (B, T, C) of ids (B, T) long, after the final norm. Rows may be padded on the right,
+        as no token looks ahead. With a cache, ids follow the tokens that it holds; no gradient then."""
         T, past, limit = ids.size(1), 0 if cache is None else cache.length, self.config.block_size
         if past + T > limit:
             raise ValueError(f"a row of {past + T} tokens, but block_size is {limit}; shorten the row")
@@ -262,9 +262,9 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def generate(self, prompts, max_new_tokens, *, stop=None, seed=None, watch=None, **drawing):
-        """Continues every prompt -> lists of the new ids, one a prompt, a drawn stop token included.
+        """Continues every prompt -> a list of new ids for each prompt, with the stop token that ended it.
 
-        stop: one id or several that end a row; seed: the same one draws the same ids; drawing: see `sample`;
+        stop: an id or a set of ids; seed: the same seed draws the same ids; **drawing: options of `sample`;
         watch: called every step with the rows still running, watch(rows (b,), logits (b, V), drawn (b,))."""
         new = [[] for _ in prompts]
         if not prompts or max_new_tokens < 1:
@@ -298,7 +298,7 @@ class GPT(nn.Module):
         files = {"model.pt": weights.getvalue(), "config.json": json.dumps(card, indent=1).encode()}
         for name, content in files.items():
             (folder / f"{name}.tmp").write_bytes(content)
-            (folder / f"{name}.tmp").replace(folder / name)  # a crash leaves no half of a file
+            (folder / f"{name}.tmp").replace(folder / name)  # after a crash a file is old or new, not half
 
     @classmethod
     def load(cls, folder, device="cpu"):
@@ -320,7 +320,7 @@ class GPT(nn.Module):
 
 
 def sample(logits, temperature=1.0, top_k=None, top_p=None, generator=None):
-    """One id a row, (b,), drawn from logits (b, V) / temperature; the most probable one at temperature 0.
+    """Draws an id for each row of logits (b, V) / temperature -> (b,); temperature 0: the most probable id.
     top_k keeps the most probable ids, then top_p the smallest set of these with at least this mass."""
     k, p = logits.size(-1) if top_k is None else top_k, 1 if top_p is None else top_p
     if not (0 <= temperature < math.inf and k >= 1 and 0 < p <= 1):
@@ -338,8 +338,8 @@ def sample(logits, temperature=1.0, top_k=None, top_p=None, generator=None):
 
 
 def draw_index(probs, generator=None):
-    """One column a row, (b,), in proportion to probs (b, k), by one random number a row."""
-    # torch.multinomial takes one for every column, and more time. On the CPU, as MPS has no float64.
+    """Draws a column for each row in proportion to probs (b, k) -> (b,), by inverting the running sum."""
+    # One random number for a row; torch.multinomial draws one for each column. MPS has no float64: CPU.
     mass = probs.cpu().double().cumsum(-1)                                             # (b, k)
     uniform = torch.rand(len(probs), 1, generator=generator, device=probs.device).cpu().double()
     return torch.searchsorted(mass, uniform * mass[:, -1:], right=True)[:, 0].to(probs.device)

@@ -336,9 +336,9 @@ def cached_loss(model, rows, weights, terminal, config, denominator):
 def main(arguments=None):
     """The commands inspect, theory and compare; ValueError for what cannot be read."""
     command, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    wings = {"inspect": "data.cache_tools", "theory": "course.theory", "compare": "experiments.compare"}
-    if command in wings:
-        importlib.import_module(wings[command]).main(rest)
+    commands = {"inspect": "data.cache_tools", "theory": "course.theory", "compare": "experiments.compare"}
+    if command in commands:
+        importlib.import_module(commands[command]).main(rest)
     elif command in ("-h", "--help"):
         print(__doc__)
     else:

@@ -126,7 +126,7 @@ def read_mutants(number):
 
 def write_mutant(change, folder):
     """A copy of what the checks need of the repository, with one change in it -> the folder."""
-    for pattern in ("*.py", "data/*.py", "data/teacher/header.json", "experiments/*.py", "course/*.*"):
+    for pattern in ("*.py", "data/*.*", "data/teacher/header.json", "experiments/*.py", "course/*.*"):
         for path in COURSE.parent.glob(pattern):
             to = Path(folder) / path.relative_to(COURSE.parent)
             to.parent.mkdir(parents=True, exist_ok=True)

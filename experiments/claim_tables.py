@@ -56,18 +56,18 @@ class Table(NamedTuple):
 
 # --- estimates ----------------------------------------------------------------------------------------------
 
-def of_seeds(values, items=math.nan):
-    """Value of one number a seed; items: its standard error over items."""
-    seeds = np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return Value(float(np.mean(values)), float(np.fmax(seeds, items)))
+def squared_error(values):
+    """The squared standard error of a mean; NaN for a single value."""
+    return values.var(ddof=1) / len(values) if len(values) > 1 else math.nan
 
 
 def estimate(blocks):
     """Value of blocks [task][seed] of arrays (n,); NaN items are left out. See the formula above."""
     blocks = [[row[~np.isnan(row)] for row in seeds] for seeds in blocks]
     means = np.mean([[row.mean() for row in seeds] for seeds in blocks], axis=0)                   # (S,)
-    squares = sum(row.var(ddof=1) / len(row) for seeds in blocks for row in seeds)
-    return of_seeds(means, math.sqrt(squares) / len(means) / len(blocks))
+    squares = sum(squared_error(row) for seeds in blocks for row in seeds)
+    over_items = math.sqrt(squares) / len(means) / len(blocks)
+    return Value(float(means.mean()), float(np.fmax(over_items, math.sqrt(squared_error(means)))))
 
 
 def mean_accuracy(tasks):
@@ -86,11 +86,12 @@ class Results:
                 self.near.setdefault((row["seed"], task), set()).update(indices)
 
     def credits(self, arm, task, key="tasks"):
-        """[(n,) a seed]: NaN where not tested, or near to training text. task None: that of claim 5."""
+        """[(n,) a seed]: NaN where not tested, or near to training text. task None: a figure of all tasks."""
         rows = []
         for seed, run in self.runs[arm].items():
             found = run[key] if task is None else run[key][task]
-            row = unpacked(found) if isinstance(found, str) else np.array(found, float)
+            found = [found["value"]] if isinstance(found, dict) else found
+            row = unpacked(found) if isinstance(found, str) else np.atleast_1d(np.array(found, float))
             row[[i for i in self.near.get((seed, task), ()) if i < len(row)]] = np.nan
             rows.append(row)
         return rows
@@ -106,16 +107,6 @@ class Results:
             blocks = [[a - b for a, b in zip(rows, self.credits(minus, task, other or key), strict=True)]
                       for rows, task in zip(blocks, tasks)]
         return estimate(blocks)
-
-    def bits(self, arm, minus=None):
-        """Value of bits a byte of plain text, or of a difference."""
-        less = {seed: run["bits"] for seed, run in self.runs[minus].items()} if minus else {}
-        return of_seeds([run["bits"] - less.get(seed, 0) for seed, run in self.runs[arm].items()])
-
-    def reading(self, arm, name):
-        """Value of a figure of claim_tests.reading; None where it was not measured."""
-        found = [run["reading"][name]["value"] for run in self.runs[arm].values() if "reading" in run]
-        return of_seeds(found) if found and None not in found else None
 
     def check_tokens(self, arm, other):
         """ValueError where two arms that should have read the same number of tokens did not."""
@@ -138,36 +129,33 @@ def chance(tasks):
     return sum(1 / claim_items.TASKS[task][2] for task in tasks) / len(tasks)
 
 
-def by_task(results, columns, tasks):
-    """A row a task, and one of their mean; columns: a dict of arguments of Results.value each."""
-    return [(label, chance(some), [results.value(tasks=some, **column) for column in columns])
-            for label, some in [*((task, [task]) for task in tasks), ("mean of tasks", tasks)]]
+def rows_of(results, parts, columns):
+    """A row for each (label, tasks, key) of parts; columns: other arguments of Results.value, a dict each."""
+    return [(label, chance(some) if key in ("tasks", "centred") else None,
+             [results.value(**{"tasks": some, "key": key, **column}) for column in columns])
+            for label, some, key in parts]
 
 
 def arms_table(claim, results, tasks):
     """Every claim but 5: arms side by side, then differences."""
     _, _, arms, differences, _ = CLAIMS[claim]
-    pairs, key = [name.split(" - ") for name in differences], "agreement" if claim == "6" else "tasks"
+    key = "agreement" if claim == "6" else "tasks"
     columns, tasks = [{"arm": arm} for arm in arms], LEARNT if claim == "8" else tasks
-    columns += [{"arm": a, "minus": b} for a, b in pairs]
-    rows, notes = by_task(results, [{**column, "key": key} for column in columns], tasks), []
-    for column, name in enumerate(differences, len(arms)):
-        times = {label: values[column].times for label, _, values in rows[:-1] if values[column]}
-        above, below = ([task for task in times if sign * times[task] > SURE] for sign in (1, -1))
-        if times:
-            notes.append(f"{name}: by {SURE:g} standard errors above 0 on {len(above)} of {len(times)} tasks "
-                         f"({', '.join(above)}), below on {len(below)} ({', '.join(below)})")
-    if claim == "6":
-        rows = [(label, None, values) for label, _, values in rows]
-    elif claim != "8":
+    columns += [dict(zip(("arm", "minus"), name.split(" - "))) for name in differences]
+    parts = [(task, [task], key) for task in tasks] + [("mean of tasks", tasks, key)]
+    if claim not in ("6", "8"):
         runs = [run["centred"] for arm in arms for run in results.runs[arm].values() if "centred" in run]
         centred = [task for task in tasks if all(task in run for run in runs)]
-        values = [results.value(tasks=centred, key="centred", **column) for column in columns]
-        rows.append(("centred mean", chance(centred), values))
-        rows.append(("bits a byte", None, [results.bits(**column) for column in columns]))
-        rows += [(f"reads: {name}", None, [results.reading(arm, name) for arm in arms] + [None] * len(pairs))
-                 for name in ("who", "wh", "yes", "swapped")]
-    return Table(heading(claim), [*arms, *differences], rows, len(pairs), notes)
+        parts += [("centred mean", centred, "centred"), ("bits a byte", [None], "bits")]
+        parts += [(f"reads: {name}", [name], "reading") for name in ("who", "wh", "yes", "swapped")]
+    rows, notes = rows_of(results, parts, columns), []
+    for column, name in enumerate(differences, len(arms)):
+        times = {label: values[column].times for label, _, values in rows[:len(tasks)] if values[column]}
+        above, below = ([task for task in times if sign * times[task] > SURE] for sign in (1, -1))
+        above, below = (f"{len(some)} ({', '.join(some)})" if some else "none" for some in (above, below))
+        notes.append(f"{name}: of {len(times)} tasks {above} more than {SURE:g} standard errors above 0, "
+                     f"{below} below")
+    return Table(heading(claim), [*arms, *differences], rows, len(differences), notes)
 
 
 def blank_table(results, tasks):
@@ -175,7 +163,7 @@ def blank_table(results, tasks):
     columns = [{"arm": arm, "key": "blank"} for arm in CONTROL]
     columns += [{"arm": arm, "minus": arm, "other": "blank"} for arm in CONTROL]
     names = [f"{arm}, none" for arm in CONTROL] + [f"{arm} read - none" for arm in CONTROL]
-    rows = by_task(results, columns, tasks)
+    rows = rows_of(results, [(task, [task], "tasks") for task in tasks], columns)
     return Table("control: the same tasks without their paragraph", names, rows, 2)
 
 

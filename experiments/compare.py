@@ -37,9 +37,8 @@ from experiments.objectives import OBJECTIVES, learn
 from model import GPT
 
 TUNING, STARTS = 0, 100     # the seed that learning rates are chosen on; the first seed of the starts
-FILES = {"stages": "notes of what is finished", "teacher": "the teacher", "answers.json": "its answers to the tests",
-         "caches": "its answers to the prompts", "starts": "the students that rows begin with",
-         "results.jsonl": "the figures of every run"}
+FILES = {"stages": "notes of what is finished", "teacher": "the teacher", "answers.json": "its test answers",
+         "caches": "its training answers", "starts": "first students", "results.jsonl": "a line a student"}
 
 
 @dataclass
@@ -171,8 +170,7 @@ def finished(path):
             results[tuple(result[name] for name in KEY)] = result
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             if number < len(lines):
-                raise ValueError(f"{path}:{number}: no run of a comparison, or not as it was written; remove "
-                                 "the line, and it is done again") from None
+                raise ValueError(f"{path}:{number}: no run of a comparison; remove the line to repeat it") from None
     return results
 
 
@@ -219,16 +217,17 @@ COLUMNS = (*PAIRED, "teacher nll", "excess 32", "cpu seconds")
 
 
 def line(label, cells):
-    return f"{label:26}" + "".join(f"{text:>16}" for text in cells)
+    return f"{label:34}" + "".join(f"{text:>16}" for text in cells)
 
 
 def table(results):
     """Lines: means over seeds with their standard errors, then each row minus its control, paired by seed."""
     yield line(f"mean of {max(len(runs) for _, runs in results.values())} seeds, rate", COLUMNS)
-    for (row, _), (rate, runs) in results.items():
+    for (row, (_, seconds)), (rate, runs) in results.items():
         cells = [cell(mean_se([run[name] for run in runs if name in run])) for name in COLUMNS]
         failed = [f"  failed: {run['failed']}" for run in runs if "failed" in run]
-        yield line(f"{row:20}{rate:g}", failed[:1] or cells)
+        label = f"{row}, {seconds:g} s" if seconds else row
+        yield line(f"{label:26}{rate:g}", failed[:1] or cells)
     yield from ("", line("minus the control, paired", PAIRED))
     for (row, budget), (_, runs) in results.items():
         control = OBJECTIVES[row].control
@@ -267,7 +266,8 @@ def curves(results, figure="T=1"):
 def show(path):
     """Lines: the tables of a results.jsonl, one for each size of student and budget; nothing is trained."""
     order, groups = list(OBJECTIVES), {}
-    for run in sorted(finished(path).values(), key=lambda run: (order.index(run["row"]), run["seed"])):
+    runs = sorted(finished(path).values(), key=lambda run: (run["seconds"], run["seed"]))
+    for run in sorted(runs, key=lambda run: order.index(run["row"])):
         if run["seed"] != TUNING:
             group = groups.setdefault((run["embd"], run["tokens"], bool(run["seconds"])), {})
             key = run["row"], (run["tokens"], run["seconds"])
@@ -292,7 +292,7 @@ def main(arguments=None):
         results = compare(out, size, rows, options)
     task = open_task(options.task, out, size)
     right = [task.judge(i, answer) for i, answer in enumerate(task.answers)]
-    print(f"the teacher, T=1: {sum(right) / len(right):.3f} of {len(right)} prompts answered right")
+    print(f"the teacher, T=1: {sum(right) / len(right):.3f} of {len(right)} answers are right")
     for text in [*(curves(results) if options.seconds else ()), "", *table(results)]:
         print(printable(text))
 

@@ -33,8 +33,8 @@ from td_distill import draw_with_sets
 
 TEXT, ANSWER, END = (ROLES.index(role) for role in ("text", "answer", "end"))
 MAX_NEW, DRAWS = 128, 5             # tokens of an answer at most; answers to a held-out prompt
-STUDENTS = ("sft", "more_sft", "seqkd", "topp_kd", "bellman")           # the last three learn from the cache
-FILES = dict.fromkeys((*STUDENTS, "stages", "cache", "results.json"), "see experiments/pair.py")
+OBJECTIVES = ("seqkd", "topp_kd", "bellman")                # of the students that learn from the cache
+FILES = dict.fromkeys(("sft", "more_sft", *OBJECTIVES, "cache", "stages", "results.json"), "see pair.py")
 
 
 @dataclass
@@ -73,6 +73,8 @@ def encode_pairs(pairs, tokenizer, block_size):
         if len(prompt) + MAX_NEW <= block_size:
             prompts.append(prompt)
             documents.append(as_document(prompt, (response + [tokenizer.end])[:MAX_NEW], tokenizer))
+    if not prompts:
+        raise ValueError(f"no prompt leaves room for an answer of {MAX_NEW} tokens in {block_size}")
     return prompts, Rows.pack(documents, tokenizer.n_vocab)
 
 
@@ -117,14 +119,12 @@ def train_pair(teacher, student, tokenizer, prompts, rows, config):
     models, command = {"teacher": teacher}, f"python -m experiments.pair --teacher={config.teacher}"
     cache = answer_cache(Path(config.out_dir) / "cache", teacher, tokenizer, prompts, p=config.p,
                          seed=config.seed, made_by=command, answers=config.answers)
-    for name in STUDENTS:
-        start, tokens, mix, settings = student, config.start_tokens, DataMix([rows], [1.0]), config
-        if name != "sft":
-            start, tokens = train.finished_model("sft", config), config.student_tokens
-        if name in STUDENTS[2:]:
-            mix, settings = DataMix([cache], [1.0]), replace(config, objective=name)
+    plans = [("sft", rows, config.start_tokens, config), ("more_sft", rows, config.student_tokens, config)]
+    plans += [(name, cache, config.student_tokens, replace(config, objective=name)) for name in OBJECTIVES]
+    for name, source, tokens, settings in plans:
+        start = train.finished_model("sft", config) or student
         models[name] = train.finished_model(name, config) or train.train_model(
-            name, start, mix, tokens, settings, tokenizer)
+            name, start, DataMix([source], [1.0]), tokens, settings, tokenizer)
     return models
 
 
@@ -132,18 +132,14 @@ def main(arguments=None):
     """The stages in order, results.json and its table; ValueError in one line for what cannot be done."""
     config = parse_options(PairConfig, sys.argv[1:] if arguments is None else arguments, __doc__)
     torch.set_num_threads(config.threads or torch.get_num_threads())
-    device, both = pick_device(config.device)[0], (config.teacher, config.student)
-    (teacher, theirs), (student, tokenizer) = [open_model(where, device) for where in both]
+    both = [open_model(where, pick_device(config.device)[0]) for where in (config.teacher, config.student)]
+    (teacher, theirs), (student, tokenizer) = both
     if theirs.hash != tokenizer.hash:
         raise ValueError(f"teacher {config.teacher} has {theirs.n_vocab} tokens ({theirs.hash}), student "
                          f"{config.student} {tokenizer.n_vocab} ({tokenizer.hash}); expected one tokenizer")
     pairs = importlib.import_module("adapters.instructions").read_instructions(config.corpus)
-    n_test, limit = min(500, max(1, len(pairs) // 10)), min(m.config.block_size for m in (teacher, student))
-    prompts, rows = encode_pairs(pairs[:-n_test], tokenizer, limit)
-    asked, right = encode_pairs(pairs[-n_test:], tokenizer, limit)
-    if not prompts or not asked:
-        raise ValueError(f"{config.corpus}: {len(prompts)} prompts to learn from and {len(asked)} to test on "
-                         f"leave room for an answer of {MAX_NEW} tokens in {limit}; expected some of each")
+    n, limit = -min(500, max(1, len(pairs) // 10)), min(model.config.block_size for model, _ in both)
+    (prompts, rows), (asked, right) = (encode_pairs(p, tokenizer, limit) for p in (pairs[:n], pairs[n:]))
     right = [tokenizer.decode(right.document(d)[0][len(p):].tolist()) for d, p in enumerate(asked)]
     out, hashes = Path(config.out_dir), [hash_of(Path(config.corpus)), *map(weights_hash, (teacher, student))]
     decisive = asdict(replace(config, out_dir="", redo=False, device="auto", threads=0))
@@ -152,14 +148,14 @@ def main(arguments=None):
         if not (out / "results.json").exists():
             print(f"{len(prompts):,} prompts to learn from, {len(asked):,} to be tested on", flush=True)
             models = train_pair(teacher, student, tokenizer, prompts, rows, config)
-            results = {name: {"params": model.num_params(), "tokens_seen": model.extra.get("tokens_seen", 0),
-                              "rouge_l": test_answers(model.eval(), tokenizer, asked, right)}
-                       for name, model in models.items()}
+            results = {name: {"params": m.num_params(), "tokens_seen": m.extra.get("tokens_seen", 0),
+                              "rouge_l": test_answers(m.eval(), tokenizer, asked, right)}
+                       for name, m in models.items()}
             write_json(out / "results.json", {"pair": results, "config": decisive})
         results = read_json(out / "results.json", "remove it, and the students are tested again")["pair"]
     print(f"{'':12}{'parameters':>14}{'tokens':>12}{'Rouge-L':>18}")
-    for name, result in results.items():
-        print(f"{name:12}{result['params']:14,}{result['tokens_seen']:12,}{cell(result['rouge_l']):>18}")
+    for name, row in results.items():
+        print(f"{name:12}{row['params']:14,}{row['tokens_seen']:12,}{cell(row['rouge_l']):>18}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Items of the claims: balanced, right by a second reader, not to be told without the text; their wrappers."""
+"""Items of the claims: balanced, right by a second reader, not to be told without the text; wrappers."""
 import hashlib
 import json
 import math

@@ -10,6 +10,7 @@ from adapters.gpt2 import GPT2, GPT2Config, export
 from adapters.instructions import read_instructions
 from data.cache import TeacherCache
 from data.documents import role_weights
+from data.files import read_json
 from data.tokenizer import Tokenizer, train_bpe
 from experiments import pair
 
@@ -28,7 +29,7 @@ def test_every_field_name_is_read(tmp_path):
     assert read_instructions(path) == [("Say hello.\n\nAnswer:", "Hello."), ("1 + 1?\n\nAnswer:", "2"),
                                        ("Name it.\n\nA cat.\n\nAnswer:", "cat")]
     with pytest.raises(ValueError, match="no prompts"):
-        read_instructions(write(tmp_path / "x.jsonl", []))
+        read_instructions(write(path, []))
 
 
 @pytest.mark.parametrize("line, message", [
@@ -72,25 +73,25 @@ def test_responses_alone_are_learnt_and_long_ones_lose_their_end(folder):
         response = [t for t, one in zip(targets, w) if one]
         assert response[-1] == tokenizer.end and tokenizer.decode(response[:-1])[1:] in WORDS
     prompts, rows = pair.encode_pairs([("cat:", "dog " * 300), ("cat " * 300, "dog")], tokenizer, 256)
-    tokens, roles = rows.document(0)
+    tokens, _ = rows.document(0)
     assert len(prompts) == len(rows) == 1 and len(tokens) == len(prompts[0]) + pair.MAX_NEW
-    assert tokenizer.end not in tokens and pair.END not in roles
+    assert tokenizer.end not in tokens
 
 
-def test_the_whole_recipe(folder, tmp_path, capsys):
+def test_the_whole_recipe(folder, capsys):
     run(folder)
     out, text = folder / "out", capsys.readouterr().out
-    results = json.loads((out / "results.json").read_text(encoding="utf-8"))["pair"]
+    results = read_json(out / "results.json", "")["pair"]
     assert list(results) == ["teacher", "sft", "more_sft", "seqkd", "topp_kd", "bellman"]
     for name, result in results.items():
         assert result["rouge_l"]["n"] == 2 and 0 <= result["rouge_l"]["value"] <= 1 and name in text
-    tokens, _, counts, *_ = TeacherCache(out / "cache").document(0)
-    assert len(TeacherCache(out / "cache")) == 2 * 18 and all(counts[len(tokens) - 3:] > 0)
-    before = {name: (out / name / "model.pt").read_bytes() for name in pair.STUDENTS}
+    cache = TeacherCache(out / "cache")
+    assert len(cache) == 2 * 18 and all(cache.document(0)[2][-3:] > 0)
+    before = {name: (out / name / "model.pt").read_bytes() for name in list(results)[1:]}
     assert len(set(before.values())) == 5                          # five students, no two alike
     (out / "results.json").unlink()
     run(folder)                                                    # goes on from the trained students
-    assert json.loads((out / "results.json").read_text(encoding="utf-8"))["pair"] == results
+    assert read_json(out / "results.json", "")["pair"] == results
     assert before == {name: (out / name / "model.pt").read_bytes() for name in before}
 
 
@@ -107,5 +108,5 @@ def test_what_cannot_be_done_is_told(folder, tmp_path):
     with pytest.raises(ValueError, match=r"teacher .* \d+ tokens .* student .*other \d+ .* one tokenizer"):
         run(folder, f"--student={folder / 'other'}")
     write(tmp_path / "x.jsonl", [{"prompt": "cat " * 300, "response": "dog"}] * 3)
-    with pytest.raises(ValueError, match="leave room for an answer of 128 tokens in 256"):
+    with pytest.raises(ValueError, match="no prompt leaves room for an answer of 128 tokens in 256"):
         run(folder, f"--corpus={tmp_path / 'x.jsonl'}")

@@ -1,4 +1,4 @@
-"""The blind tasks: made anew byte for byte, right by a second reader; wrappers and facts are never trained on."""
+"""The blind tasks: made anew byte for byte, right by a second reader, with nothing that is trained on."""
 import json
 import re
 from collections import Counter
@@ -15,7 +15,7 @@ CLAIMED = ("yes_no", "nli", "paraphrase")
 TYPE_OF = {word: type_ for words in (world.WORDS, world.RESERVED) for type_ in words for word in words[type_]}
 
 # A second reader, which knows the sentences of the world but not how they were drawn.
-TOLD, ASKED = {}, {}     # "went to Oslo" -> ("go", "Oslo", False); "Did Anna go to Oslo?" -> ("go", "Anna", "Oslo")
+TOLD, ASKED = {}, {}   # "went to Oslo" -> (k, "Oslo", denied); "Did Ben go to Oslo?" -> (k, "Ben", "Oslo")
 for name_, kind_ in world.KINDS.items():
     for value_ in world.WORDS[kind_.type] + world.RESERVED.get(kind_.type, []):
         for denied_, forms_ in ((False, kind_.says), (True, kind_.denies)):
@@ -85,7 +85,7 @@ def paragraph_of(found):
 @pytest.mark.parametrize("name", NAMES)
 def test_shipped_file_is_what_the_seed_makes(name):
     same = (FOLDER / f"{name}.json").read_bytes() == blind_tasks.task_file(name).encode("utf-8")
-    assert same, f"{name}.json is out of date; run python -m experiments.blind_tasks"     # no diff of wrappers
+    assert same, f"{name}.json is out of date; run python -m experiments.blind_tasks"     # no diff
     task = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     assert set(task) == {"name", "description", "keywords", "metrics", "preferred_score", "examples"}
     assert task["name"] == name and len({example["input"] for example in task["examples"]}) == 400

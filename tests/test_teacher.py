@@ -81,18 +81,6 @@ def test_draws_are_cached_with_their_sets(tmp_path, reader, monkeypatch, behavio
         assert all(token in row for token, row in zip(tokens[drawn], wanted_ids.tolist()))
 
 
-def test_the_first_token_decides_the_behaviour(tmp_path, reader):
-    """It is drawn: for ner of the words that may begin an entity line, for qra of all others."""
-    tokenizer, firsts = reader[1], {"ner": {}, "qra": {}}
-    for behaviour, seed in (("ner", 1), ("ner", 2), ("qra", 1), ("qra", 2)):
-        cache = let_read(tmp_path, reader, behaviour, seed)
-        for tokens in (cache.document(d)[0].tolist() for d in range(len(cache))):
-            start = tokens.index(tokenizer.sep) + 1
-            firsts[behaviour].setdefault(tuple(tokens[:start]), set()).add(tokens[start])
-    assert not set().union(*firsts["ner"].values()) & set().union(*firsts["qra"].values())
-    assert all(max(map(len, found.values())) > 1 for found in firsts.values())
-
-
 def test_roles_of_well_formed_readings_are_those_of_rendering(reader):
     tokenizer, rng = reader[1], random.Random(0)
     readings = [(behaviour, render_reading(record, behaviour, rng)) for paragraph in world.annotated(30, 3)
@@ -113,9 +101,11 @@ def test_a_line_that_cannot_be_parsed_is_a_question(reader, text, answers):
     assert reader[1].decode([i for i, role in zip(ids, roles) if role == "answer"]) == answers
 
 
-def test_what_does_not_end_is_left_out_and_what_does_not_fit_is_refused(tmp_path, reader):
+def test_seeds_and_what_does_not_end_or_fit(tmp_path, reader):
     caches = [let_read(tmp_path, reader, "qra", max_new=n) for n in (60, 4, 255)]     # a block has 256
     assert 20 >= len(caches[0]) > len(caches[1]) > len(caches[2]) == 0 and caches[0].lengths.max() <= 257
+    seeds = [let_read(tmp_path, reader, "ner", seed).header["arrays"]["tokens"]["sha256"] for seed in (1, 1, 2)]
+    assert seeds[0] == seeds[1] != seeds[2]
     writer = open_writer(tmp_path, reader[1])
     with pytest.raises(ValueError, match="behaviour 'ori'.*expected ner or qra"):
         teacher_reads(*reader, writer, "ori", 1)
@@ -126,7 +116,8 @@ def test_what_does_not_end_is_left_out_and_what_does_not_fit_is_refused(tmp_path
 
 def test_a_stopped_cache_goes_on_behind_its_last_chunk(tmp_path, reader, monkeypatch):
     monkeypatch.setattr(teacher, "CHUNK", 8)
-    reader[0].extra = {"reading": {"single": dict.fromkeys(teacher.FIGURES, {"value": 0.5})}, "tokens_seen": 1}
+    figures = dict.fromkeys(teacher.FIGURES, {"value": 0.5})
+    reader[0].extra = {"reading": {"single": figures}, "tokens_seen": 1}
     inputs, calls = (*reader[:2], TeacherConfig(cache_tokens=24 * 49)), []
     write_cache(tmp_path / "whole", *inputs)
 
@@ -149,7 +140,7 @@ def test_a_stopped_cache_goes_on_behind_its_last_chunk(tmp_path, reader, monkeyp
 
 def test_the_command_trains_tests_and_fills_once(tmp_path, reader, monkeypatch, capsys):
     monkeypatch.setattr(teacher, "course_tokenizer", lambda *arguments: reader[1])
-    monkeypatch.setattr(teacher, "write_cache", lambda folder, *others: open_writer(folder, reader[1]).close())
+    monkeypatch.setattr(teacher, "write_cache", lambda folder, *_: open_writer(folder, reader[1]).close())
     options = [f"--out_dir={tmp_path}", "--teacher_tokens=2000", "--test_paragraphs=2", "--n_head=2",
                "--teacher_layer=1", "--teacher_embd=16", "--device=cpu", "--threads=1"]
     teacher.main(options)

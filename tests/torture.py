@@ -24,7 +24,7 @@ import brd
 import train
 from data import documents
 from data.cli import run_command
-from data.files import read_json
+from data.files import read_json, write_text
 
 TEXT = "The cat sat on the mat. The dog ran to the red house and saw a bird.\n\n" * 100
 TINY = ("--n_layer=1 --n_embd=16 --n_head=2 --test_paragraphs=1 --device=cpu --threads=1 --start_tokens=3000 "
@@ -33,18 +33,13 @@ OWN = [*TINY, "--n_vocab=280", "--block_size=64"]            # and a --corpus
 
 
 def small_world(folder, patch=setattr):
-    """Writes data/ with two tasks and the teacher's cache, and my.txt; makes a student's tests short."""
-    tasks, config = folder / "data" / "tasks", train.Config(device="cpu")
-    shutil.copytree(train.DATA / "teacher", folder / "data" / "teacher")
-    tasks.mkdir()
-    for name in ("moods", "places"):
-        examples = [{"input": f"Line {i} of {name} is", "target_scores": {"good": i % 2, "bad": 1 - i % 2}}
-                    for i in range(12)]
-        (tasks / f"{name}.json").write_text(json.dumps({"name": name, "examples": examples}), encoding="utf-8")
-    (folder / "my.txt").write_text(TEXT, encoding="utf-8")
-    plain, held_out = documents.world.plain, documents.held_out_records
+    """Writes tasks/moods.json and my.txt into a folder, and makes a student's tests short."""
+    examples = [{"input": f"Line {i} is", "target_scores": {"good": i % 2, "bad": 1 - i % 2}} for i in range(12)]
+    write_text(folder / "tasks" / "moods.json", json.dumps({"name": "moods", "examples": examples}))
+    write_text(folder / "my.txt", TEXT)
+    plain, held_out, config = documents.world.plain, documents.held_out_records, train.Config(device="cpu")
     for module, name, value in (
-            (train, "DATA", folder / "data"), (train, "EVAL_STEPS", 1), (brd, "MAX_READING", 8),
+            (train, "DATA", folder), (train, "EVAL_STEPS", 1), (brd, "MAX_READING", 8),
             (brd, "MAX_ANSWER", 4), (documents, "held_out_records", lambda n, seed: held_out(1, seed)),
             (documents.world, "plain", lambda n, seed: plain(20 if seed == "test plain" else n, seed))):
         patch(module, name, value)

@@ -1,0 +1,255 @@
+"""Files and the folder of a run: what is damaged or foreign is named; a run that is stopped ends as if it had not been."""
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from data import files
+from data.batches import DataMix, Rows
+from data.files import folder_lock, is_finished, open_run, read_json, save_finished, write_json, write_text
+from model import GPT, GPTConfig
+from tests.torture import OWN, TINY, outcome, small_world, start
+
+NAMES = {"README.txt": "this list", "run.json": "the options", "stages": "notes", "a": "stage a", "plan.json": "a plan"}
+forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forks of this process")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def refused(words, function, *arguments):
+    """The call ends in one line that holds these words."""
+    with pytest.raises(ValueError, match=words) as error:
+        function(*arguments)
+    assert "\n" not in str(error.value)
+
+
+# --- single files -------------------------------------------------------------------------------------------
+
+def test_a_file_is_written_beside_and_renamed_and_a_full_disk_leaves_the_old_one(tmp_path, monkeypatch):
+    path, full = tmp_path / "new" / "a.txt", OSError(errno.ENOSPC, "No space left on device")
+    write_text(path, "old é\r\n")
+    model, optimizers = small()
+    state = {"plan": "p", "losses": [1.0], "curve": []}
+    files.save_training(path.with_name("training.pt"), model, optimizers, state)
+    before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
+    assert before["a.txt"] == "old é\r\n".encode()
+
+    def fail(error):
+        def write(*arguments, **_):
+            raise error
+        return write
+    for module, name, error in ((Path, "write_text", full), (os, "replace", full), (os, "fsync", full),
+                                (torch, "save", RuntimeError("[enforce fail] . unexpected\npos 704 vs 598"))):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, fail(error))
+            with pytest.raises(OSError) as told:
+                if name == "save":
+                    files.save_training(path.with_name("training.pt"), model, optimizers, state)
+                write_text(path, "new")
+            assert "\n" not in str(told.value)
+        assert {file.name: file.read_bytes() for file in path.parent.iterdir()} == before
+
+
+def test_hashes_go_by_content(tmp_path):
+    (tmp_path / "x").write_bytes(b"ab")
+    assert files.hash_of(tmp_path / "x") != files.hash_of(b"ab") == files.hash_of("ab") != files.hash_of("a", "b")
+    assert len({files.hash_of(*parts) for parts in (["ab"], ["a", "b"], ["", "ab"], ["ab", ""], ["b", "a"])}) == 5
+    assert files.sha256_of(tmp_path / "x", 1) == files.hashlib.sha256(b"a").hexdigest()
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda text: "", lambda text: "[", lambda text: "[]", lambda text: "3", lambda text: "{}", lambda text: text[:-9],
+    lambda text: text.replace("0.1", "0.2"), lambda text: "[" * 100_000, lambda text: "\udcff"], ids=range(9))
+def test_json_comes_back_and_a_damaged_one_is_refused(tmp_path, spoil):
+    path, value = tmp_path / "a.json", {"b": [0.1, None, "é"], "a": {"2": 1e300, "1": True}}
+    write_json(path, value)
+    assert read_json(path, "mend it") == value
+    text = path.read_text(encoding="utf-8")
+    path.write_text(json.dumps(dict(reversed(json.loads(text).items()))), encoding="utf-8")     # other white space
+    assert read_json(path, "mend it") == value
+    path.write_bytes(spoil(text).encode("utf-8", "surrogateescape"))
+    refused("a.json: .*; mend it$", read_json, path, "mend it")
+
+
+# --- a training that goes on --------------------------------------------------------------------------------
+
+def small(seed=0):
+    torch.manual_seed(seed)
+    model = GPT(GPTConfig(50, 32, 1, 2, 16))
+    return model, train.make_optimizers(model, train.Config())
+
+
+MIX = DataMix([Rows.pack([(torch.randint(50, (20,), generator=torch.Generator().manual_seed(i)).tolist(), [0] * 20)
+                          for i in range(200)], 50)], [1.0])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_training_that_is_stopped_goes_on_bit_for_bit(tmp_path, number):
+    """The step in which the signal comes is finished; another model goes on from the file."""
+    def stop_at_10(*arguments):
+        calls.append(1)
+        if len(calls) == 10:
+            signal.raise_signal(number)
+        return train.loss_terms(*arguments)
+    config, calls = train.Config(device="cpu", step_tokens=128, warmup=2), []
+    (one, _), (two, _), (three, _) = small(), small(), small(5)
+    losses, curve, seen = train.fit("x", one, MIX, 3000, config, look=lambda: {"x": 1})
+    with pytest.raises(KeyboardInterrupt, match=f"x: stopped after 10 of {len(losses)} steps"):
+        train.fit("x", two, MIX, 3000, config, tmp_path, lambda: {"x": 1}, stop_at_10)
+    assert train.fit("x", three, MIX, 3000, config, tmp_path, lambda: {"x": 1}) == (losses, curve, seen)
+    assert len(losses) > 12 and all(torch.equal(a, b) for a, b in zip(one.parameters(), three.parameters()))
+
+
+def seal(path):
+    path.write_bytes(path.read_bytes() + bytes.fromhex(files.sha256_of(path)))
+
+
+@pytest.mark.parametrize("spoil, words", [
+    (lambda path, data: path.write_bytes(data[:-200]), "checksum"), (lambda path, data: path.write_bytes(b""), "checksum"),
+    (lambda path, data: path.write_bytes(data[:3000] + b"x" + data[3001:]), "checksum"),
+    (lambda path, data: torch.save({"state": 1}, path), "checksum"),
+    (lambda path, data: torch.save([1, 2], path) or seal(path), "no training to go on with"),
+    (lambda path, data: torch.save({"state": {"plan": "q"}}, path) or seal(path), "it reads other batches")])
+def test_a_training_that_is_none_is_refused(tmp_path, spoil, words):
+    path, state, (model, optimizers) = tmp_path / "training.pt", {"plan": "p", "losses": [1.0], "curve": []}, small()
+    assert files.load_training(path, model, optimizers, state) is state
+    files.save_training(path, model, optimizers, state)
+    assert files.load_training(path, model, optimizers, {"plan": "p"}) == state
+    spoil(path, path.read_bytes())
+    refused(f"training.pt: .*{words}.*; remove it", files.load_training, path, model, optimizers, state)
+
+
+# --- the folder of a run ------------------------------------------------------------------------------------
+
+def stage_a(out):
+    write_text(out / "a" / "model.pt", "weights")
+    save_finished(out, "a", out / "a" / "model.pt")
+
+
+def test_the_folder_of_a_run_belongs_to_its_options(tmp_path):
+    out, run = tmp_path / "out", {"p": 0.9, "text hash": "12"}
+    open_run(out, {"p": 0.8}, NAMES)
+    write_text(out / "plan.json", "made for these options")
+    open_run(out, run, NAMES)                                       # nothing is made yet: other options are welcome
+    assert read_json(out / "run.json", "") == run and not (out / "plan.json").exists()
+    write_text(out / "a" / "training.pt", "a training has begun")
+    refused("holds a run with p=0.9, this one has 0.8; use another --out_dir, or --redo", open_run, out, {"p": 0.8}, NAMES)
+    assert not is_finished(out, "a")
+    stage_a(out)
+    open_run(out, run, NAMES)
+    assert is_finished(out, "a") and "plan.json" in (out / "README.txt").read_text(encoding="utf-8")
+    refused("text hash=12, this one has 13", open_run, out, run | {"text hash": "13"}, NAMES)
+    write_text(out / "a" / "model.pt", "changed")
+    refused(r"model.pt: changed since this run wrote it; put it back, or remove .*a.json", open_run, out, run, NAMES)
+    (out / "a" / "model.pt").unlink()
+    open_run(out, run, NAMES)
+    assert not is_finished(out, "a")                                # it is missing, and is made again
+    stage_a(out)
+    write_text(out / "mine.txt", "precious")
+    open_run(out, {"p": 0.8}, NAMES, redo=True)                     # throws away its own files alone
+    assert {path.name for path in out.iterdir()} == {"README.txt", "run.json", "mine.txt"}
+
+
+def test_what_no_run_or_another_run_has_written_is_left_alone(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    for name in ("a", "run.json"):
+        write_text(one / name, "{}")
+        for redo in (False, True)[:1 + (name == "a")]:
+            refused(f"{name}.*use another --out_dir", open_run, one, {"p": 1}, NAMES, redo)
+        assert [path.name for path in one.iterdir()] == [name]
+        shutil.rmtree(one)
+    for out, p in ((one, 1), (two, 2)):
+        open_run(out, {"p": p}, NAMES)
+        stage_a(out)
+    shutil.copy(two / "stages" / "a.json", one / "stages" / "a.json")
+    refused("a.json: of a run with other options or inputs; remove it", open_run, one, {"p": 1}, NAMES)
+    write_text(one / "stages" / "a.json", "{")
+    refused("a.json: not JSON .*; remove it, and the stage is done again", open_run, one, {"p": 1}, NAMES)
+
+
+@forks
+def test_a_folder_is_for_one_process_and_free_when_it_ends(tmp_path):
+    def hold():
+        with folder_lock(tmp_path):
+            os.kill(os.getpid(), signal.SIGKILL)
+    with folder_lock(tmp_path):
+        refused(f"process {os.getpid()} is at work here", lambda: folder_lock(tmp_path).__enter__())
+        refused("is at work here", train.main, [f"--out_dir={tmp_path}", "--redo", "--threads=1"])
+    process = train.machine.multiprocessing.get_context("fork").Process(target=hold)
+    process.start()
+    process.join()
+    with folder_lock(tmp_path):
+        assert process.exitcode == -9 and (tmp_path / ".lock").read_text(encoding="utf-8") == str(os.getpid())
+
+
+# --- whole runs ---------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A small world (tests/torture.py), and whole: a run that nobody has disturbed; saved at every step."""
+    folder = tmp_path_factory.mktemp("place")
+    with pytest.MonkeyPatch.context() as patch:
+        small_world(folder, patch.setattr)
+        patch.setattr(train, "SAVE_SECONDS", 0.0)
+        train.main([*TINY, f"--out_dir={folder / 'whole'}"])
+        yield folder
+
+
+@forks
+def test_a_run_that_is_stopped_in_every_stage_ends_as_if_it_had_not_been(place, tmp_path, capfd):
+    """Killed, or stopped by a signal, which is told in one line, when these files are there."""
+    for where, number in (("start/training.pt", signal.SIGKILL), ("stages/start.json", signal.SIGKILL),
+                          ("stages/annotations.json", signal.SIGTERM), ("plain/training.pt", signal.SIGINT),
+                          ("stages/plain.json", signal.SIGKILL), ("brd/training.pt", signal.SIGTERM),
+                          ("distilled/training.pt", signal.SIGKILL), ("stages/distilled.json", signal.SIGINT)):
+        process, end = start([*TINY, f"--out_dir={tmp_path}"]), time.monotonic() + 60
+        while not (tmp_path / where).exists() and process.is_alive() and time.monotonic() < end:
+            time.sleep(0.001)
+        os.kill(process.pid, number)
+        process.join()
+        told = capfd.readouterr().err
+        assert process.exitcode == (-9 if number == signal.SIGKILL else 130), (where, told)
+        assert re.fullmatch("" if number == signal.SIGKILL else r".*stopped.*; the same command goes on from there\n", told)
+    assert not (tmp_path / "results.json").exists()
+    train.main([*TINY, f"--out_dir={tmp_path}"])
+    assert outcome(tmp_path) == outcome(place / "whole")
+
+
+def test_a_disk_that_is_full_at_every_file_of_a_run(place, tmp_path, monkeypatch):
+    """The n-th rename fails, for n = 1, 2, ...: each time one line, whole files alone, and the next run goes on."""
+    options, real, left = [*OWN, f"--corpus={place / 'my.txt'}", "--student_tokens=500"], os.replace, [0]
+
+    def replace(source, target):
+        left[0] -= 1
+        if left[0] == 0:
+            raise OSError(errno.ENOSPC, "No space left on device", str(target))
+        real(source, target)
+    train.main([*options, f"--out_dir={tmp_path / 'whole'}"])
+    monkeypatch.setattr(os, "replace", replace)
+    for n in range(1, 40):
+        left[0] = n
+        try:
+            train.main([*options, f"--out_dir={tmp_path / 'out'}"])
+            break
+        except OSError as error:
+            assert error.errno == errno.ENOSPC and not (tmp_path / "out" / "results.json").exists()
+    assert n > 5 and outcome(tmp_path / "out") == outcome(tmp_path / "whole")
+
+
+def test_a_checkpoint_that_is_damaged_is_named(place, tmp_path):
+    shutil.copytree(place / "whole", tmp_path / "out")
+    path = tmp_path / "out" / "plain" / "model.pt"
+    path.write_bytes(path.read_bytes()[:-5])
+    refused("model.pt: changed since this run wrote it", train.main, [*TINY, f"--out_dir={tmp_path / 'out'}"])
+    refused("no model that GPT.save wrote", GPT.load, path.parent)
