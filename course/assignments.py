@@ -9,6 +9,7 @@ The wrong answers (course/mutants) and the recipes of course/README.md are chang
 """
 
 import ast
+import functools
 import re
 from typing import NamedTuple
 
@@ -44,9 +45,12 @@ ASSIGNMENTS = {
 }
 
 
+parsed = functools.lru_cache(maxsize=8)(ast.parse)
+
+
 def find_function(source, name):
     """The syntax node of a function ("merge") or a method ("KVCache.append"); ValueError for none."""
-    node = ast.parse(source)
+    node = parsed(source)
     for part in name.split("."):
         node = next((child for child in node.body if getattr(child, "name", None) == part), None)
         if node is None:

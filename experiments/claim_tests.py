@@ -71,21 +71,15 @@ def learnt(model, tokenizer, tasks, setting, teacher, seed):
 
 
 @torch.no_grad()
-def answer_log_probs(model, tokenizer, items):
-    """(n, V) float32: log-probabilities of the token that an answer begins with."""
-    contexts = [brd.split_tokens(tokenizer, prompt, candidates, model.config.block_size)[0]
-                for prompt, candidates, _ in items]
-    parts = [contexts[i:i + brd.ROWS] for i in range(0, len(contexts), brd.ROWS)]
-    return torch.cat([model.logits(model.prefill(part)[0][:, -1]).log_softmax(-1) for part in parts])
-
-
 def agreement(model, teacher, tokenizer, tasks):
     """{task: [cross-entropy -sum pT log pS of each of its first AGREED items]} in nats over the whole
     vocabulary, at the token where the answer begins (Zhou et al., the study of cross-entropies by task)."""
     found = {}
     for name, task in tasks.items():
-        items = task["items"][:AGREED]
-        log_s, log_t = (answer_log_probs(m, tokenizer, items) for m in (model, teacher))           # (n, V)
+        contexts = [brd.split_tokens(tokenizer, prompt, candidates, model.config.block_size)[0]
+                    for prompt, candidates, _ in task["items"][:AGREED]]
+        hidden = (m.prefill(contexts)[0][:, -1] for m in (model, teacher))
+        log_s, log_t = (m.logits(h).log_softmax(-1) for m, h in zip((model, teacher), hidden))     # (n, V)
         found[name] = [round(float(x), 3) for x in -(log_t.exp() * log_s).sum(-1)]
     return found
 
@@ -112,16 +106,10 @@ def reading(model, tokenizer, n=60):
     return {name: mean_se(values) for name, values in groups.items() if name != "other"}
 
 
-def texts_read(sources, tokenizer):
-    """Every document of Rows as text, without separators and ends."""
-    special = [tokenizer.sep, tokenizer.end]
-    for rows in sources:
-        for d in range(len(rows)):
-            tokens, _ = rows.document(d)
-            yield tokenizer.decode(tokens[~np.isin(tokens, special)].tolist())
-
-
 def near(tasks, sources, tokenizer):
-    """{task: indices of items that are near-duplicates of what these sources hold}."""
-    found = claim_items.near_duplicates(tasks, texts_read(sources, tokenizer))
+    """{task: indices of items that are near-duplicates of a document of these Rows}."""
+    documents = (rows.document(d)[0] for rows in sources for d in range(len(rows)))
+    special = [tokenizer.sep, tokenizer.end]
+    texts = (tokenizer.decode(tokens[~np.isin(tokens, special)].tolist()) for tokens in documents)
+    found = claim_items.near_duplicates(tasks, texts)
     return {name: indices for name, indices in found.items() if indices}

@@ -101,9 +101,9 @@ def run(job):
         begin = time.process_time()
         losses, _, seen = learn(job.row, model, tokens, config, row, task)
         spent, half = round(time.process_time() - begin, 1), len(task.prompts) // 2
-        figures |= {"cpu seconds": spent, "seen": seen, "loss": sum(losses[-50:]) / 50}
         numbers = range(half) if job.seed == TUNING else range(half, 2 * half)
-        figures |= measure(model, task, numbers, job.seed)
+        figures |= {"cpu seconds": spent, "seen": seen, "loss": sum(losses[-50:]) / 50,
+                    **measure(model, task, numbers, job.seed)}
     except ValueError as error:      # a loss or a gradient that is not finite is an outcome like any other
         figures["failed"] = str(error)
     return figures
@@ -170,7 +170,7 @@ def finished(path):
             results[tuple(result[name] for name in KEY)] = result
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             if number < len(lines):
-                raise ValueError(f"{path}:{number}: no run of a comparison; remove the line to repeat it") from None
+                raise ValueError(f"{path}:{number}: not a run as it was written; remove the line") from None
     return results
 
 
@@ -265,9 +265,8 @@ def curves(results, figure="T=1"):
 
 def show(path):
     """Lines: the tables of a results.jsonl, one for each size of student and budget; nothing is trained."""
-    order, groups = list(OBJECTIVES), {}
-    runs = sorted(finished(path).values(), key=lambda run: (run["seconds"], run["seed"]))
-    for run in sorted(runs, key=lambda run: order.index(run["row"])):
+    order, groups = {row: i for i, row in enumerate(OBJECTIVES)}, {}
+    for run in sorted(finished(path).values(), key=lambda r: (order[r["row"]], r["seconds"], r["seed"])):
         if run["seed"] != TUNING:
             group = groups.setdefault((run["embd"], run["tokens"], bool(run["seconds"])), {})
             key = run["row"], (run["tokens"], run["seconds"])
@@ -293,8 +292,8 @@ def main(arguments=None):
     task = open_task(options.task, out, size)
     right = [task.judge(i, answer) for i, answer in enumerate(task.answers)]
     print(f"the teacher, T=1: {sum(right) / len(right):.3f} of {len(right)} answers are right")
-    for text in [*(curves(results) if options.seconds else ()), "", *table(results)]:
-        print(printable(text))
+    lines = [*(curves(results) if options.seconds else ()), "", *table(results)]
+    print("\n".join(map(printable, lines)))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import io
 import re
 from html import escape
 
+from data.report import READING
+
 INK = "#1b1f24"   # in a page it becomes the colour of the text, light or dark
 # Okabe and Ito (2008): told apart with any kind of colour vision
 BLUE, GREEN, RED, PURPLE = "#0072b2", "#009e73", "#d55e00", "#cc79a7"
@@ -46,24 +48,26 @@ def draw_reading(fig, students):
     below.xaxis.set_major_formatter(lambda x, _: f"{x / 1e3:,.0f}")
 
 
-def draw_students(fig, parts):
-    """Bars with errors: parts {title: [(label, chance or None, {student: {"value", "se"} or None}), ...]}."""
-    panels = fig.subplots(len(parts), 1, sharex=True, height_ratios=[len(rows) for rows in parts.values()])
-    for axes, (title, rows) in zip(panels, parts.items()):
-        for i, (_, chance, entries) in enumerate(rows):
-            step = 0.78 / len(entries)
-            for k, (entry, (colour, *_, hatch)) in enumerate(zip(entries.values(), LOOKS)):
+def draw_students(fig, students):
+    """Bars with errors: reading of paragraphs, and the blind tasks with a line at chance."""
+    everyone, tasks = list(students.values()), students["plain"]["blind"]
+    reading = [(label, [s["reading"]["paragraph"].get(name) for s in everyone]) for name, label in READING.items()]
+    blind = [(name, [{**s["blind"][name], "value": s["blind"][name]["accuracy"]} for s in everyone]) for name in tasks]
+    panels, width = fig.subplots(2, 1, sharex=True, height_ratios=[len(reading), len(blind)]), 0.78 / len(everyone)
+    for axes, title, rows in zip(panels, ("reading paragraphs", "blind tasks (line: chance)"), (reading, blind)):
+        for i, (label, entries) in enumerate(rows):
+            for k, (entry, (colour, *_, hatch)) in enumerate(zip(entries, LOOKS)):
                 if entry and entry["value"] is not None:
-                    axes.barh(i + (k - (len(entries) - 1) / 2) * step, entry["value"], 0.92 * step,
-                              xerr=entry["se"] or 0, color=colour, ecolor=INK, error_kw={"lw": 0.9},
-                              hatch=hatch, edgecolor="white", lw=0)
-            if chance is not None:
-                axes.plot([chance, chance], [i - 0.42, i + 0.42], color=INK, lw=1.6)
+                    place = i + (k - (len(entries) - 1) / 2) * width
+                    axes.barh(place, entry["value"], 0.92 * width, xerr=entry["se"] or 0, color=colour,
+                              ecolor=INK, error_kw={"lw": 0.9}, hatch=hatch, edgecolor="white", lw=0)
+            if rows is blind:
+                axes.plot([tasks[label]["chance"]] * 2, [i - 0.42, i + 0.42], color=INK, lw=1.6)
         axes.set(title=title, xlim=(0, 1.02), ylim=(len(rows) - 0.5, -0.5))
-        axes.set_yticks(range(len(rows)), [label[:24] for label, *_ in rows])
+        axes.set_yticks(range(len(rows)), [label[:24] for label, _ in rows])
         axes.grid(axis="y", visible=False)
     bars = [axes.barh(0, 0, color=look[0], hatch=look[-1], edgecolor="white", lw=0) for look in LOOKS]
-    fig.legend(bars, list(entries), loc="outside lower center", ncols=3)
+    fig.legend(bars, list(students), loc="outside lower center", ncols=3)
 
 
 def draw_unrolled(fig, steps):

@@ -51,28 +51,21 @@ def config_of(config, tokens, method="SFT"):
                                student_tokens=tokens, objective=METHODS[method][1])
 
 
-def references(tokens, tokenizer, block_size):
-    """(prompts, rows) of about this many tokens, each answered in one of the right ways."""
-    rng, asked = random.Random("retelling answers"), exchanges(tokens // 50 + 1, "train", 1)
-    pairs = [(prompt, world.pick(rng, right)) for prompt, right in asked]
-    return pair.encode_pairs(pairs, tokenizer, block_size)
-
-
 def instructed_teacher(reader, tokenizer, config):
-    """The reader after two passes over references of config.student_tokens tokens; kept in
-    out_dir/instructed."""
+    """The reader after two passes over the references; kept in out_dir/instructed."""
     model = train.finished_model("instructed", config)
     if model is None:
-        _, rows = references(config.student_tokens, tokenizer, config.block_size)
-        mix, tokens = DataMix([rows], [1.0]), 2 * config.student_tokens
+        mix, tokens = DataMix([source("SFT", tokenizer, config)], [1.0]), 2 * config.student_tokens
         model = train.train_model("instructed", reader, mix, tokens, config, tokenizer)
     return model
 
 
 def source(method, tokenizer, config):
-    """What a method learns from: Rows of references, or the cache of the teacher's answers to the same
-    prompts."""
-    prompts, rows = references(config.student_tokens, tokenizer, config.block_size)
+    """What a method learns from, about config.student_tokens tokens: Rows of references, each in one of the
+    right ways, or the cache of the teacher's answers to the same prompts."""
+    rng, asked = random.Random("retelling answers"), exchanges(config.student_tokens // 50 + 1, "train", 1)
+    pairs = [(prompt, world.pick(rng, right)) for prompt, right in asked]
+    prompts, rows = pair.encode_pairs(pairs, tokenizer, config.block_size)
     if METHODS[method][0] == "references":
         return rows
     teacher = train.finished_model("instructed", config)

@@ -356,7 +356,7 @@ def test_bad_folders_are_refused_in_one_line(spoil, words, tmp_path):
 
 
 @pytest.mark.parametrize("fields, words", [
-    ({"n_head": 5}, "n_embd is 32, expected an even multiple of n_head 5"), ({"n_head": 32}, "even multiple"),
+    ({"n_head": 5}, "n_embd is 32, expected a multiple of 2 n_head = 10"), ({"n_head": 32}, "multiple of 2"),
     ({"n_layer": 0}, "n_layer is 0"), ({"n_vocab": 2.0}, "n_vocab is 2.0"), ({"conv_width": -1}, "is -1"),
     ({"rope_base": 0}, "rope_base"), ({"qk_scale": math.nan}, "qk_scale"), ({"shared_heads": 0.5}, "is 0.5")])
 def test_bad_configs(fields, words):
