@@ -98,8 +98,9 @@ def optimum(loss, width):
 
     def closure():
         lbfgs.zero_grad()
-        loss(logits).backward()
-        return loss(logits)
+        value = loss(logits)
+        value.backward()
+        return value
     lbfgs.step(closure)
     return logits.detach()[0, 0].softmax(-1)
 

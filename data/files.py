@@ -1,5 +1,4 @@
-"""Files that survive a crash: written beside and renamed, with a checksum, and a note of every finished
-stage.
+"""Files that survive a crash: written beside their place and renamed, with a checksum. The folder of a run.
 
     with folder_lock(out):                           # one process at a time
         open_run(out, identity, names)               # a folder belongs to one set of options and inputs
@@ -12,6 +11,7 @@ process writes (data/machine.py).
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -20,30 +20,30 @@ from pathlib import Path
 import torch
 
 from data import machine
-from data.cli import brief
+
+try:
+    import fcntl
+except ImportError:         # on Windows a folder is not locked
+    fcntl = None
 
 OTHER = "use another --out_dir, or --redo to start over"
+AGAIN = "remove it, and the stage is done again"
 
 
-def sha256_of(path, size=None):
-    """The SHA-256 of a file, or of its first `size` bytes -> 64 hex digits."""
-    found, left = hashlib.sha256(), os.path.getsize(path) if size is None else size
+def sha256_of(path):
+    """The SHA-256 of a file -> 64 hex digits."""
+    found = hashlib.sha256()
     with open(path, "rb") as file:
-        while left > 0 and (block := file.read(min(left, 1 << 20))):
+        while block := file.read(1 << 20):
             found.update(block)
-            left -= len(block)
     return found.hexdigest()
 
 
 def hash_of(*parts):
     """One hash of files (Path), bytes and str -> 16 hex digits."""
-    found = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, Path):
-            part = sha256_of(part)
-        part = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
-        found.update(b"%d;" % len(part) + part)
-    return found.hexdigest()[:16]
+    parts = [sha256_of(part) if isinstance(part, Path) else part for part in parts]
+    parts = [part if isinstance(part, bytes) else part.encode("utf-8", "surrogatepass") for part in parts]
+    return hashlib.sha256(b"".join(b"%d;" % len(part) + part for part in parts)).hexdigest()[:16]
 
 
 def rename(beside, path):
@@ -53,19 +53,23 @@ def rename(beside, path):
     os.replace(beside, path)
 
 
-def write_text(path, text):
-    """Writes a file beside its place and renames it; the folder is made if there is none. OSError for a full
-    disk."""
+def write_bytes(path, content):
+    """Writes a file beside its place and renames it; makes the folder. OSError where the disk is full."""
     if machine.rank():
         return
     path, beside = Path(path), Path(f"{path}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        beside.write_text(text, encoding="utf-8", newline="\n")
+        beside.write_bytes(content)
         rename(beside, path)
     except OSError:
         beside.unlink(missing_ok=True)
         raise
+
+
+def write_text(path, text):
+    """Writes text as UTF-8; see write_bytes."""
+    write_bytes(path, text.encode("utf-8"))
 
 
 def digest(value):
@@ -79,91 +83,78 @@ def with_checksum(value):
 
 
 def write_json(path, value):
-    """Writes a dict with its checksum; see write_text."""
+    """Writes a dict with its checksum; see write_bytes."""
     write_text(path, json.dumps(with_checksum(value), indent=1, ensure_ascii=False) + "\n")
 
 
 def read_json(path, remedy):
     """The dict that write_json wrote. ValueError of one line for anything else; it ends with the remedy."""
+    text = Path(path).read_bytes()
     try:
-        with open(path, encoding="utf-8") as file:
-            value = json.load(file)
-        whole = isinstance(value, dict) and value.pop("sha256", None) == digest(value)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON ({brief(error)}); {remedy}") from None
-    if not whole:
-        raise ValueError(f"{path}: changed since it was written (its checksum is missing or wrong); {remedy}")
-    return value
-
-
-# ------------------------------------------------------------------------------------------------------------
-# The folder of a run
+        value = json.loads(text)
+        if value.pop("sha256") == digest(value):
+            return value
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        pass                                                    # a foreign file fails in many ways
+    raise ValueError(f"{path}: not JSON as it was written, its checksum is missing or wrong; {remedy}")
 
 
 @contextlib.contextmanager
 def folder_lock(out):
     """A lock on a folder that ends with the process. ValueError names the process that holds it."""
-    Path(out).mkdir(parents=True, exist_ok=True)
-    with open(Path(out) / ".lock", "a+", encoding="utf-8") as file:
-        with contextlib.suppress(ImportError):                  # not on Windows
-            import fcntl
-            try:
-                if not machine.rank():                          # the first process holds it for all
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                file.seek(0)
-                raise ValueError(f"{out}: process {file.read() or 'unknown'} is at work here; wait, or "
-                                 "use another --out_dir") from None
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / ".lock", "a+", encoding="utf-8") as file:
+        try:
+            if fcntl and not machine.rank():                    # the first process holds it for all
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise ValueError(f"{out}: process {file.read()} is at work here; use another --out_dir") from None
         file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        print(os.getpid(), end="", file=file, flush=True)
         yield
 
 
 def open_run(out, identity, names, redo=False):
-    """Opens the folder of a run: run.json holds its identity, a dict of options and of hashes of what is
-    read.
+    """Opens the folder of a run. run.json holds its identity: a dict of options and of hashes of inputs.
 
-    names: {file or folder that such runs write: what it is}, kept in README.txt; redo throws them away.
-    ValueError names what is different in an earlier run, a file that was changed, and one that no run has
-    written."""
-    path, here = out / "run.json", [name for name in names if (out / name).exists()]
-    if redo and path.exists() and not machine.rank():
-        for name in here:
-            shutil.rmtree(out / name) if (out / name).is_dir() else (out / name).unlink()
-    elif here and not path.exists():
-        raise ValueError(f"{out}: holds {here[0]}, but no run.json of an earlier run; use another --out_dir")
-    machine.barrier()
-    if not (out / "stages").exists() and not any(out.glob("*/training.pt")):    # nothing is made yet
+    names: {file or folder that such runs write: what it is}. redo removes them, and so does every start while
+    no stage is finished and no training saved. ValueError names what is not as in the earlier run, a file
+    that has changed since, and one that no run has written."""
+    path, here = out / "run.json", [out / name for name in names if (out / name).exists()]
+    if here and not path.exists():
+        raise ValueError(f"{here[0]}: there is no run.json of a run that wrote it; use another --out_dir")
+    if path.exists() and not redo:
+        read_json(path, OTHER)                                  # a foreign one is not written over
+    fresh = redo or not ((out / "stages").exists() or any(out.glob("*/training.pt")))
+    machine.barrier()                                           # all have looked
+    if fresh and not machine.rank():
+        for old in here:
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
         write_json(path, identity)
         write_text(out / "README.txt", "".join(f"{name:20}{what}\n" for name, what in names.items()))
-        machine.barrier()
+    machine.barrier()
     before = read_json(path, OTHER)
     for name, value in identity.items():
         if before.get(name) != value:
             was = f"{before.get(name)!s:.60}"
             raise ValueError(f"{out}: holds a run with {name}={was}, this one has {value}; {OTHER}")
-    for stage in sorted((out / "stages").glob("*.json")):
-        for file, sha256 in read_stage(out, stage.stem).items():
-            if (out / file).exists() and sha256_of(out / file) != sha256:
-                raise ValueError(f"{out / file}: changed since this run wrote it; put it back, or remove "
-                                 f"{stage}, and it is made again")
-
-
-def read_stage(out, stage):
-    """{file: SHA-256} of a finished stage; ValueError where the note is damaged, or of a run with another
-    identity."""
-    path = out / "stages" / f"{stage}.json"
-    note = read_json(path, "remove it, and the stage is done again")
-    if note.get("run") != digest(read_json(out / "run.json", OTHER)):
-        raise ValueError(f"{path}: of a run with other options or inputs; remove it, the stage is done again")
-    return note["files"]
+    for note in sorted((out / "stages").glob("*.json")):
+        is_finished(out, note.stem)                             # for its errors
 
 
 def is_finished(out, stage):
-    """Whether a stage is finished and all of its files are there."""
-    path = out / "stages" / f"{stage}.json"
-    finished = path.exists() and all((out / file).exists() for file in read_stage(out, stage))
+    """Whether a stage is finished and all of its files are there. ValueError for one that has changed since,
+    and for a note that is damaged or of another run."""
+    path, finished = out / "stages" / f"{stage}.json", False
+    if path.exists():
+        note = read_json(path, AGAIN)
+        if note.get("run") != digest(read_json(out / "run.json", OTHER)):
+            raise ValueError(f"{path}: of another run; {AGAIN}")
+        finished = all((out / name).exists() for name in note["files"])
+        for name, sha256 in note["files"].items():
+            if (out / name).exists() and sha256_of(out / name) != sha256:
+                raise ValueError(f"{out / name}: changed since it was written; restore it, or remove {path}")
     machine.barrier()                                           # nobody writes before all have looked
     return finished
 
@@ -172,56 +163,32 @@ def save_finished(out, stage, *files):
     """Notes that a stage is finished, with the SHA-256 of its files; all processes wait for it."""
     if not machine.rank():
         hashes = {file.relative_to(out).as_posix(): sha256_of(file) for file in files}
-        write_json(out / "stages" / f"{stage}.json",
-                   {"run": digest(read_json(out / "run.json", OTHER)), "files": hashes})
+        run = digest(read_json(out / "run.json", OTHER))
+        write_json(out / "stages" / f"{stage}.json", {"run": run, "files": hashes})
     machine.barrier()
 
 
-# ------------------------------------------------------------------------------------------------------------
-# A training that goes on where it was stopped
-
-
 def save_training(path, model, optimizers, state):
-    """Everything that the next step depends on, and the file's SHA-256 behind it. OSError where the disk is
-    full.
-
-    state: a dict with "plan", a hash of what is read, and what was noted so far."""
-    if machine.rank():
-        return
-    beside = path.with_name(path.name + ".tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        torch.save({"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers],
-                    "rng": torch.get_rng_state(), "state": state}, beside)
-        with open(beside, "ab") as file:
-            file.write(bytes.fromhex(sha256_of(beside)))
-        rename(beside, path)
-    except RuntimeError as error:                               # torch.save has its own words for a full disk
-        beside.unlink(missing_ok=True)
-        raise OSError(f"{path}: not written ({brief(error, 80)}); is the disk full?") from None
+    """Writes all that the next step of a training depends on, behind a checksum; see write_bytes. state: a
+    dict with "plan", a hash of what is read, and what was noted so far."""
+    content = io.BytesIO()
+    torch.save({"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers],
+                "rng": torch.get_rng_state(), "state": state}, content)
+    content = content.getvalue()
+    write_bytes(path, hashlib.sha256(state["plan"].encode() + content).digest() + content)
 
 
 def load_training(path, model, optimizers, state):
-    """Puts model and optimizers where save_training left them -> the state then; the one given where no file
-    is.
-
-    ValueError for a damaged file, and for a training that reads something else."""
+    """Puts model and optimizers where save_training left them -> the state then, or the one given if there is
+    no file. ValueError for a damaged file, and for a training with another plan."""
     if not path.exists():
         return state
-    try:
-        size = os.path.getsize(path) - 32
-        with open(path, "rb") as file:
-            file.seek(max(size, 0))
-            if size < 0 or file.read() != bytes.fromhex(sha256_of(path, size)):
-                raise ValueError("its checksum is missing or wrong")
-        saved = torch.load(path, map_location=next(model.parameters()).device, weights_only=True)
-        if saved["state"]["plan"] != state["plan"]:
-            raise ValueError("it reads other batches")
-        model.load_state_dict(saved["model"])
-        for optimizer, of_it in zip(optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(of_it)
-        torch.set_rng_state(saved["rng"].cpu())
-        return saved["state"]
-    except Exception as error:                                  # a foreign file fails in many ways
-        raise ValueError(f"{path}: no training to go on with ({brief(error)}); remove it, "
-                         "and it starts over") from None
+    content = path.read_bytes()
+    if hashlib.sha256(state["plan"].encode() + content[32:]).digest() != content[:32]:
+        raise ValueError(f"{path}: damaged, or of another training; remove it, and this one starts over")
+    saved = torch.load(io.BytesIO(content[32:]), next(model.parameters()).device, weights_only=True)
+    model.load_state_dict(saved["model"])
+    for optimizer, its_state in zip(optimizers, saved["optimizers"], strict=True):
+        optimizer.load_state_dict(its_state)
+    torch.set_rng_state(saved["rng"].cpu())
+    return saved["state"]

@@ -1,5 +1,4 @@
-"""What the machine offers: a device, worker processes for two students side by side, and several processes
-for one.
+"""What the machine offers: a device, worker processes for two students at a time, several processes for one.
 
     device, dtype = pick_device("auto")
     with worker_pool(2) as pool: ...                     # two students at the same time, a core each
@@ -29,30 +28,20 @@ import torch.distributed as dist
 @functools.cache
 def pick_device(name):
     """"auto", "cpu", "cuda" or "mps" -> (torch.device, dtype of autocast or None): bf16 where the processor
-    has it.
-
-    ValueError for a device that this machine does not have.
-    """
+    has it. ValueError for a device that this machine does not have."""
     found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     device = torch.device(found if name == "auto" else name)
     if device.type not in ("cpu", found):
         raise ValueError(f"--device={name}, but this machine has {found}; try --device=auto")
-    if device.type == "cuda":
-        return device, torch.bfloat16 if torch.cuda.is_bf16_supported() else None
-    if device.type == "mps":
-        return device, None
+    if device.type != "cpu":
+        return device, torch.bfloat16 if found == "cuda" and torch.cuda.is_bf16_supported() else None
     with contextlib.suppress(OSError, AttributeError, TypeError):
-        # glibc returns large blocks to the system after every step and asks for them again in the next;
-        # keeping them saves a fifth of the time. Parameters -3, -1, -2: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD,
-        # M_TOP_PAD.
+        # glibc would return large blocks to the system after every step, and ask for them again in the next.
+        # Parameters -3, -1, -2: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD.
         for parameter, size in ((-3, 1 << 25), (-1, 1 << 30), (-2, 1 << 27)):
             ctypes.CDLL(None).mallopt(parameter, size)
     tests = "_is_avx512_bf16_supported", "_is_amx_tile_supported"
     return device, torch.bfloat16 if any(getattr(torch.cpu, test, bool)() for test in tests) else None
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Worker processes
 
 
 def follow_parent():
@@ -65,24 +54,21 @@ def follow_parent():
 
 @contextlib.contextmanager
 def worker_pool(n):
-    """A ProcessPoolExecutor of n processes. After Ctrl-C or an error they save what they train, and end
-    first.
+    """A ProcessPoolExecutor of n processes. After Ctrl-C or an error they save what they train and end first.
 
-    Ctrl-C is for this process alone: workers are started while it is ignored, inherit that, and get SIGTERM
-    instead. OSError where one of them was killed.
-    """
+    Workers ignore Ctrl-C, as they are started while it is ignored, and get SIGTERM from this process instead.
+    OSError where one of them was killed."""
     with ProcessPoolExecutor(n, multiprocessing.get_context("spawn"), initializer=follow_parent) as pool:
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        started = [pool.submit(os.getpid) for _ in range(n)]
+        for _ in range(n):
+            pool.submit(os.getpid)                           # starts a worker
         signal.signal(signal.SIGINT, before)
         try:
-            for one in started:
-                one.result()
             yield pool
         except BaseException as error:
             for child in multiprocessing.active_children():
                 child.terminate()
-            pool.shutdown(wait=True, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
             if isinstance(error, BrokenProcessPool):
                 raise OSError("a worker process was killed; is there enough memory?") from None
             raise
@@ -90,33 +76,27 @@ def worker_pool(n):
 
 @contextlib.contextmanager
 def delayed_stop():
-    """Within, Ctrl-C and SIGTERM only set the Event that is given: a training step is finished and saved
-    first."""
+    """Within, Ctrl-C and SIGTERM only set the Event that is given, so that a training step is finished and saved
+    first. KeyboardInterrupt at the end if it is set then."""
     wanted = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield wanted
-        return
-    numbers = signal.SIGINT, signal.SIGTERM
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
     before = {number: signal.signal(number, lambda *_: wanted.set()) for number in numbers}
     try:
         yield wanted
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-# ------------------------------------------------------------------------------------------------------------
-# torchrun
+    if wanted.is_set():                                      # in the last step
+        raise KeyboardInterrupt
 
 
 def start_processes(device):
-    """Joins the other processes if torchrun started this one; all but the first print nothing. device:
-    torch.device."""
+    """Joins the other processes if torchrun started this one; only the first prints. device: torch.device."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and size() == 1:
         if device.type == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        atexit.register(dist.destroy_process_group)         # a thread that still runs at the end would abort
+        atexit.register(dist.destroy_process_group)          # a thread that still runs at the end would abort
         if rank():
             sys.stdout = open(os.devnull, "w", encoding="utf-8")
 
@@ -141,11 +121,10 @@ def sum_gradients(model, *numbers):
     """Sums the gradients over all processes, in place -> the numbers (float), summed as well."""
     if size() == 1:
         return numbers
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]     # None: no document
-    flat = torch.cat([grad.flatten().float() for grad in grads] + [grads[0].new_tensor(numbers).float()])
-    dist.all_reduce(flat)
-    parts = flat.split([*(grad.numel() for grad in grads), len(numbers)])
-    for p, grad, summed in zip(parameters, grads, parts):
-        p.grad = summed.view_as(grad).to(grad.dtype)
-    return parts[-1].tolist()
+    for p in model.parameters():
+        if p.grad is None:                                   # no document of this step came here
+            p.grad = torch.zeros_like(p)
+        dist.all_reduce(p.grad)
+    total = next(model.parameters()).new_tensor(numbers)
+    dist.all_reduce(total)
+    return total.tolist()

@@ -137,8 +137,7 @@ def about(n, kinds, asked):
 
 
 def two_hop(rng, turn):
-    """The argument of one fact, asked by the argument of another: "What did the person who went to Oslo buy?"
-    """
+    """The argument of one fact, asked by that of another: "What did the person who went to Oslo buy?" """
     kinds, k = ("go", "buy", "work", "job"), turn // 2           # of different types, so that values suffice
     kind, second = kinds[k % 4], kinds[(k + 1 + k // 4 % 3) % 4]
     paragraph, main, more = scene(rng, 2, kind, second=second)

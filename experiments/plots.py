@@ -1,10 +1,7 @@
 """The pictures of a run, drawn with matplotlib (pip install -e ".[plot]").
 
-    svg("Reading against tokens.", draw_reading, (4.6, 4.8), students)            # text that stands in a page
-    picture("reading.png", "png", draw_reading, (4.6, 4.8), students)             # the same in a file
-
-Each draw_... gets a matplotlib Figure and what to draw. A student has a colour, a marker and a line style of
-its own, so that none of them is told by colour alone.
+Each draw_... gets a matplotlib Figure and what to draw. A student has a colour and a marker or hatch of its
+own, so that none of them is told by colour alone.
 """
 
 import io
@@ -16,7 +13,7 @@ from data.report import READING
 INK = "#1b1f24"   # in a page it becomes the colour of the text, light or dark
 # Okabe and Ito (2008): told apart with any kind of colour vision
 BLUE, GREEN, RED, PURPLE = "#0072b2", "#009e73", "#d55e00", "#cc79a7"
-LOOKS = ((RED, "o", ":", ""), (BLUE, "s", "--", "////"), (GREEN, "^", "-", ""), (PURPLE, "D", "-.", "...."))
+LOOKS = ((RED, "o", ""), (BLUE, "s", "////"), (GREEN, "^", ""))      # of students: colour, marker, hatch
 STYLE = {"svg.fonttype": "none", "svg.hashsalt": "nanoreader", "text.parse_math": False, "font.size": 9,
          "legend.frameon": False, "legend.fontsize": 8, "axes.spines.top": False, "axes.spines.right": False,
          "axes.grid": True, "grid.alpha": 0.2, "axes.axisbelow": True, "axes.titlesize": 10,
@@ -29,7 +26,7 @@ def draw_reading(fig, students):
     """Reading of paragraphs against tokens: short tests on the way (lines), and the test (points)."""
     top, below = fig.subplots(2, 1, sharex=True)
     figures = {"entity_f1": (top, "-"), "answer.wh": (below, "-"), "answer.yes_no": (below, ":")}
-    for (student, s), (colour, marker, *_) in zip(students.items(), LOOKS):
+    for (student, s), (colour, marker, _) in zip(students.items(), LOOKS):
         for name, (axes, line) in figures.items():
             end = s["reading"]["paragraph"][name]
             if end["value"] is None:
@@ -50,13 +47,16 @@ def draw_reading(fig, students):
 
 def draw_students(fig, students):
     """Bars with errors: reading of paragraphs, and the blind tasks with a line at chance."""
-    everyone, tasks = list(students.values()), students["plain"]["blind"]
-    reading = [(label, [s["reading"]["paragraph"].get(name) for s in everyone]) for name, label in READING.items()]
-    blind = [(name, [{**s["blind"][name], "value": s["blind"][name]["accuracy"]} for s in everyone]) for name in tasks]
-    panels, width = fig.subplots(2, 1, sharex=True, height_ratios=[len(reading), len(blind)]), 0.78 / len(everyone)
-    for axes, title, rows in zip(panels, ("reading paragraphs", "blind tasks (line: chance)"), (reading, blind)):
-        for i, (label, entries) in enumerate(rows):
-            for k, (entry, (colour, *_, hatch)) in enumerate(zip(entries, LOOKS)):
+    tasks, width, everyone = students["plain"]["blind"], 0.78 / len(students), list(students.values())
+    reading = {label: [s["reading"]["paragraph"].get(name) for s in everyone]
+               for name, label in READING.items()}
+    blind = {name: [{"value": s["blind"][name]["accuracy"], "se": s["blind"][name]["se"]} for s in everyone]
+             for name in tasks}
+    parts = {"reading paragraphs": reading, "blind tasks (line: chance)": blind}
+    panels = fig.subplots(2, 1, sharex=True, height_ratios=[len(rows) for rows in parts.values()])
+    for axes, (title, rows) in zip(panels, parts.items()):
+        for i, (label, entries) in enumerate(rows.items()):
+            for k, (entry, (colour, _, hatch)) in enumerate(zip(entries, LOOKS)):
                 if entry and entry["value"] is not None:
                     place = i + (k - (len(entries) - 1) / 2) * width
                     axes.barh(place, entry["value"], 0.92 * width, xerr=entry["se"] or 0, color=colour,
@@ -64,7 +64,7 @@ def draw_students(fig, students):
             if rows is blind:
                 axes.plot([tasks[label]["chance"]] * 2, [i - 0.42, i + 0.42], color=INK, lw=1.6)
         axes.set(title=title, xlim=(0, 1.02), ylim=(len(rows) - 0.5, -0.5))
-        axes.set_yticks(range(len(rows)), [label[:24] for label, _ in rows])
+        axes.set_yticks(range(len(rows)), [label[:24] for label in rows])
         axes.grid(axis="y", visible=False)
     bars = [axes.barh(0, 0, color=look[0], hatch=look[-1], edgecolor="white", lw=0) for look in LOOKS]
     fig.legend(bars, list(students), loc="outside lower center", ncols=3)
@@ -77,8 +77,8 @@ def draw_unrolled(fig, steps):
         ends = [0.0, 0.0]
         for text, taken, *probs in step["kept"]:
             for row, (y, height, colour) in enumerate(((i - 0.14, 0.5, BLUE), (i + 0.27, 0.24, GREEN))):
-                bars.barh(y, probs[row], height, ends[row], color=colour, alpha=1 if taken else 0.35,
-                          edgecolor=INK, lw=0.4)
+                look = dict(color=colour, alpha=1 if taken else 0.35, edgecolor=INK, lw=0.4)
+                bars.barh(y, probs[row], height, ends[row], **look)
                 if row == 0 and probs[row] > 0.03 * len(text):
                     bars.text(ends[row] + probs[row] / 2, y, text, ha="center", va="center_baseline",
                               fontsize=7, color="white" if taken else INK)
@@ -87,8 +87,7 @@ def draw_unrolled(fig, steps):
         if step["residual"] is not None:
             residuals.barh(i, step["residual"], 0.6, color=PURPLE, edgecolor=INK, lw=0.4)
     bars.set_yticks(range(len(steps)), [step["token"] for step in steps])
-    bars.set(title="kept tokens: teacher, student", xlim=(0, 1), xlabel="probability")
-    bars.set_ylim(len(steps) - 0.5, -0.5)
+    bars.set(title="kept: teacher, student", xlim=(0, 1), ylim=(len(steps) - 0.5, -0.5), xlabel="probability")
     values.set(title="V_p", xlim=(min(-1, *(step["value"] for step in steps)), 0), xlabel="nats")
     residuals.set(title="residual", xlabel="nats")
     for axes in (bars, values, residuals):
@@ -113,6 +112,5 @@ def svg(alt, draw, size, data):
     file = io.StringIO()
     picture(file, "svg", draw, size, data)
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", file.getvalue(), flags=re.S)
-    text = text.replace(INK, "currentColor")
     box, body = re.search(r'<svg[^>]*viewBox="([^"]*)"[^>]*>(.*)', text, re.S).groups()
-    return f'<svg role="img" aria-label="{escape(alt)}" viewBox="{box}">' + body
+    return f'<svg role="img" aria-label="{escape(alt)}" viewBox="{box}">' + body.replace(INK, "currentColor")

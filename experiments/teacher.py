@@ -117,7 +117,8 @@ def read_batch(model, tokenizer, paragraphs, behaviour, max_new, rng, **drawing)
                 documents[i] += zip(new, reading_roles(new[:-1], behaviour, tokenizer) + ["sep"], sets)
             else:
                 documents[i] = None
-    return [document and document + [(tokenizer.end, "end", None)] for document in documents]
+    end = [(tokenizer.end, "end", None)]
+    return [None if document is None else document + end for document in documents]
 
 
 def teacher_reads(model, tokenizer, paragraphs, writer, behaviour, seed, max_new=64):
