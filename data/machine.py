@@ -76,7 +76,7 @@ def worker_pool(n):
 
 @contextlib.contextmanager
 def delayed_stop():
-    """Within, Ctrl-C and SIGTERM only set the Event that is given, so that a training step is finished and saved
+    """Within, Ctrl-C and SIGTERM only set the Event that is given: a training step is finished and saved
     first. KeyboardInterrupt at the end if it is set then."""
     wanted = threading.Event()
     numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
