@@ -1,1 +1,1 @@
-"""Pages of the course that run on their own."""
+"""Assignments with checks and a grader, numbers to observe, and the theory of top-p distillation."""

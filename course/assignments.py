@@ -1,6 +1,6 @@
 """The eight assignments: which functions a student writes, and how source text is removed and replaced.
 
-The wrong answers (course/mutants) and the recipes of course/README.md are changes. A change is a block:
+Wrong answers (course/mutants) and the recipes of course/README.md are changes. A change is a block:
 
     @ td_distill.py restrict_to_p       the file, and the function that holds the text (none: the whole file)
     = the rounding slack is missing     what the change does, in words
@@ -11,21 +11,22 @@ The wrong answers (course/mutants) and the recipes of course/README.md are chang
 import ast
 import functools
 import re
+from collections import namedtuple
 from typing import NamedTuple
 
 
 class Assignment(NamedTuple):
     """One assignment; file names are relative to the repository."""
     name: str           # of its page course/NAME.md, course/checks/NAME.py and course/mutants/NAME.txt
-    write: dict         # file -> functions that the student writes
+    write: dict         # file -> functions that the student writes; ("",): the whole file
     hide: dict = {}     # file -> functions that reveal the solution: removed as well, but not graded
-    files: tuple = ()   # whole files that the student writes
 
 
 ASSIGNMENTS = {
     1: Assignment("1-bpe", {"data/tokenizer.py": ("merge", "learn_merges", "train_bpe")}),
     2: Assignment("2-attention",
-                  {"model.py": ("attend", "Attention.forward", "KVCache.advance", "KVCache.append")}),
+                  {"model.py": ("attend", "Attention.forward", "KVCache.advance", "KVCache.append")},
+                  {"adapters/gpt2.py": ("GPT2Attention.forward",)}),
     3: Assignment("3-reading", {"data/documents.py": ("render_reading", "render", "encode_documents")}),
     4: Assignment("4-blind", {"brd.py": ("split_tokens", "score_batch", "tie_accuracy")}),
     5: Assignment("5-cache",
@@ -36,14 +37,14 @@ ASSIGNMENTS = {
     6: Assignment("6-kd",
                   {"td_distill.py": ("student_terms", "weighted_mean", "sft_loss", "mask_terms",
                                      "log_outside", "topp_forward_kl")},
-                  {"td_distill.py": ("reverse_kl", "expected_cloning")}),
+                  {"td_distill.py": ("reverse_kl", "expected_cloning"),
+                   "experiments/losses.py": ("topp_jsd",)}),
     7: Assignment("7-bellman",
                   {"td_distill.py": ("successor_values", "bellman_weights", "bellman_terms"),
                    "course/theory.py": ("soft_value", "bellman", "fixed_point")}),
-    8: Assignment("8-prize", {"experiments/objectives.py": ("prize",)},
-                  files=("course/8-report.json", "course/8-results.jsonl")),
+    8: Assignment("8-prize", {"experiments/objectives.py": ("prize",), "course/8-report.json": ("",),
+                              "course/8-results.jsonl": ("",)}),
 }
-
 
 parsed = functools.lru_cache(maxsize=8)(ast.parse)
 
@@ -60,21 +61,15 @@ def find_function(source, name):
 
 def take_out(source, name, message):
     """The source with a function's body replaced by `raise NotImplementedError(message)`; its signature and
-    its docstring, which says what to write, stay. ValueError for a function without one."""
+    its docstring stay."""
     node = find_function(source, name)
-    if ast.get_docstring(node) is None:
-        raise ValueError(f"function {name} has no docstring; write one, it stays in the student's copy")
     lines, indent = source.split("\n"), " " * (node.col_offset + 4)
-    lines[node.body[0].end_lineno:node.end_lineno] = [f'{indent}raise NotImplementedError("{message}")']
+    first = node.body[0].end_lineno if ast.get_docstring(node) else node.body[0].lineno - 1
+    lines[first:node.end_lineno] = [f'{indent}raise NotImplementedError("{message}")']
     return "\n".join(lines)
 
 
-class Change(NamedTuple):
-    file: str
-    function: str = ""  # none: anywhere in the file
-    what: str = ""
-    old: str = ""
-    new: str = ""
+Change = namedtuple("Change", "file function what old new", defaults=[""] * 4)
 
 
 def read_changes(text):

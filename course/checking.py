@@ -3,9 +3,8 @@
 A question is a line of JSON, {"folder", "checks", "name", "limit"}, an answer is one as well: what failed, or
 null. An empty name only loads the checks. After `limit` seconds the process ends and prints where it was.
 
-An audit hook (sys.addaudithook) refuses sockets and other processes, so that ordinary code can neither fetch
-answers nor send files. This is NO SANDBOX: the code has your rights, reads and writes your files, and can
-deceive the grader. Grade the code of strangers on a machine that you can throw away.
+An audit hook refuses sockets and other processes. This is NO SANDBOX: the code has your rights, reads and
+writes your files, and can deceive the grader. Grade strangers' code on a machine that you can throw away.
 """
 
 import faulthandler
@@ -22,7 +21,6 @@ PROJECT = ("brd", "model", "td_distill", "train", "adapters", "course", "data", 
 
 
 def refuse(event, arguments):
-    """The audit hook."""
     if event.startswith(REFUSED):
         raise PermissionError(f"{event}: checks run without network and without other programs")
 

@@ -6,8 +6,8 @@
     python -m course.grade --mutants                    tests the grader: every wrong answer must lose points
 
 The checks are the functions `check_...(points=2)` in course/checks/N-NAME.py beside this file, so a student
-cannot change those of a teacher. Their docstrings are the hints. They run in another process, see
-course/checking.py; where it takes too long or dies, that check fails and the others still run.
+cannot change those of a teacher; their docstrings are the hints. They run in another process
+(course/checking.py); where it takes too long or dies, that check fails and the others still run.
 """
 
 import argparse
@@ -33,10 +33,6 @@ def read_checks(number):
     tree = ast.parse((COURSE / "checks" / f"{ASSIGNMENTS[number].name}.py").read_text(encoding="utf-8"))
     return [(node.name, node.args.defaults[0].value, " ".join(ast.get_docstring(node).split()))
             for node in tree.body if getattr(node, "name", "").startswith("check_")]
-
-
-# ------------------------------------------------------------------------------------------------------------
-# The process that runs checks
 
 
 def ask(process, question):
@@ -85,38 +81,22 @@ def run_checks(jobs, stop=False, limit=LIMIT):
     return results
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Points
-
-
 def grade(folder, numbers, limit=LIMIT):
-    """Grades assignments -> {number: {"name", "points", "out_of", "seconds", "checks": [{"name", "points",
-    "out_of", "seconds", "failed", "hint"}]}}. ValueError for a folder that is no copy of the repository."""
-    if not (Path(folder) / "td_distill.py").is_file():
-        raise ValueError(f"{folder}: no td_distill.py there; expected a folder made by python -m course.make")
+    """Grades assignments and prints points and hints -> {number: {"name", "points", "out_of", "seconds",
+    "checks": a list of {"name", "points", "out_of", "seconds", "failed", "hint"}}}."""
     graded = {}
     for number, found in zip(numbers, run_checks([(number, folder) for number in numbers], limit=limit)):
         rows = [{"name": name, "points": 0 if found[name][0] else points, "out_of": points,
                  "seconds": found[name][1], "failed": found[name][0], "hint": hint}
                 for name, points, hint in read_checks(number)]
+        for row in rows:
+            print("  {points}/{out_of}  {name}".format(**row))
+            if row["failed"]:
+                print(printable(f"       found   {row['failed']}"), f"       hint    {row['hint']}", sep="\n")
         sums = {field: round(sum(row[field] for row in rows), 1) for field in ("points", "out_of", "seconds")}
         graded[number] = {"name": ASSIGNMENTS[number].name, **sums, "checks": rows}
+        print("{name}: {points} of {out_of} points, {seconds} s".format(**graded[number]))
     return graded
-
-
-def report(graded):
-    """Lines to print."""
-    for number, result in graded.items():
-        for row in result["checks"]:
-            yield f"  {row['points']}/{row['out_of']}  {row['name'].removeprefix('check_').replace('_', ' ')}"
-            if row["failed"]:
-                yield f"       found   {row['failed']}"
-                yield f"       hint    {row['hint']}"
-        yield "assignment {}, {name}: {points} of {out_of} points, {seconds} s".format(number, **result)
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Wrong answers
 
 
 def read_mutants(number):
@@ -164,16 +144,16 @@ def main(arguments=None):
         for number, (caught, tried) in found.items():
             print(f"{ASSIGNMENTS[number].name:14}{caught:4} of {tried} wrong answers caught")
         return int(any(caught < tried for caught, tried in found.values()))
-    if options.folder is None:
-        raise ValueError("no folder named; expected one made by python -m course.make")
-    pages = [number for number, one in ASSIGNMENTS.items()
-             if (Path(options.folder) / "course" / f"{one.name}.md").is_file()]
-    graded = grade(options.folder, [options.number] if options.number else pages, options.limit)
-    for line in report(graded):
-        print(printable(line))
+    pages = Path(options.folder or "no folder") / "course"
+    numbers = [n for n, one in ASSIGNMENTS.items()
+               if options.number in (None, n) and (pages / f"{one.name}.md").is_file()]
+    if not numbers:
+        raise ValueError(f"{pages}: no page of an assignment; expected a folder of python -m course.make")
+    graded = grade(options.folder, numbers, options.limit)
     if options.json:
         sums = {name: sum(result[name] for result in graded.values()) for name in ("points", "out_of")}
-        book = {"folder": options.folder, "time": time.strftime("%F %T"), **sums, "assignments": graded}
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        book = {"folder": options.folder, "time": now, **sums, "assignments": graded}
         Path(options.json).write_text(json.dumps(book, indent=1) + "\n", encoding="utf-8")
     return 0
 

@@ -17,48 +17,34 @@ COPIED = ("*.py", "pyproject.toml", "README.md", "LICENSE", "data/**/*", "adapte
           "course/*.py")
 
 
-def files_of(number):
-    """The files of a student's copy: sorted paths relative to the repository."""
-    name = ASSIGNMENTS[number].name
-    paths = [path for pattern in (*COPIED, f"course/{name}.md", f"course/checks/{name}.py")
-             for path in REPOSITORY.glob(pattern) if path.is_file() and "__pycache__" not in path.parts]
-    return sorted(path.relative_to(REPOSITORY).as_posix() for path in paths)
-
-
-def emptied(number, file):
-    """The text of one .py file as the student gets it."""
-    source, assignment = (REPOSITORY / file).read_text(encoding="utf-8"), ASSIGNMENTS[number]
-    for function in assignment.write.get(file, ()) + assignment.hide.get(file, ()):
-        source = take_out(source, function, f"assignment {number}: {function}")
-    return source
-
-
 def make(number, folder):
     """Writes the copy -> the number of files. ValueError where the folder is not empty."""
-    folder = Path(folder)
+    folder, assignment = Path(folder), ASSIGNMENTS[number]
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder}: not an empty folder; name a new one")
-    for name in (names := files_of(number)):
+    patterns = *COPIED, f"course/{assignment.name}.md", f"course/checks/{assignment.name}.py"
+    paths = [path for pattern in patterns for path in REPOSITORY.glob(pattern)
+             if path.is_file() and "__pycache__" not in path.parts]
+    for source in paths:
+        name = source.relative_to(REPOSITORY).as_posix()
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        if name.endswith(".py"):
-            path.write_text(emptied(number, name), encoding="utf-8", newline="\n")
-        else:
-            shutil.copyfile(REPOSITORY / name, path)
-    return len(names)
+        shutil.copyfile(source, path)
+        for function in assignment.write.get(name, ()) + assignment.hide.get(name, ()):
+            text = take_out(path.read_text(encoding="utf-8"), function, f"assignment {number}: {function}")
+            path.write_text(text, encoding="utf-8", newline="\n")
+    return len(paths)
 
 
 def main(arguments=None):
     """The command; ValueError where the folder is not empty."""
-    parser = argparse.ArgumentParser(prog="python -m course.make", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="python -m course.make", description=__doc__.split("\n")[0])
     parser.add_argument("number", type=int, choices=ASSIGNMENTS, help="of the assignment")
     parser.add_argument("folder", help="new or empty")
     options = parser.parse_args(arguments)
     n = make(options.number, options.folder)
-    page = Path(options.folder) / "course" / f"{ASSIGNMENTS[options.number].name}.md"
-    print(printable(f"{n} files in {options.folder}; the assignment is {page}"))
-    print(f"test there with: python -m course.grade . {options.number}")
+    page = f"course/{ASSIGNMENTS[options.number].name}.md"
+    print(printable(f"{n} files in {options.folder}; read {page} there"))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
 """One number to observe in every assignment, computed by the functions that the student has written.
 
-    python -m course.observe 5          prints one line; the page of the assignment explains it
-
-Numbers 1 to 7 take some seconds on a CPU; number 8 reads the results of a comparison that was run before.
+    python -m course.observe 5          some seconds on a CPU; the page of the assignment explains the number
 """
 
 import argparse
@@ -17,6 +15,7 @@ import torch
 import brd
 import model
 import td_distill as td
+from course import theory
 from data import world
 from data.cache import TeacherCache
 from data.cli import printable, run_command
@@ -91,53 +90,43 @@ def observe_5():
             f"{mass.mean():.3f} of its mass; {(sizes == 1).float().mean():.1%} of them hold a single token")
 
 
-def optimum(loss, width):
-    """The probabilities (width,) of the student whose logits (1, 1, width) minimise a loss."""
-    logits = torch.zeros(1, 1, width, dtype=torch.float64, requires_grad=True)
-    lbfgs = torch.optim.LBFGS([logits], max_iter=100, tolerance_change=0, line_search_fn="strong_wolfe")
-
-    def closure():
-        lbfgs.zero_grad()
-        value = loss(logits)
-        value.backward()
-        return value
-    lbfgs.step(closure)
-    return logits.detach()[0, 0].softmax(-1)
-
-
 def observe_6():
     """The probability that a student gives to the most probable token after distillation on a set."""
     probs = 1 / torch.arange(1, 51).double()
     probs = probs / probs.sum()
     ids, log_probs, mask = (x[None] for x in td.top_p_sets(probs.log()[None], 0.8, 50))
-    teacher, found = td.TeacherSets(log_probs, mask), {}
+    found = []
     for tail in ("inside", "bucket"):
-        def loss(logits):
-            student = td.student_terms(logits, ids, ids[..., 0])
-            return td.topp_forward_kl(student, teacher, torch.ones(1, 1), tail=tail)[0]
-        found[tail] = optimum(loss, 50)[0]
-    return (f"teacher {probs[0]:.3f}, set of {int(mask.sum())} tokens of 50; "
-            f"student {found['inside']:.3f} with tail='inside', {found['bucket']:.3f} with tail='bucket'")
+        logits = torch.zeros(1, 1, 50, dtype=torch.float64, requires_grad=True)
+        lbfgs = torch.optim.LBFGS([logits], max_iter=100, tolerance_change=0, line_search_fn="strong_wolfe")
+
+        def closure():
+            lbfgs.zero_grad()
+            student, teacher = td.student_terms(logits, ids, ids[..., 0]), td.TeacherSets(log_probs, mask)
+            loss, _ = td.topp_forward_kl(student, teacher, torch.ones(1, 1), tail=tail)
+            loss.backward()
+            return loss
+        lbfgs.step(closure)
+        found.append(f"{logits.detach().softmax(-1)[0, 0, 0]:.3f} with tail={tail!r}")
+    return f"teacher {probs[0]:.3f}, set of {int(mask.sum())} tokens of 50; student " + ", ".join(found)
 
 
 def observe_7():
     """Where Bellman Distill leads the student of a .9 / .1 teacher, for texts of one token."""
-    taken, found = torch.tensor([[0] * 9 + [1]]), {}
-    ids, yes = torch.arange(2).expand(1, 10, 2), torch.ones(1, 10, dtype=torch.bool)
-    teacher = td.TeacherSets(torch.zeros(1, 10, 2), ids >= 0, ids == taken[..., None], yes)
-    for alpha in (10.0, 1.0, 0.1):
-        def loss(logits):
-            student = td.student_terms(logits.expand(1, 10, 2), ids, taken)
-            return td.bellman_distill(student, teacher, yes.double(), alpha=alpha)[0]
-        found[alpha] = optimum(loss, 2)[0]
-    return "teacher .900; student " + ", ".join(f"{p:.3f} at alpha {alpha:g}" for alpha, p in found.items())
+    one, found = theory.world(np.full((1, 2), -1), np.array([[0.9, 0.1]]), 1, 0.99), []
+    for alpha in (10, 1, 0.1):
+        def loss(Q):
+            return theory.mean(one, theory.bellman_tokens(one, Q, alpha))
+        Q, _ = theory.minimise(loss, np.zeros((1, 2)))
+        found.append(f"{theory.softmax(Q)[0, 0]:.3f} at alpha {alpha:g}")
+    return "teacher .900; student " + ", ".join(found)
 
 
 def observe_8():
-    """The difference that a term of temporal difference makes; course.grade compares it with the runs."""
-    path = REPOSITORY / "course" / "8-report.json"
-    return ("{row} minus {control}, right answers at T = 1, {seeds} seeds: {difference:+.3f} ± {standard_error:.3f}"
-            .format(**json.loads(path.read_text(encoding="utf-8"))))
+    """The difference that a term of temporal difference makes; the grader compares it with the runs."""
+    report = json.loads((REPOSITORY / "course" / "8-report.json").read_text(encoding="utf-8"))
+    return ("{row} minus {control}, right answers at T = 1, {seeds} seeds: {difference:+.3f} ± "
+            "{standard_error:.3f}".format(**report))
 
 
 OBSERVE = (observe_1, observe_2, observe_3, observe_4, observe_5, observe_6, observe_7, observe_8)
@@ -145,8 +134,7 @@ OBSERVE = (observe_1, observe_2, observe_3, observe_4, observe_5, observe_6, obs
 
 def main(arguments=None):
     """Prints the number of an assignment; ValueError where its functions are not written yet."""
-    parser = argparse.ArgumentParser(prog="python -m course.observe", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="python -m course.observe", description=__doc__.split("\n")[0])
     parser.add_argument("number", type=int, choices=range(1, 9), help="of the assignment")
     try:
         print(printable(OBSERVE[parser.parse_args(arguments).number - 1]()))

@@ -1,6 +1,6 @@
 """The theory of top-p distillation, solved exactly: claims, each beside the numbers found.
 
-    python td_distill.py theory             about 10 seconds on a CPU; --seed=1 for other random numbers
+    python td_distill.py theory             about 10 seconds on a CPU
 
 A language model is a decision maker: a state is the text so far, an action is the next token. With short
 texts and a tiny vocabulary every state fits in a table, so there is no network, no sampling and no learning
@@ -12,20 +12,16 @@ Shapes: S states, A actions; "..." in front is a batch of tables. Q (S, A) are t
 proj_p pi* the teacher renormalised over its sets.
 """
 
-import argparse
 from collections import namedtuple
+from functools import partial
 
 import numpy as np
 
 # A decision process. follow (S, A) int: the next state, -1 where the action ends the text; reward (S, A).
 MDP = namedtuple("MDP", "follow reward gamma")
-# What a distillation loss knows. teacher, target (S, A): pi* and proj_p pi*; inside (S, A): its sets A_p;
-# visits (S,): the share of the texts drawn inside the sets that reach a state.
+# What a loss knows. teacher, target (S, A): pi* and proj_p pi*; inside (S, A): its sets; visits (S,): the
+# share of the texts drawn inside the sets that reach a state.
 World = namedtuple("World", "follow teacher inside target visits gamma")
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Worlds and their solutions
 
 
 def token_follow(letters, depth):
@@ -35,8 +31,7 @@ def token_follow(letters, depth):
     for text in texts:                                          # the list grows: breadth first
         grows = len(text) < depth - 1
         follow.append([-1] + [len(texts) + i if grows else -1 for i in range(letters)])
-        if grows:
-            texts += [text + (i,) for i in range(letters)]
+        texts += [text + (i,) for i in range(letters) if grows]
     return np.array(follow)                                     # (S, A)
 
 
@@ -103,10 +98,7 @@ def world(follow, teacher, p, gamma):
     return World(follow, teacher, inside, target, visits, gamma)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Objectives: World and Q (..., S, A) -> loss (...,), the mean over the teacher's texts of a sum over tokens
-
-
+# Objectives: World and Q (..., S, A) -> loss (...,), the mean over the teacher's texts of a sum over tokens.
 def mean(w, x, probs=None):
     """x (..., S, A) -> (...,), with a drawn from probs (..., S, A); None: from proj_p pi*."""
     probs = w.target if probs is None else probs
@@ -125,13 +117,8 @@ def reverse_kl(w, Q, inside=True):
     return mean(w, log_ratio, softmax(Q, inside))
 
 
-def cloning(w, Q):
-    """-log proj_p pi_Q(a|s), which does not depend on Q outside the sets."""
-    return mean(w, soft_value(Q, w.inside)[..., None] - Q)
-
-
 def leak(w, Q):
-    """-log of the student's mass inside. cloning + leak = -log pi(a|s): SFT on the tokens drawn inside."""
+    """-log of the student's mass inside. With cloning it is -log pi(a|s): SFT on the tokens drawn inside."""
     return ((soft_value(Q) - soft_value(Q, w.inside)) * w.visits).sum(-1)
 
 
@@ -140,26 +127,16 @@ def reward(w, Q):
     return Q - w.gamma * after(soft_value(Q, w.inside), w.follow)
 
 
-def bellman_tokens(w, Q, alpha, target=0.0, later=None):
-    """Bellman Distill: -log proj_p pi_Q(a|s) + (reward - target)^2 / (4 alpha) of every token, (..., S, A).
-    later (S, A): fixed values in place of V_p(s'), so that no gradient flows into it."""
-    r = reward(w, Q) if later is None else Q - w.gamma * later
-    return soft_value(Q, w.inside)[..., None] - Q + (r - target) ** 2 / (4 * alpha)
+def bellman_tokens(w, Q, alpha, target=0.0):
+    """Bellman Distill: -log proj_p pi_Q(a|s) + (reward - target)^2 / (4 alpha) of a token, (..., S, A). At
+    alpha = inf only the first term, cloning, is left; it does not depend on Q outside the sets."""
+    return soft_value(Q, w.inside)[..., None] - Q + (reward(w, Q) - target) ** 2 / (4 * alpha)
 
 
 def max_min_tokens(w, Q, alpha):
     """As published, to minimise: V_p(s) - gamma V_p(s') - phi(reward), phi(x) = x - x^2 / (4 alpha)."""
     V, r = soft_value(Q, w.inside), reward(w, Q)
     return V[..., None] - w.gamma * after(V, w.follow) - (r - r ** 2 / (4 * alpha))         # (..., S, A)
-
-
-def released(w, Q, alpha=0.1):
-    """The Bellman term of the authors' released code: phi averaged over the vocabulary, with Q = 0 outside
-    the sets, where the paper has the token taken. (Its shift and clip of Q and its lost EOS are left out.)"""
-    V = soft_value(Q, w.inside)
-    later = w.gamma * after(V, w.follow)                        # (..., S, A), a is the token taken
-    r = np.where(w.inside, Q, 0)[..., None, :] - later[..., None]               # (..., S, A, A)
-    return mean(w, V[..., None] - later - (r - r ** 2 / (4 * alpha)).mean(-1))
 
 
 def minimise(loss, Q, steps=200, tolerance=1e-10):
@@ -190,7 +167,7 @@ def fixed_point(w, Q, alpha):
 
         pi_Q / pi* = (1 - r(s,a) / (2 alpha)) / (1 - gamma e(s) / (2 alpha)),    E_{pi*}[r | s] = gamma e(s)
 
-    e(s): the mean reward of the actions into s, 0 at the start, from the gradient through V_p(s')."""
+    with e(s) the mean reward of the actions into s, 0 at the start; it comes from V_p(s')."""
     r, e, goes = reward(w, Q), np.zeros(len(Q)), w.follow >= 0
     np.add.at(e, w.follow[goes], (w.visits[:, None] * w.target * r)[goes])
     e /= np.where(w.visits > 0, w.visits, 1)                                    # (S,)
@@ -198,8 +175,8 @@ def fixed_point(w, Q, alpha):
 
 
 def measures(w, Q):
-    """Of a student Q (S, A): KL(proj_p pi* || proj_p pi_Q) and mass outside the sets, both a token; the share
-    of the texts drawn from its whole softmax that leave the sets; the mean length of those drawn inside."""
+    """KL(proj_p pi* || proj_p pi_Q) and mass outside the sets, both a token; the share of the texts drawn
+    from the student's whole softmax that leave the sets; the mean length of those drawn inside."""
     probs, proj, tokens = softmax(Q) * w.inside, softmax(Q, w.inside), w.visits.sum()
     stays, length = np.ones(len(Q)), np.ones(len(Q))
     for s in reversed(range(len(Q))):                           # children first
@@ -209,15 +186,13 @@ def measures(w, Q):
     return abs(kl), 1 - w.visits @ probs.sum(-1) / tokens, 1 - stays[0], length[0]
 
 
-# ------------------------------------------------------------------------------------------------------------
-# The page. Each part yields lines; w is a World
-
-
+# The page: each function yields a part of it; w is a World.
 def operator_lines(rng):
     yield """\
 1. The top-p soft Bellman operator is a contraction on supported actions
    Applied to two tables Q, it shrinks their largest difference over supported actions to gamma times as much
-   or less. So it has one fixed point, which every start reaches. The largest ratio of 1000 random pairs:
+   or less. So it has one fixed point, which every start reaches. The largest ratio of 1000 random pairs (the
+   last one depends on actions that the distance leaves out):
      gamma (the claim)      with V_p     with a fixed policy     wrong: V over all actions"""
     for gamma in (0.5, 0.9, 0.99):
         mdp, largest = random_mdp(rng, 6, 5, gamma), np.zeros(3)
@@ -229,16 +204,14 @@ def operator_lines(rng):
                      for how in ((inside,), (inside, policy), (True,))]
             largest = np.maximum(largest, np.array(moved) / distance(Q, R, inside))
         yield "     {:<20} {:>10.4f} {:>23.4f} {:>29.4f}".format(gamma, *largest)
-    yield "   The last one depends on actions that the distance leaves out."
 
 
 def value_lines(rng):
     yield """\
 2. The cost of the sets: ||Q* - Q_p*|| <= -gamma / (1 - gamma) log p
 3. In between: Q^{proj_p pi*} <= Q_p* <= Q*
-   Losing a mass of 1 - p costs at most -log p nats at every step. Of the differences in 3 the smallest is
-   shown. KL: from proj_p pi* to the policy of Q_p*.
-     world          gamma    p      gap    bound    Q_p* - Q^proj    Q* - Q_p*       KL"""
+   Losing a mass of 1 - p costs at most -log p nats a step. Of the differences in 3 the smallest is shown.
+     world          gamma    p      gap    bound    Q_p* - Q^proj    Q* - Q_p*"""
     follow = token_follow(3, 4)
     worlds = [("random", random_mdp(rng, 6, 5, 0.9)), ("random", random_mdp(rng, 6, 5, 0.99)),
               ("up to 4 tokens", MDP(follow, rng.normal(size=follow.shape), 0.99)),
@@ -247,18 +220,15 @@ def value_lines(rng):
         best = solve(mdp)                                       # Q*; the teacher is its softmax
         inside = top_p(softmax(best), p)
         best_p, projected = solve(mdp, inside), solve(mdp, inside, softmax(best, inside))
-        log_ratio = best - soft_value(best, inside)[:, None] - best_p + soft_value(best_p, inside)[:, None]
-        kl = (softmax(best, inside) * log_ratio).sum(-1).max()
         yield (f"     {name:<14} {mdp.gamma:<5} {p:>4} {distance(best, best_p):8.3f} "
                f"{-mdp.gamma / (1 - mdp.gamma) * np.log(p):8.3f} {(best_p - projected).min():16.0e} "
-               f"{(best - best_p).min():12.0e} {abs(kl):8.4f}")
+               f"{(best - best_p).min():12.0e}")
     yield """\
-   At gamma .99 and p .8 the bound is 22 nats, far more than logits differ. It cannot be improved in general:
-   one state with five equal actions and no end reaches it. Texts of at most D tokens stay far below, because
-   gamma / (1 - gamma) is then gamma + ... + gamma^(D-1). A loss that all actions share changes no policy."""
+   At gamma .99 and p .8 the bound is 22 nats, far more than logits differ, but five equal actions without end
+   reach it. For texts of at most D tokens gamma / (1 - gamma) is only gamma + ... + gamma^(D-1)."""
 
 
-def identity_lines(w, rng):
+def square_lines(w, rng):
     Q = 3 * rng.normal(size=w.follow.shape)
     ours, published = bellman_tokens(w, Q, 0.1), max_min_tokens(w, Q, 0.1)
     yield f"""\
@@ -266,10 +236,7 @@ def identity_lines(w, rng):
    V_p(s) - V' - phi(Q - V')  =  -log proj_p pi_Q(a|s) + (Q - V')^2 / (4 alpha)
      a random Q, values up to {ours.max():.0f}: largest difference {distance(ours, published):.0e}
    V' cancels in the linear part of phi, so only the square has a temporal difference."""
-
-
-def fixed_point_lines(w, rng):
-    yield """\
+    yield """
 5. Where the square leads: pi_Q / pi* = 1 - r / (2 alpha) and E_{pi*}[r] = 0
    One state, two actions that end the text, a .9 / .1 teacher; r = Q. A small alpha flattens the student:"""
     one = world(np.full((1, 2), -1), np.array([[0.9, 0.1]]), 1, 0.99)
@@ -282,37 +249,30 @@ def fixed_point_lines(w, rng):
    This holds in the first state of a text. Later a gradient flows through V_p(s') as well: with e the reward
    on the way into s, E_{pi*}[r|s] = gamma e, and the ratio is divided by 1 - gamma e / (2 alpha)."""
     live = w.inside & (w.visits[:, None] > 0)
-
-    def off_by(Q, law):
-        return distance(softmax(Q, w.inside) / np.where(live, w.target, 1), law, live)
     for alpha in (1, 0.1):
         Q, _ = minimise(lambda Q: mean(w, bellman_tokens(w, Q, alpha)), rng.normal(size=live.shape))
+        ratio = softmax(Q, w.inside) / np.where(live, w.target, 1)
         law, first = fixed_point(w, Q, alpha)[0], 1 - reward(w, Q) / (2 * alpha)
-        yield (f"     alpha {alpha:<4} texts of 3 tokens, ratio off by {off_by(Q, law):.0e}; "
-               f"by the first law {off_by(Q, first):.3f}")
-    for _ in range(3):                                          # the number of tokens of a text
-        later = after(soft_value(Q, w.inside), w.follow)
-        Q, _ = minimise(lambda Q: mean(w, bellman_tokens(w, Q, 0.1, later=later)), Q)
-    yield f"""\
-   With V_p(s') held fixed, so that no gradient flows into it, the first law holds in every state:
-     alpha 0.1  ratio off by {off_by(Q, 1 - reward(w, Q) / 0.2):.0e}"""
+        yield (f"     alpha {alpha:<4} texts of 3 tokens, ratio off by {distance(ratio, law, live):.0e}; "
+               f"by the first law {distance(ratio, first, live):.3f}")
 
 
 def objective_lines(w, rng):
     start, teacher = rng.normal(size=w.follow.shape), np.log(w.teacher)
-    bd = {alpha: lambda Q, alpha=alpha: mean(w, bellman_tokens(w, Q, alpha)) for alpha in (10, 1, 0.5, 0.1)}
+
+    def bd(Q, alpha=np.inf):
+        return mean(w, bellman_tokens(w, Q, alpha))
     losses = {
         "SFT or KD: forward KL, whole": lambda Q: forward_kl(w, Q),
         "reverse KL, whole": lambda Q: reverse_kl(w, Q),
         "reverse KL inside": lambda Q: reverse_kl(w, Q, w.inside),
-        "top-p cloning": lambda Q: cloning(w, Q),
-        "  + leak: SFT inside": lambda Q: cloning(w, Q) + leak(w, Q),
-        **{f"Bellman Distill, alpha {alpha}": loss for alpha, loss in bd.items()},
-        "  + leak": lambda Q: bd[0.1](Q) + leak(w, Q),
+        "top-p cloning": bd,
+        "  + leak: SFT inside": lambda Q: bd(Q) + leak(w, Q),
+        **{f"Bellman Distill, alpha {alpha}": partial(bd, alpha=alpha) for alpha in (10, 1, 0.5, 0.1)},
+        "  + leak": lambda Q: bd(Q, 0.1) + leak(w, Q),
         "  to the teacher's reward": lambda Q: mean(w, bellman_tokens(w, Q, 0.1, reward(w, teacher)))}
     found = {"the start": (start, np.nan), "the teacher": (teacher, np.nan), "uniform": (0 * start, np.nan)}
     found |= {name: minimise(loss, start) for name, loss in losses.items()}
-    found["released average, from teacher"] = minimise(lambda Q: released(w, Q), teacher)
     yield """\
 6. Which objectives give the teacher back
    Texts of up to 3 tokens, p .8, each objective minimised from the same random student. KL to the teacher in
@@ -326,28 +286,20 @@ def objective_lines(w, rng):
     yield f"""\
    Cloning has the right proportions but trains nothing outside: {left:.0%} of the texts that the student
    draws leave the sets, of the teacher's {its:.0%}. The leak corrects that, and no proportion. As alpha falls
-   the reward goes to 0 and all texts become equally probable: a token after which much can follow wins over
-   EOS, and texts grow longer. A square around the teacher's own reward changes nothing. The average over the
-   vocabulary keeps only the sets: from the teacher itself it goes to equal proportions in every set."""
+   all texts become equally probable: a token after which much can follow wins over EOS. A square around the
+   teacher's own reward changes nothing."""
 
 
 def lines(seed=0):
-    """The parts of the page (str, some of several lines); the same seed gives the same numbers."""
+    """The parts of the page (str, some of several lines); another seed gives other random worlds."""
     rng, follow, w = np.random.default_rng(seed), token_follow(3, 3), None
     while w is None or not w.inside[0, 0] or w.inside[0].sum() < 3:     # a text may end at once or go on
         w = world(follow, softmax(1.5 * rng.normal(size=follow.shape)), 0.8, 0.99)
-    for part in (operator_lines(rng), value_lines(rng), identity_lines(w, rng), fixed_point_lines(w, rng),
-                 objective_lines(w, rng)):
+    for part in (operator_lines(rng), value_lines(rng), square_lines(w, rng), objective_lines(w, rng)):
         yield from part
         yield ""
 
 
 def main(arguments=None):
     """Prints the page."""
-    parser = argparse.ArgumentParser(prog="td_distill.py theory", description=__doc__.split("\n")[0])
-    parser.add_argument("--seed", type=int, default=0, help="of the random worlds")
-    print(*lines(parser.parse_args(arguments).seed), sep="\n")
-
-
-if __name__ == "__main__":
-    main()
+    print(*lines(), sep="\n")

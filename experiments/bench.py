@@ -63,10 +63,10 @@ def in_turns(ways, timed, rounds, base):
 
 def print_table(title, rows):
     """rows: dicts with the same keys, of strings and numbers."""
-    lines = [rows[0], *map(dict.values, rows)]
-    lines = [[x if isinstance(x, str) else f"{x:,.4g}" for x in line] for line in lines]
+    texts = [rows[0], *map(dict.values, rows)]
+    lines = [[x if isinstance(x, str) else f"{x:,.4g}" for x in line] for line in texts]
     widths = [max(map(len, column)) for column in zip(*lines)]
-    print("\n" + title)
+    print(f"\n{title}; threads: {torch.get_num_threads()}")
     for line in lines:
         print(*(text.rjust(width + 1) for text, width in zip(line, widths)))
 
@@ -190,9 +190,9 @@ def bench_cache(options, n=2000):
     """Yields one table: what a cache of n positions costs a token, for each teacher and cap."""
     rows = []
     for kind in TEACHERS:
-        log_probs = made_up_teacher(kind, n, V).log_softmax(-1)                            # (n, V)
+        logits = made_up_teacher(kind, n, V)                                               # (n, V)
         for k_cap in (64, 32, 16, 8):
-            parts = [zip(*td_distill.top_p_sets(part, P, k_cap)) for part in log_probs.split(64)]
+            parts = [zip(*td_distill.top_p_sets(part, P, k_cap)) for part in logits.split(64)]
             sets = [(ids[mask].numpy(), values[mask].numpy()) for part in parts for ids, values, mask in part]
             header = write_cache(V, k_cap, [([int(ids[0]) for ids, _ in sets], sets)])
             size = sum(np.dtype(a["dtype"]).itemsize * a["length"] for a in header["arrays"].values())
@@ -285,8 +285,8 @@ def main(arguments=None):
         raise ValueError(f"{name}: expected one of {', '.join(BENCHES)}")
     options = parse_options(Options, arguments, __doc__)
     check_range("rounds", options.rounds, above=0)
-    for title, rows in BENCHES[name](options):
-        print_table(f"{title}; threads: {torch.get_num_threads()}", rows)
+    for table in BENCHES[name](options):
+        print_table(*table)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """The pictures of a run, drawn with matplotlib (pip install -e ".[plot]").
 
-Each draw_... gets a matplotlib Figure and what to draw. A student has a colour and a marker or hatch of its
-own, so that none of them is told by colour alone.
+A student has a colour and a marker or hatch of its own, so that none of them is told by colour alone.
 """
 
 import io
@@ -66,8 +65,9 @@ def draw_students(fig, students):
         axes.set(title=title, xlim=(0, 1.02), ylim=(len(rows) - 0.5, -0.5))
         axes.set_yticks(range(len(rows)), [label[:24] for label in rows])
         axes.grid(axis="y", visible=False)
-    bars = [axes.barh(0, 0, color=look[0], hatch=look[-1], edgecolor="white", lw=0) for look in LOOKS]
-    fig.legend(bars, list(students), loc="outside lower center", ncols=3)
+    for name, (colour, _, hatch) in zip(students, LOOKS):
+        axes.barh(0, 0, color=colour, hatch=hatch, edgecolor="white", lw=0, label=name)
+    fig.legend(loc="outside lower center", ncols=3)
 
 
 def draw_unrolled(fig, steps):

@@ -6,11 +6,11 @@ bf16 where the processor has it, a KV cache. "modern" is our own layout, "gpt2" 
 Seconds to a loss: nanoGPT by the recipe of its README for a CPU, ours with settings chosen on the training
 part (OURS), both on the first nine tenths of its data/shakespeare_char, a token a character; judged on the
 whole last tenth, outside the clock, in windows of a block. Its README expects 1.88 nats a character.
-
 Shapes: B rows, T tokens, C channels, L layers, H heads, V vocabulary.
 """
 
 import contextlib
+import importlib
 import io
 import math
 import runpy
@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from adapters.gpt2 import GPT2, GPT2Config
 from data.batches import DataMix, Rows
 from model import GPT, GPTConfig
 from train import Config, fit
@@ -50,9 +49,11 @@ def operations(model, shape):
 def new_model(way, folder, shape):
     """A model with random weights; way: "modern", "gpt2", or "nanoGPT" from the checkout in `folder`."""
     L, C, H, T, V = shape[:5]
-    if way != "nanoGPT":
-        model, config = {"modern": (GPT, GPTConfig), "gpt2": (GPT2, GPT2Config)}[way]
-        return model(config(V, T, L, H, C))
+    if way == "modern":
+        return GPT(GPTConfig(V, T, L, H, C))
+    if way == "gpt2":
+        gpt2 = importlib.import_module("adapters.gpt2")
+        return gpt2.GPT2(gpt2.GPT2Config(V, T, L, H, C))
     file = Path(folder) / "model.py"
     if not file.is_file():
         raise ValueError(f"{file}: no such file; git clone https://github.com/karpathy/nanoGPT {folder}")

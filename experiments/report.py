@@ -27,7 +27,7 @@ from data.cli import printable, run_command
 from data.documents import held_out_records
 from data.figures import thinned
 from data.files import read_json, write_text
-from data.report import READING, report, table
+from data.report import report, table
 from data.tokenizer import Tokenizer
 from experiments import plots
 from model import GPT
@@ -190,7 +190,7 @@ def sections(out, results, pictures):
 
 
 def write_page(out, pictures=None):
-    """Writes report.html into the folder of a finished run, and PNGs into the folder `pictures` -> its path."""
+    """Writes report.html into the folder of a finished run, and PNGs into a folder `pictures` -> its path."""
     results = read_json(out / "results.json", "python train.py writes it at the end of a run")
     if not {"students", "config", "tokenizer"} <= set(results):
         raise ValueError(f"{out / 'results.json'}: not the results of train.py")

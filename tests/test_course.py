@@ -4,41 +4,38 @@ import importlib.util
 import json
 import random
 import re
+import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+import torch
 
 from course import grade, make, observe
 from course.assignments import ASSIGNMENTS, Change, changed, find_function, read_changes, take_out
 
-ROOT = Path(make.__file__).resolve().parent.parent
-NUMBERS = sorted(ASSIGNMENTS)
+ROOT, NUMBERS = make.REPOSITORY, sorted(ASSIGNMENTS)
 # What render_reading does where check_forms calls it, and how the grader reports it.
-ACCIDENTS = {"import time; time.sleep(99)": "endless loop", "import os; os._exit(3)": "the process ended",
+ACCIDENTS = {"import time; time.sleep(99)": "endless loop", "raise SystemExit": "SystemExit",
              "import socket; socket.socket()": "without network", "print('null'); input()": "EOFError",
-             "import os; os.system('true')": "without other programs", "raise SystemExit": "SystemExit"}
+             "import os; os.system('true')": "without other programs"}
 
 
 @pytest.fixture(scope="module")
 def copies(tmp_path_factory):
     """{number: folder of the student's copy}"""
     folders = {number: tmp_path_factory.mktemp(f"copy{number}") for number in NUMBERS}
-    for number, folder in folders.items():
-        assert make.make(number, folder) > 40
+    assert all(make.make(number, folder) > 40 for number, folder in folders.items())
     return folders
 
 
 @pytest.fixture(scope="module")
 def graded(copies, tmp_path_factory):
-    """Everything that is run: {name: {check: what failed, or None}}."""
     def mutant(change):
         return grade.write_mutant(change, tmp_path_factory.mktemp("mutant"))
     jobs = {("reference", n): (n, ROOT) for n in NUMBERS} | {("empty", n): (n, copies[n]) for n in NUMBERS}
     change = Change("data/documents.py", "render_reading", "", 'if behaviour == "ner":')
     for what in ACCIDENTS:
         jobs[what] = 3, mutant(change._replace(new=f"if forms == 2:\n        {what}\n    {change.old}"))
-    jobs["at import"] = 3, mutant(Change("data/documents.py", "", "", "PIECE = 3", "PIECE = 1 / 0"))
     for n in (3, 4, 7):                                         # all: python -m course.grade --mutants
         jobs["wrong", n] = n, mutant(random.Random(n).choice(grade.read_mutants(n)))
     found = zip(jobs, grade.run_checks(jobs.values(), limit=8.0))
@@ -56,7 +53,8 @@ def test_the_repository_earns_all_points_and_an_empty_copy_none(graded, number):
 
 def test_wrong_answers_lose_points(graded):
     assert all(any(graded["wrong", number].values()) for number in (3, 4, 7))
-    assert all(text.startswith("ZeroDivisionError") for text in graded["at import"].values())
+    dead = subprocess.Popen([sys.executable, "-c", ""], stdin=-1, stdout=-1, text=True)
+    assert "the process ended" in grade.ask(dead, {"limit": 30})
 
 
 @pytest.mark.parametrize("what", ACCIDENTS)
@@ -68,24 +66,21 @@ def test_what_hangs_or_dies_fails_alone_in_one_line(graded, what):
 
 def test_the_command_prints_points_and_writes_the_gradebook(copies, tmp_path, capsys, monkeypatch):
     checks = grade.read_checks(3)
-    answers = {name: ("found 2, expected 3" if name == checks[0][0] else None, 0.1) for name, *_ in checks}
+    answers = {name: (None, 0.1) for name, *_ in checks} | {checks[0][0]: ("found 2, expected 3", 0.1)}
     monkeypatch.setattr(grade, "run_checks", lambda jobs, limit: [answers for _ in jobs])
     assert grade.main([str(copies[3]), "--json", str(tmp_path / "book.json")]) == 0     # its page is there
     printed, total = capsys.readouterr().out, sum(points for _, points, _ in checks)
     left = total - checks[0][1]
-    assert f"assignment 3, 3-reading: {left} of {total} points" in printed
+    assert f"3-reading: {left} of {total} points" in printed
     assert "found   found 2, expected 3" in printed and checks[0][2] in printed
     entry = json.loads((tmp_path / "book.json").read_text(encoding="utf-8"))
     assert (entry["points"], entry["out_of"], list(entry["assignments"])) == (left, total, ["3"])
 
 
-@pytest.mark.parametrize("arguments", [[], ["nowhere"], ["nowhere", "3"]])
-def test_a_bad_folder_is_a_value_error(arguments):
-    with pytest.raises(ValueError, match="python -m course.make"):
-        grade.main(arguments)
-
-
-def test_a_missed_wrong_answer_is_exit_code_1(monkeypatch, capsys):
+def test_a_bad_folder_is_a_value_error_and_a_missed_wrong_answer_exit_code_1(monkeypatch, capsys):
+    for arguments in ([], ["nowhere"], ["nowhere", "3"]):
+        with pytest.raises(ValueError, match="python -m course.make"):
+            grade.main(arguments)
     monkeypatch.setattr(grade, "run_mutants", lambda number: (4 + number % 2, 5))
     assert grade.main(["--mutants", "1"]) == 0 and grade.main(["--mutants"]) == 1
     assert "2-attention      4 of 5 wrong answers caught" in capsys.readouterr().out
@@ -94,10 +89,10 @@ def test_a_missed_wrong_answer_is_exit_code_1(monkeypatch, capsys):
 @pytest.mark.parametrize("number", NUMBERS)
 def test_wrong_answers_are_up_to_date(number):
     changes, assignment = grade.read_mutants(number), ASSIGNMENTS[number]
-    assert len(changes) >= 15 and len({(change.function, change.what) for change in changes}) == len(changes)
+    assert len({(change.function, change.what) for change in changes}) == len(changes) >= 15
     for change in changes:
         assert change.what and change.old != change.new
-        assert change.function in assignment.write.get(change.file, ()) or change.file in assignment.files
+        assert change.function in assignment.write[change.file]
         source = changed((ROOT / change.file).read_text(encoding="utf-8"), change)
         if change.file.endswith(".py"):
             ast.parse(source)
@@ -107,11 +102,10 @@ def test_changes():
     source = "def f():\n    a = 1\n    return a\n\n\ndef g():\n    a  =  1\n"
     change, = read_changes("comment\n@ x.py g\n= two lines\n- a = 1\n+ a = 2\n+     b = 3\n")
     assert changed(source, change) == source.replace("    a  =  1\n", "    a = 2\n    b = 3\n")
-    for stale, count in ((change._replace(function=""), 2), (change._replace(old="b"), 0)):
-        with pytest.raises(ValueError, match=f"occurs {count} times, expected once; .* 'two lines'"):
-            changed(source, stale)
-    with pytest.raises(ValueError, match="no function h"):
-        changed(source, change._replace(function="h"))
+    for stale, message in (({"function": ""}, "occurs 2 times, expected once; .* 'two lines'"),
+                           ({"old": "b"}, "occurs 0 times"), ({"function": "h"}, "no function h")):
+        with pytest.raises(ValueError, match=message):
+            changed(source, change._replace(**stale))
 
 
 @pytest.mark.parametrize("number", NUMBERS)
@@ -120,15 +114,15 @@ def test_a_copy_holds_no_solution(copies, number):
     def squeezed(text):
         return "".join(text.split())
     texts = squeezed("\n".join(path.read_text(encoding="utf-8") for path in copies[number].rglob("*.py")))
-    for file, functions in [*ASSIGNMENTS[number].write.items(), *ASSIGNMENTS[number].hide.items()]:
+    name, write, hide = ASSIGNMENTS[number]
+    for file, function in [(f, name) for part in (write, hide) for f in part for name in part[f] if name]:
         source = (ROOT / file).read_text(encoding="utf-8")
-        for function in functions:
-            node = find_function(source, function)
-            lines = source.split("\n")[node.body[0].end_lineno:node.end_lineno]
-            lines = ["".join(lines), *(line for line in lines if len(squeezed(line.split("  #")[0])) > 50)]
-            assert not [line for line in lines if squeezed(line) in texts and "raise" not in line], function
-            assert f'{squeezed(function)}")' in texts
-    name, course = ASSIGNMENTS[number].name, copies[number] / "course"
+        node = find_function(source, function)
+        lines = source.split("\n")[node.body[0].end_lineno:node.end_lineno]
+        told = [line for line in lines if len(squeezed(line.split("  #")[0])) > 50 and "raise" not in line]
+        assert not [line for line in told if squeezed(line) in texts], function
+        assert squeezed(f'Error("assignment {number}: {function}")') in texts
+    course = copies[number] / "course"
     assert not (copies[number] / "tests").exists() and not (copies[number] / ".git").exists()
     assert [path.name for path in (course / "checks").iterdir()] == [f"{name}.py"]
     assert {path.name for path in course.iterdir() if path.suffix != ".py"} == {"checks", f"{name}.md"}
@@ -138,12 +132,10 @@ def test_take_out():
     stays = 'class A:\n    def f(self, x,\n          y=1):\n        """Says.\n\n        More."""\n'
     assert take_out(stays + "        # how\n        return x\n\n    b = 2\n", "A.f", "assignment 9: A.f") == (
         stays + '        raise NotImplementedError("assignment 9: A.f")\n\n    b = 2\n')
-    with pytest.raises(ValueError, match="no docstring"):
-        take_out("def f():\n    return 1\n", "f", "")
 
 
 def test_a_folder_that_is_not_empty_is_left_alone(tmp_path):
-    (tmp_path / "mine.txt").write_text("mine", encoding="utf-8")
+    (tmp_path / "mine.txt").touch()
     with pytest.raises(ValueError, match="not an empty folder"):
         make.main(["5", str(tmp_path)])
     assert len(list(tmp_path.iterdir())) == 1
@@ -156,14 +148,14 @@ def test_pages_tell_what_the_code_says(number):
     assert f"{sum(points for _, points, _ in checks)} points" in " ".join(page.split())
     assert f"python -m course.grade . {number}" in page and len(page.split("\n")) < 50
     assert all(points >= 1 and len(hint) > 30 for _, points, hint in checks)
-    for functions in ASSIGNMENTS[number].write.values():
-        assert all(f"`{function}`" in page or f"`{function}(s)`" in page for function in functions)
+    for function in filter(None, sum(ASSIGNMENTS[number].write.values(), ())):
+        assert f"`{function}`" in page or f"`{function}(s)`" in page
+    torch.set_num_threads(1)
     printed = observe.OBSERVE[number - 1]()
     assert f"    python -m course.observe {number}\n    {printed}\n" in page, printed
 
 
 def imported(path, source, monkeypatch):
-    """A module with other source text, written to path."""
     path.write_text(source, encoding="utf-8")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
@@ -174,13 +166,12 @@ def imported(path, source, monkeypatch):
 
 @pytest.mark.parametrize("which, names", enumerate(["animal number", "fuhr wohnt Montag Sie feeling"]))
 def test_the_recipes_for_another_world(which, names, tmp_path, monkeypatch):
-    """What course/README.md shows is done. The annotations are valid, and the scripted reader agrees."""
+    """As course/README.md shows them: the annotations are valid, and the scripted reader agrees."""
     page, source, tables = ((ROOT / name).read_text(encoding="utf-8")
                             for name in ("course/README.md", "data/world.py", "data/world.json"))
     new, changes = re.findall(r"```json\n(.*?)```\n```diff\n(.*?)```", page, re.S)[which]
-    tables = json.loads(tables)
-    for name, entries in json.loads(new).items():
-        tables[name] = tables[name] | entries if which == 0 else entries
+    tables, new = json.loads(tables), json.loads(new)
+    tables |= new if which else {name: tables[name] | new[name] for name in new}
     (tmp_path / "world.json").write_text(json.dumps(tables), encoding="utf-8")
     for change in read_changes(changes):
         source = changed(source, change)
@@ -188,7 +179,7 @@ def test_the_recipes_for_another_world(which, names, tmp_path, monkeypatch):
     monkeypatch.setattr("data.world", world)
     source = (ROOT / "data" / "annotations.py").read_text(encoding="utf-8")
     annotations = imported(tmp_path / "other_annotations.py", source, monkeypatch)
-    for record in (record for paragraph in world.annotated(400, 1) for record in paragraph):
+    for record in sum(world.annotated(400, 1), []):
         annotations.check_record(record)
         seen |= {e["type"] for e in record["entities"]} | {q["kind"] for q in record["questions"]}
         seen |= set(record["text"].strip(".!").split())

@@ -1,62 +1,50 @@
-"""The README's commands, as they stand there: each names files that exist and options that are known, and the quick ones run."""
+"""The commands of the pages, as they stand there: each names a program that exists and options it knows."""
+import importlib
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-import train
-from model import GPT, GPTConfig
-
-ROOT = Path(train.__file__).resolve().parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.M | re.S)
-COMMANDS = [re.sub(r"^torchrun --nproc_per_node=\d", "python", line.split("  #")[0].strip())
-            for block in BLOCKS for line in block.splitlines() if line.strip()]
-QUICK = ("read out", "test out", "inspect")       # of these the whole command is run
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = "README.md", "adapters/README.md", "experiments/README.md", "course/README.md", "tests/README.md"
+README, *_ = TEXTS = [(ROOT / page).read_text(encoding="utf-8") for page in PAGES]
+COMMAND = r"(?:python|torchrun --\S+) +((?:-m )?[\w/.]+)([^#`\n&]*)"
+COMMANDS = sorted({(program, arguments.strip()) for text in TEXTS
+                   for program, arguments in re.findall(COMMAND, text)})
 
 
-def test_the_two_commands_for_a_fresh_machine_stand_first():
-    assert COMMANDS[:2] == ["pip install -e . && python train.py", 'pip install -e ".[test]" && python -m pytest']
-    assert len(COMMANDS) > 12
+def test_the_two_commands_for_a_fresh_machine_stand_first_on_one_page():
+    blocks = re.findall(r"^```sh\n(.*?)^```", README, re.M | re.S)
+    first = "pip install -e . && python train.py\n", 'pip install -e ".[test]" && python -m pytest\n'
+    assert tuple(blocks[:2]) == first
+    assert len(README.splitlines()) <= 150 and len(COMMANDS) > 25
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS[2:] if c.startswith("python train.py")])
-def test_options_of_train_are_known(command):
-    train.parse_options(shlex.split(command)[2:])
-
-
-@pytest.mark.parametrize("command", [c for c in COMMANDS[2:] if not c.startswith("python train.py")])
-def test_other_commands_know_their_options(command, tmp_path):
+@pytest.mark.parametrize("program, arguments", COMMANDS)
+def test_a_command_names_a_program_and_options_that_it_knows(program, arguments, capsys):
     """Asked for --help behind all its arguments, a parser still refuses what it does not know."""
-    _, file, *arguments = shlex.split(command)
-    assert (ROOT / file).is_file()
-    name = [arguments[0]] if file in ("brd.py", "td_distill.py", "model.py") else []
-    told = subprocess.run([sys.executable, ROOT / file, *name, "--help"], capture_output=True, text=True, encoding="utf-8", cwd=tmp_path)
-    assert told.returncode == 0, told.stderr
-    assert len(told.stdout.splitlines()) <= 60      # a screen
-    for option in [a.split("=")[0] for a in arguments if a.startswith("--")]:
-        assert option in told.stdout, option
+    if program in ("data/world.py", "-m pytest"):
+        assert program == "-m pytest" or (ROOT / program).is_file()
+        return
+    arguments = shlex.split(arguments)
+    wings = {"brd.py": ("read", "test", "annotate"), "td_distill.py": ("inspect", "theory", "compare"),
+             "model.py": ("export",)}.get(program)
+    assert not wings or arguments[0] in wings
+    name = "adapters.gpt2" if program == "model.py" else program.removeprefix("-m ").removesuffix(".py")
+    main = importlib.import_module(name).main
+    if arguments[:1] in (["theory"], ["inspect"]) or name == "tests.torture":     # they take no options
+        assert not [argument for argument in arguments if argument.startswith("-")]
+        return
+    with pytest.raises(SystemExit) as end:
+        main([*arguments, "--help"])
+    shown = capsys.readouterr().out
+    assert end.value.code in (None, 0) and "usage" in shown
+    for option in [argument.split("=")[0] for argument in arguments if argument.startswith("--")]:
+        assert option in shown, option
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder in which the README's relative paths lead somewhere, and out/distilled is a student that has learnt nothing."""
-    place = tmp_path_factory.mktemp("readme")
-    tokenizer = train.course_tokenizer("world", 1024)
-    torch.manual_seed(0)
-    GPT(GPTConfig(tokenizer.n_vocab, 384, 1, 2, 16)).save(place / "out" / "distilled")
-    tokenizer.save(place / "out" / "distilled")
-    (place / "data").symlink_to(ROOT / "data")
-    return place
-
-
-@pytest.mark.parametrize("command", [c for c in COMMANDS[2:] if any(word in c for word in QUICK)])
-def test_quick_commands_run_as_they_stand(command, place):
-    _, file, rest = command.split(" ", 2)
-    done = subprocess.run(f"{shlex.quote(sys.executable)} {shlex.quote(str(ROOT / file))} {rest}", shell=True, cwd=place, input="Anna left.\n",
-                          capture_output=True, text=True, encoding="utf-8")
-    assert done.returncode == 0 and done.stdout.strip(), done.stderr
+def test_links_lead_somewhere():
+    for page, text in zip(PAGES, TEXTS):
+        for target in re.findall(r'(?:\]\(|src=")([^)#"]+)', text):
+            assert target.startswith("http") or (ROOT / page).parent.joinpath(target).exists(), (page, target)

@@ -1,4 +1,4 @@
-"""The propositions and identities of course/theory.py on random worlds, in float64; each test is shown that it can fail."""
+"""The claims of course/theory.py on random worlds. The checks of assignment 7 are more tests of it."""
 import re
 from itertools import combinations
 
@@ -9,43 +9,38 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from course import theory as T
-from td_distill import bellman_distill, student_terms, topp_forward_kl
+from td_distill import TeacherSets, bellman_distill, student_terms, topp_forward_kl
 
-few = settings(deadline=None, max_examples=25, derandomize=True)
-seeds, masses, gammas = st.integers(0, 10 ** 6), st.floats(0.05, 1.0), st.sampled_from([0.3, 0.9, 0.97])
-shapes = st.sampled_from(["texts", "any"])
-
-
-def random_world(seed, gamma, shape):
-    """An MDP, a text tree or not -> (rng, mdp)."""
-    rng = np.random.default_rng(seed)
-    if shape == "any":
-        return rng, T.random_mdp(rng, rng.integers(1, 6), rng.integers(2, 6), gamma)
-    follow = T.token_follow(rng.integers(2, 4), 3)
-    return rng, T.MDP(follow, rng.normal(size=follow.shape), gamma)
+few = settings(deadline=None, max_examples=12, derandomize=True)
+seeds, masses = st.integers(0, 10 ** 6), st.floats(0.05, 1.0)
+LOOP = T.MDP(np.zeros((1, 5), int), np.zeros((1, 5)), 0.99)     # five equal actions, no end
+BOUND = -99 * np.log(0.8)
 
 
-def small_world(seed, p=0.8, gamma=0.9, letters=2, depth=2, scale=1.5):
+def small_world(seed, p=0.8, gamma=0.9, letters=2, depth=2):
     rng = np.random.default_rng(seed)
     follow = T.token_follow(letters, depth)
-    return rng, T.world(follow, T.softmax(scale * rng.normal(size=follow.shape)), p, gamma)
+    return rng, T.world(follow, T.softmax(1.5 * rng.normal(size=follow.shape)), p, gamma)
 
 
-def loop(gamma=0.99):
-    """One state, five equal actions, no end."""
-    return T.MDP(np.zeros((1, 5), int), np.zeros((1, 5)), gamma)
+def three_values(mdp, p):
+    """Q*, Q_p*, Q of proj_p pi*, and the sets, for the soft-optimal teacher."""
+    best = T.solve(mdp)
+    inside = T.top_p(T.softmax(best), p)
+    return best, T.solve(mdp, inside), T.solve(mdp, inside, T.softmax(best, inside)), inside
 
 
-def bound(gamma, mass):
-    return -gamma / (1 - gamma) * np.log(mass)
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# worlds
+def texts_inside(w, probability=1.0, states=(0,), actions=()):
+    """Every text that can be drawn inside the sets: yields (probability, states, actions)."""
+    for a in np.flatnonzero(w.inside[states[-1]]):
+        text, after = (probability * w.target[states[-1], a], states, (*actions, a)), w.follow[states[-1], a]
+        if after < 0:
+            yield text
+        else:
+            yield from texts_inside(w, text[0], (*states, after), text[2])
 
 
 def test_the_tree_of_texts():
-    """Two letters, fewer than two of them: the empty text, and "a" and "b", where every action ends."""
     assert T.token_follow(2, 2).tolist() == [[-1, 1, 2], [-1, -1, -1], [-1, -1, -1]]
     follow = T.token_follow(3, 4)
     assert follow.shape == (1 + 3 + 9 + 27, 4) and (follow[:, 0] == -1).all()
@@ -59,90 +54,37 @@ def test_sets_are_the_smallest_that_reach_p(seed, p):
     probs = T.softmax(np.random.default_rng(seed).normal(size=(3, 5)))
     for row, inside in zip(probs, T.top_p(probs, p)):
         reach = [c for n in range(6) for c in combinations(range(5), n) if row[list(c)].sum() >= p - 1e-12]
-        size = len(reach[0])                                                    # the first that reaches p is a smallest
-        best = max((c for c in reach if len(c) == size), key=lambda c: row[list(c)].sum())
-        assert tuple(np.flatnonzero(inside)) == best
+        smallest = [c for c in reach if len(c) == len(reach[0])]
+        assert tuple(np.flatnonzero(inside)) == max(smallest, key=lambda c: row[list(c)].sum())
 
 
 @few
-@given(seeds, gammas, shapes, masses)
-def test_solutions_are_fixed_points_and_solve_the_linear_system(seed, gamma, shape, p):
-    _, mdp = random_world(seed, gamma, shape)
-    best, best_p, projected, inside = T.three_values(mdp, p)
-    assert T.distance(best, T.bellman(best, mdp, True)) < 1e-9
-    assert T.distance(best_p, T.bellman(best_p, mdp, inside)) < 1e-9
-    policy = T.softmax(best, inside)
-    goes = np.where(mdp.follow >= 0, mdp.gamma, 0)                              # Q^pi = r + gamma P (pi Q + entropy)
-    V_of = np.eye(len(best))[mdp.follow] * goes[..., None]                      # (S, A, S)
-    entropy = -(policy * np.log(np.where(policy > 0, policy, 1))).sum(-1)
-    weights = (V_of[..., None] * policy).reshape(best.size, best.size)
-    Q = np.linalg.solve(np.eye(best.size) - weights, (mdp.reward + V_of @ entropy).ravel())
-    np.testing.assert_allclose(projected.ravel(), Q, atol=1e-8)
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# the operator, the bound, the sandwich
-
-
-@few
-@given(seeds, gammas, shapes, masses, st.floats(0, 50))
-def test_the_operator_contracts_on_supported_actions(seed, gamma, shape, p, shift):
-    rng, mdp = random_world(seed, gamma, shape)
-    inside = T.top_p(T.softmax(T.solve(mdp)), p)
-    policy = T.softmax(rng.normal(size=inside.shape), inside)
-    Q, R = 3 * rng.normal(size=(2, *inside.shape))
-    R = np.where(inside, R + shift, 1e3 * R)                                    # outside does not matter
-    for how in ((inside,), (inside, policy)):
-        moved = T.distance(T.bellman(Q, mdp, *how), T.bellman(R, mdp, *how))    # over all actions
-        assert moved <= gamma * T.distance(Q, R, inside) + 1e-9
-
-
-def test_the_factor_is_reached_and_the_operator_over_all_actions_has_none():
-    mdp, inside = loop(0.9), np.array([[True, True, True, True, False]])
-    Q = np.random.default_rng(0).normal(size=(1, 5))
-    assert T.distance(T.bellman(Q, mdp, inside), T.bellman(Q + 2, mdp, inside)) == pytest.approx(0.9 * 2)
-    R = np.where(inside, Q, Q + 5)
-    assert T.distance(Q, R, inside) == 0 == T.distance(T.bellman(Q, mdp, inside), T.bellman(R, mdp, inside))
-    assert T.distance(T.bellman(Q, mdp, True), T.bellman(R, mdp, True)) > 1
-
-
-@few
-@given(seeds, gammas, shapes, masses)
-def test_the_bound_and_the_sandwich(seed, gamma, shape, p):
-    _, mdp = random_world(seed, gamma, shape)
-    best, best_p, projected, inside = T.three_values(mdp, p)
+@given(seeds, st.sampled_from([0.3, 0.9]), masses, st.booleans())
+def test_the_bound_and_the_order_of_the_values(seed, gamma, p, texts):
+    rng = np.random.default_rng(seed)
+    mdp = T.random_mdp(rng, rng.integers(1, 6), rng.integers(2, 6), gamma)
+    if texts:
+        follow = T.token_follow(rng.integers(2, 4), 3)
+        mdp = T.MDP(follow, rng.normal(size=follow.shape), gamma)
+    best, best_p, projected, inside = three_values(mdp, p)
     kept = (T.softmax(best) * inside).sum(-1).min()
-    assert kept >= p - 1e-9
-    assert T.distance(best, best_p) <= bound(gamma, min(kept, 1)) + 1e-7 <= bound(gamma, p) + 2e-7
+    assert kept >= p - 1e-9 and T.distance(best, best_p) <= -np.log(kept) * gamma / (1 - gamma) + 1e-7
     assert (projected <= best_p + 1e-7).all() and (best_p <= best + 1e-7).all()
-    assert T.distance(best, projected) <= bound(gamma, p) + 1e-7                # the lower slice obeys it too
-    if shape == "texts":                                                        # three tokens: two steps follow the first
+    assert T.distance(best, projected) <= -np.log(p) * gamma / (1 - gamma) + 1e-7
+    if texts:                                                                   # two steps follow the first
         assert T.distance(best, best_p) <= -(gamma + gamma ** 2) * np.log(p) + 1e-9
 
 
 def test_the_bound_is_reached_and_wrong_sets_break_it():
-    best, best_p, _, inside = T.three_values(loop(), 0.8)
-    assert inside.sum() == 4 and T.distance(best, best_p) == pytest.approx(bound(0.99, 0.8), abs=1e-6)
-    assert bound(0.99, 0.8) == pytest.approx(22.0912, abs=1e-4)
-    assert T.distance(best, T.solve(loop(), inside & (np.arange(5) < 3))) > bound(0.99, 0.8) + 1
-    rng = np.random.default_rng(0)
-    mdp = T.random_mdp(rng, 5, 5, 0.9)
-    best = T.solve(mdp)
-    least = T.top_p(1 / T.softmax(best) / (1 / T.softmax(best)).sum(-1, keepdims=True), 0.5)
-    assert T.distance(best, T.solve(mdp, least)) > bound(0.9, 0.8)
-
-
-def test_the_sandwich_breaks_for_policies_that_leave_the_sets():
-    follow = T.token_follow(3, 4)
-    mdp = T.MDP(follow, np.random.default_rng(0).normal(size=follow.shape), 0.9)
-    best, best_p, projected, inside = T.three_values(mdp, 0.5)
-    free = T.solve(mdp, True, T.softmax(best))
-    assert T.distance(free, best) < 1e-7 and (free > best_p + 0.1).any()        # the whole teacher has Q*
-    assert (projected < best_p - 1e-3).any()                                    # and the two ends are not the same
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# the identity, and the objectives of td_distill
+    best, best_p, _, inside = three_values(LOOP, 0.8)
+    assert inside.sum() == 4 and T.distance(best, best_p) == pytest.approx(BOUND, abs=1e-6)
+    assert T.distance(best, T.solve(LOOP, inside & (np.arange(5) < 3))) > BOUND + 1
+    mdp = T.random_mdp(np.random.default_rng(0), 5, 5, 0.9)
+    best, best_p, projected, _ = three_values(mdp, 0.95)
+    least = T.top_p(T.softmax(-best), 0.5)                                      # the least probable actions
+    assert T.distance(best, T.solve(mdp, least)) > -9 * np.log(0.8)
+    assert (projected < best_p - 1e-6).any() and (best_p < best - 1e-6).any()   # three different values
+    assert T.distance(T.solve(mdp, True, T.softmax(best)), best) < 1e-7         # the whole teacher has Q*
 
 
 @few
@@ -150,205 +92,114 @@ def test_the_sandwich_breaks_for_policies_that_leave_the_sets():
 def test_max_min_is_cloning_and_a_square(seed, p, alpha):
     rng, w = small_world(seed, p, depth=3)
     Q = 3 * rng.normal(size=w.follow.shape)
-    np.testing.assert_allclose(T.max_min_tokens(w, Q, alpha), T.bellman_tokens(w, Q, alpha), atol=1e-10, rtol=1e-10)
-    assert T.mean(w, T.max_min_tokens(w, Q, np.inf)) == pytest.approx(T.cloning(w, Q), abs=1e-9)
-    other = T.max_min_tokens(w._replace(gamma=w.gamma / 2), Q, np.inf)          # gamma has cancelled
-    np.testing.assert_allclose(other, T.max_min_tokens(w, Q, np.inf), atol=1e-10)
-    assert T.distance(T.max_min_tokens(w._replace(gamma=w.gamma / 2), Q, 1), T.bellman_tokens(w, Q, 1)) > 1e-3
+    published = T.max_min_tokens(w, Q, alpha)
+    np.testing.assert_allclose(published, T.bellman_tokens(w, Q, alpha), atol=1e-10, rtol=1e-10)
+    other, linear = w._replace(gamma=w.gamma / 2), T.max_min_tokens(w, Q, np.inf)
+    np.testing.assert_allclose(T.max_min_tokens(other, Q, np.inf), linear, atol=1e-10)
+    assert T.distance(T.max_min_tokens(other, Q, 1), T.bellman_tokens(w, Q, 1)) > 1e-3
 
 
-def texts_inside(w):
-    """Every text that can be drawn inside the sets: list of (probability, states, actions)."""
-    done, growing = [], [(1.0, [0], [])]
-    while growing:
-        probability, states, actions = growing.pop()
-        for a in np.flatnonzero(w.inside[states[-1]]):
-            text = probability * w.target[states[-1], a], states, actions + [a]
-            after = w.follow[states[-1], a]
-            growing, done = (growing, done + [text]) if after < 0 else (
-                growing + [(text[0], states + [after], text[2])], done)
-    return done
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_tables_and_batches_of_texts_have_the_same_loss(seed):
+def test_tables_and_batches_of_texts_have_the_same_loss():
     """Every text in one batch, weighted by its probability: td_distill's losses are the tabular means."""
-    rng, w = small_world(seed, depth=3, letters=3)
-    Q, texts = torch.tensor(rng.normal(size=w.follow.shape)), texts_inside(w)
-    assert sum(text[0] for text in texts) == pytest.approx(1)
-    shape = len(texts), 3
-    states, taken = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
-    weights, terminal = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.bool)
+    rng, w = small_world(1, depth=3, letters=3)
+    Q, texts = torch.tensor(rng.normal(size=w.follow.shape)), list(texts_inside(w))
+    states, taken, ends = torch.zeros(3, len(texts), 3, dtype=torch.long)
+    weights = torch.zeros(len(texts), 3, dtype=torch.float64)
     for b, (probability, path, actions) in enumerate(texts):
-        states[b, :len(path)], taken[b, :len(path)] = torch.tensor(path), torch.tensor(np.array(actions))
-        weights[b, :len(path)], terminal[b, len(path) - 1] = probability, True
-    ids = torch.arange(4).expand(*shape, 4)                                     # (B, T, K)
+        states[b, :len(path)], taken[b, :len(path)] = torch.tensor(path), torch.tensor(actions)
+        weights[b, :len(path)], ends[b, len(path) - 1] = probability, 1
+    ids = torch.arange(4).expand(len(texts), 3, 4)                              # (B, T, K)
     mask = torch.tensor(w.inside)[states] & (weights > 0)[..., None]
-    log_probs, terms = torch.tensor(w.teacher).log()[states], student_terms(Q[states], ids, taken)
-    loss, _ = bellman_distill(*terms, log_probs, mask, ids == taken[..., None], terminal, weights, 1.0, alpha=0.3,
-                              gamma=w.gamma, leak=2.0)
-    expected = T.mean(w, T.bellman_tokens(w, Q.numpy(), 0.3)) + 2 * T.leak(w, Q.numpy())
-    assert loss.item() == pytest.approx(expected, abs=1e-9)
-    loss, figures = topp_forward_kl(terms[0], terms[2], log_probs, mask, weights, 1.0)
-    sft = T.cloning(w, Q.numpy()) + T.leak(w, Q.numpy())
+    teacher = TeacherSets(torch.tensor(w.teacher).log()[states], mask, ids == taken[..., None], ends > 0)
+    student, Q = student_terms(Q[states], ids, taken), Q.numpy()
+    loss, _ = bellman_distill(student, teacher, weights, 1.0, alpha=0.3, gamma=w.gamma, leak=2.0)
+    expected = T.mean(w, T.bellman_tokens(w, Q, 0.3)) + 2 * T.leak(w, Q)
+    assert weights[:, 0].sum() == pytest.approx(1) and loss.item() == pytest.approx(expected, abs=1e-9)
+    loss, figures = topp_forward_kl(student, teacher, weights, 1.0)
+    sft = T.mean(w, T.bellman_tokens(w, Q, np.inf)) + T.leak(w, Q)
     assert (loss + figures["entropy"]).item() == pytest.approx(sft, abs=1e-9)
 
 
-@few
-@given(seeds, masses)
-def test_the_other_objectives_against_loops(seed, p):
-    rng, w = small_world(seed, p, depth=3)
-    Q, n = rng.normal(size=w.follow.shape), w.follow.shape[1]
-    pi, V = T.softmax(Q), [np.log(np.exp(q[i]).sum()) for q, i in zip(Q, w.inside)]
-    forward = reverse = within = average = 0.0
+def test_kl_against_loops():
+    rng, w = small_world(2, 0.7, depth=3)
+    Q = rng.normal(size=w.follow.shape)
+    pi, want = T.softmax(Q), np.zeros(3)
     for s, visits in enumerate(w.visits):
-        kept = np.flatnonzero(w.inside[s])
-        forward += visits * sum(w.teacher[s, a] * np.log(w.teacher[s, a] / pi[s, a]) for a in range(n))
-        reverse += visits * sum(pi[s, a] * np.log(pi[s, a] / w.teacher[s, a]) for a in range(n))
+        kept = w.inside[s]
         mine, its = (x[s, kept] / x[s, kept].sum() for x in (pi, w.teacher))
-        within += visits * sum(mine * np.log(mine / its))
-        for a in kept:
-            later = w.gamma * V[w.follow[s, a]] if w.follow[s, a] >= 0 else 0.0
-            x = [(Q[s, v] if v in kept else 0.0) - later for v in range(n)]     # every token in the taken one's place
-            average += visits * w.target[s, a] * (V[s] - later - sum(y - y * y / (4 * 0.1) for y in x) / n)
-    assert T.forward_kl(w, Q) == pytest.approx(forward, abs=1e-9)
-    assert T.reverse_kl(w, Q) == pytest.approx(reverse, abs=1e-9)
-    assert T.reverse_kl(w, Q, w.inside) == pytest.approx(within, abs=1e-9)
-    assert T.released(w, Q) == pytest.approx(average, abs=1e-9)
-    shifted = np.maximum(20 * Q - 20 * Q.max(-1, keepdims=True), -10)
-    assert shifted.min() == -10 and T.released(w, 20 * Q, shift=True) == pytest.approx(T.released(w, shifted), abs=1e-9)
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# optima
+        kls = [sum(p * np.log(p / q)) for p, q in ((w.teacher[s], pi[s]), (pi[s], w.teacher[s]), (mine, its))]
+        want += visits * np.array(kls)
+    found = T.forward_kl(w, Q), T.reverse_kl(w, Q), T.reverse_kl(w, Q, w.inside)
+    np.testing.assert_allclose(found, want, atol=1e-9)
 
 
 @few
-@given(seeds)
-def test_minimise(seed):
-    """A quadratic has its solution in closed form; and the complex step is the finite difference."""
-    rng = np.random.default_rng(seed)
-    root, b = rng.normal(size=(6, 6)), rng.normal(size=6)
-    A = root @ root.T + np.eye(6)
-
-    def loss(Q):
-        q = Q.reshape(*Q.shape[:-2], 6)
-        return ((q @ A) * q).sum(-1) / 2 - q @ b
-    Q, slope = T.minimise(loss, np.zeros((2, 3)))
-    np.testing.assert_allclose(Q.ravel(), np.linalg.solve(A, b), atol=1e-8)
-    assert slope < 1e-8
-    assert T.minimise(loss, np.zeros((2, 3)), steps=0)[1] == pytest.approx(np.abs(b).max())
-
-
-@pytest.mark.parametrize("alpha, claim", [(10, 0.891), (1, 0.829), (0.5, 0.784), (0.1, 0.640)])
-def test_a_small_alpha_flattens_the_student(alpha, claim):
-    one = T.world(np.full((1, 2), -1), np.array([[0.9, 0.1]]), 1, 0.99)
-    Q, slope = T.minimise(lambda Q: T.mean(one, T.bellman_tokens(one, Q, alpha)), np.zeros((1, 2)))
-    assert T.softmax(Q)[0, 0] == pytest.approx(claim, abs=6e-4) and slope < 1e-9
-    np.testing.assert_allclose(T.softmax(Q) / one.teacher, 1 - Q / (2 * alpha), atol=1e-6)
-    assert T.mean(one, Q) == pytest.approx(0, abs=1e-6)
-
-
-@few
-@given(st.integers(0, 1000), st.sampled_from([0.1, 0.5, 2.0]), st.booleans())
-def test_the_fixed_point_of_bellman_distill(seed, alpha, discounted):
-    """In the first state as claimed, later on with the reward on the way in; visits discounted take gamma out of it."""
+@given(st.integers(0, 1000), st.sampled_from([0.1, 0.5, 2.0]))
+def test_the_fixed_point_of_bellman_distill(seed, alpha):
+    """In the first state pi_Q / pi* = 1 - r / (2 alpha); later the reward on the way in counts."""
     rng, w = small_world(seed, p=0.9, gamma=0.8)
-    if discounted:
-        w = w._replace(visits=w.visits * np.where(np.arange(3) > 0, 0.8, 1))
-    Q, slope = T.minimise(lambda Q: T.mean(w, T.bellman_tokens(w, Q, alpha)), rng.normal(size=(3, 3)))
-    assert slope < 1e-8
     live = w.inside & (w.visits[:, None] > 0)
-    ratio, r = T.softmax(Q, w.inside) / np.where(live, w.target, 1), T.reward(w, Q)
-    law, mean_reward = T.fixed_point(w, Q, alpha)
-    assert T.distance(ratio, law, live) < 1e-6
+    Q, slope = T.minimise(lambda Q: T.mean(w, T.bellman_tokens(w, Q, alpha)), rng.normal(size=(3, 3)))
+    ratio = T.softmax(Q, w.inside) / np.where(live, w.target, 1)
+    (law, mean_reward), r = T.fixed_point(w, Q, alpha), T.reward(w, Q)
+    assert slope < 1e-8 and T.distance(ratio, law, live) < 1e-6
     assert np.abs((w.target * r).sum(-1) - mean_reward)[w.visits > 0].max() < 1e-6
-    np.testing.assert_allclose(ratio[0][live[0]], 1 - r[0][live[0]] / (2 * alpha), atol=1e-6)
+    first = 1 - r / (2 * alpha)
+    np.testing.assert_allclose(ratio[0][live[0]], first[0][live[0]], atol=1e-6)
     for s in w.follow[0][(w.follow[0] >= 0) & w.inside[0]]:
         entered = r[0][w.follow[0] == s][0]
-        assert mean_reward[s] == pytest.approx(entered if discounted else 0.8 * entered, abs=1e-6)
-        if abs(entered) > 0.01:                                                 # the simple law fails here
-            assert T.distance(ratio[s], 1 - r[s] / (2 * alpha), live[s]) > 1e-4
-    held = Q
-    for _ in range(2):
-        later = T.after(T.soft_value(held, w.inside), w.follow)
-        held, _ = T.minimise(lambda Q: T.mean(w, T.bellman_tokens(w, Q, alpha, later=later)), held)
-    ratio = T.softmax(held, w.inside) / np.where(live, w.target, 1)
-    assert T.distance(ratio, 1 - T.reward(w, held) / (2 * alpha), live) < 1e-6   # and is back without that gradient
+        assert mean_reward[s] == pytest.approx(0.8 * entered, abs=1e-6)
+        assert abs(entered) < 0.01 or T.distance(ratio[s], first[s], live[s]) > 1e-4
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_which_objectives_give_the_teacher_back(seed):
-    rng, w = small_world(seed, depth=2, letters=3)
+def test_which_objectives_give_the_teacher_back():
+    rng, w = small_world(0, depth=2, letters=3)
     start, teacher = rng.normal(size=w.follow.shape), np.log(w.teacher)
-    tail = T.seen(w, teacher)[1]
 
     def optimum(loss, start=start):
         Q, slope = T.minimise(loss, start)
         assert slope < 1e-8
-        return (Q, *T.seen(w, Q))
+        return (Q, *T.measures(w, Q))
+
+    def bellman(Q, alpha=np.inf, target=0.0):
+        return T.mean(w, T.bellman_tokens(w, Q, alpha, target))
     for loss in (T.forward_kl, T.reverse_kl):
         _, kl, outside, _, _ = optimum(lambda Q: loss(w, Q))
-        assert kl < 1e-9 and outside == pytest.approx(tail, abs=1e-6)
-    Q, kl, outside, _, _ = optimum(lambda Q: T.cloning(w, Q))
+        assert kl < 1e-9 and outside == pytest.approx(T.measures(w, teacher)[1], abs=1e-6)
+    Q, kl, outside, _, _ = optimum(bellman)
     assert kl < 1e-9 and outside > 0.05
-    np.testing.assert_allclose(Q[~w.inside], start[~w.inside], atol=1e-6)       # logits outside are never trained
-    assert optimum(lambda Q: T.cloning(w, Q), start - 9 * ~w.inside)[2] < 1e-3      # another start, another leak
+    np.testing.assert_allclose(Q[~w.inside], start[~w.inside], atol=1e-6)       # these are not trained
     assert optimum(lambda Q: T.reverse_kl(w, Q, w.inside))[1] < 1e-9
-    _, kl, outside, leave, _ = optimum(lambda Q: T.cloning(w, Q) + T.leak(w, Q))
-    assert kl < 1e-8 and outside < 1e-8 and leave < 1e-8
-
-    def bellman(Q, alpha, toward=0.0):
-        return T.mean(w, T.bellman_tokens(w, Q, alpha, toward))
+    assert max(optimum(lambda Q: bellman(Q) + T.leak(w, Q))[1:4]) < 1e-8
     kls = [optimum(lambda Q: bellman(Q, alpha))[1] for alpha in (10, 1, 0.1)]
     assert 1e-6 < kls[0] < kls[1] < kls[2] and kls[2] > 0.01
     _, kl, outside, _, _ = optimum(lambda Q: bellman(Q, 0.1) + T.leak(w, Q))
     assert kl == pytest.approx(kls[2], abs=1e-6) and outside < 1e-8
-    own = T.reward(w, teacher)
-    assert optimum(lambda Q: bellman(Q, 0.1, own))[1] < 1e-9
-    Q, kl, _, _, _ = optimum(lambda Q: T.released(w, Q), teacher)                  # from the teacher itself
-    live = w.inside & (w.visits[:, None] > 0)
-    assert T.distance(T.softmax(Q, w.inside), w.inside / w.inside.sum(-1, keepdims=True), live) < 1e-6 and kl > 0.01
-    shifted, _ = T.minimise(lambda Q: T.released(w, Q, shift=True), teacher)
-    assert T.seen(w, shifted)[0] > 0.01
+    assert optimum(lambda Q: bellman(Q, 0.1, T.reward(w, teacher)))[1] < 1e-9
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_with_a_tiny_alpha_the_student_wants_no_reward(seed):
-    """r goes to 0, so Q to the solution without a reward: without discount, all texts are equally probable."""
-    rng, w = small_world(seed, p=0.99, gamma=1 - 1e-9, depth=3)
-    Q, _ = T.minimise(lambda Q: T.mean(w, T.bellman_tokens(w, Q, 1e-4)), np.zeros(w.follow.shape))
-    proj, texts = T.softmax(Q, w.inside), texts_inside(w)
-    each = [np.prod(proj[states, actions]) for _, states, actions in texts]
-    np.testing.assert_allclose(each, 1 / len(texts), atol=2e-3)
-    uniform = [np.prod(1 / w.inside.sum(-1)[states]) for _, states, _ in texts]
-    assert max(np.abs(np.array(uniform) - 1 / len(texts))) > 0.01               # which is not uniform in every state
-
-
-def test_what_is_seen_of_a_student():
-    rng, w = small_world(0, depth=3, letters=2)
-    Q = rng.normal(size=w.follow.shape)
+def test_measures_and_the_limit_of_a_tiny_alpha():
+    rng, w = small_world(0, p=0.99, gamma=1 - 1e-9, depth=3)
+    Q, texts = rng.normal(size=w.follow.shape), list(texts_inside(w))
     pi, proj = T.softmax(Q), T.softmax(Q, w.inside)
-    stays = sum(np.prod(pi[states, actions]) for _, states, actions in texts_inside(w))
-    length = sum(np.prod(proj[states, actions]) * len(states) for _, states, actions in texts_inside(w))
-    assert T.seen(w, Q)[2:] == pytest.approx((1 - stays, length))
-    kl = sum(p * np.log(p / np.prod(proj[states, actions])) for p, states, actions in texts_inside(w))
-    assert T.seen(w, Q)[0] * w.visits.sum() == pytest.approx(kl)
-    inside = T.seen(w, np.log(np.where(w.inside, w.teacher, 1e-300)))
-    assert inside == pytest.approx((0, 0, 0, w.visits.sum()), abs=1e-9)         # the teacher on its sets
-    assert T.seen(w, np.log(w.teacher))[1] > 0.01
+    stays = sum(np.prod(pi[states, actions]) for _, states, actions in texts)
+    length = sum(np.prod(proj[states, actions]) * len(states) for _, states, actions in texts)
+    kl = sum(p * np.log(p / np.prod(proj[states, actions])) for p, states, actions in texts)
+    found = T.measures(w, Q)
+    assert found[2:] == pytest.approx((1 - stays, length)) and found[0] * w.visits.sum() == pytest.approx(kl)
+    inside = T.measures(w, np.log(np.where(w.inside, w.teacher, 1e-300)))       # the teacher on its sets
+    assert inside == pytest.approx((0, 0, 0, w.visits.sum()), abs=1e-9)
+    Q, _ = T.minimise(lambda Q: T.mean(w, T.bellman_tokens(w, Q, 1e-4)), np.zeros(w.follow.shape))
+    each = [np.prod(T.softmax(Q, w.inside)[states, actions]) for _, states, actions in texts]
+    np.testing.assert_allclose(each, 1 / len(texts), atol=2e-3)                 # all texts equally probable
 
 
 def test_the_page():
-    """Its parts on a smaller world; the numbers beside the claims are the claims."""
     rng, w = small_world(0, depth=2)
-    ratios = [line.split() for line in T.operator_lines(rng) if re.match(r" +0\.\d", line)]
-    assert [float(row[0]) for row in ratios] == [0.5, 0.9, 0.99]
-    assert all(max(float(row[1]), float(row[2])) <= float(row[0]) + 1e-4 for row in ratios)
-    assert all(float(row[3]) > float(row[0]) for row in ratios)
-    text = "\n".join(T.fixed_point_lines(w, rng))
-    assert re.findall(r"pi_Q (\S+),", text) == ["0.8906", "0.8290", "0.7840", "0.6404"]
-    table = list(T.objective_lines(w, rng))
-    assert any(line.startswith("     top-p cloning  ") and " 0.000000 " in line for line in table)
-    assert "largest difference" in "\n".join(T.identity_lines(w, rng))
+    page = "\n".join([*T.operator_lines(rng), *T.square_lines(w, rng), *T.objective_lines(w, rng)])
+    ratios = [[float(x) for x in row.split()] for row in re.findall(r"^ {5}(0\.\d.*)", page, re.M)]
+    assert [row[0] for row in ratios] == [0.5, 0.9, 0.99]
+    assert all(max(row[1:3]) <= row[0] + 1e-4 and row[3] > row[0] for row in ratios)
+    assert re.findall(r"pi_Q (\S+),", page) == ["0.8906", "0.8290", "0.7840", "0.6404"]
+    assert re.search(r"^     top-p cloning  +0.000000 ", page, re.M) and "largest difference" in page
     assert next(T.lines()).startswith("1. ")

@@ -34,17 +34,18 @@ OWN = [*TINY, "--n_vocab=280", "--block_size=64"]            # and a --corpus
 
 def small_world(folder, patch=setattr):
     """Writes tasks/moods.json and my.txt into a folder, and makes a student's tests short."""
-    examples = [{"input": f"Line {i} is", "target_scores": {"good": i % 2, "bad": 1 - i % 2}} for i in range(12)]
+    examples = [{"input": f"Line {i}", "target_scores": {"good": i % 2, "bad": 1 - i % 2}} for i in range(8)]
     write_text(folder / "tasks" / "moods.json", json.dumps({"name": "moods", "examples": examples}))
     write_text(folder / "my.txt", TEXT)
     plain, held_out, config = documents.world.plain, documents.held_out_records, train.Config(device="cpu")
-    for module, name, value in (
-            (train, "DATA", folder), (train, "EVAL_STEPS", 1), (brd, "MAX_READING", 8),
-            (brd, "MAX_ANSWER", 4), (documents, "held_out_records", lambda n, seed: held_out(1, seed)),
-            (documents.world, "plain", lambda n, seed: plain(20 if seed == "test plain" else n, seed))):
-        patch(module, name, value)
-    torch.set_num_threads(1)            # what follows is done once, before any fork
-    train.make_optimizers(train.new_model(1, 16, documents.course_tokenizer("world", 1024), config), config)
+    patch(train, "DATA", folder)
+    patch(train, "EVAL_STEPS", 1)
+    patch(brd, "MAX_READING", 8)
+    patch(brd, "MAX_ANSWER", 4)
+    patch(documents, "held_out_records", lambda n, seed: held_out(1, seed))
+    patch(documents.world, "plain", lambda n, seed: plain(20 if seed == "test plain" else n, seed))
+    tokenizer = documents.course_tokenizer("world", 1024)           # once, before any fork
+    train.make_optimizers(train.new_model(1, 16, tokenizer, config), config)
 
 
 def start(arguments):
@@ -65,33 +66,29 @@ def outcome(out):
                             for path in out.rglob("*") if path.name in names}}
 
 
-def run_killed(options, most, seconds, rng):
-    """Kills a run of about so many seconds `most` times, then lets it end -> (kills, exit code)."""
-    for kills in range(most + 1):
-        process = start(options)
-        process.join(rng.uniform(0.02, 0.7) * seconds if kills < most else None)
-        process.kill()
-        process.join()
-        if process.exitcode != -9:
-            break
-    return kills, process.exitcode
-
-
 def main(arguments):
     """Kills runs until enough were killed -> exit code."""
     left, rng, whole, train.SAVE_SECONDS = int((arguments or ["20"])[0]), random.Random(0), {}, 0.0
     with tempfile.TemporaryDirectory() as name:
-        folder, number = Path(name), 0
+        folder, kind = Path(name), "text"
+        out, own = folder / "out", [*OWN, f"--corpus={folder / 'my.txt'}"]
         small_world(folder)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)            # what the runs print
-        while left > 0 or number < 2:
-            kind = ("world", "text")[number % 2]
-            own = [*OWN, f"--corpus={folder / 'my.txt'}"] if kind == "text" else TINY
-            most, out, begin = min(4, left) if kind in whole else 0, folder / "out", time.monotonic()
-            kills, code = run_killed([*own, f"--out_dir={out}"], most, whole.get(kind, [0, 0])[1], rng)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)                # what the runs print
+        while left > 0:
+            kind, kills, begin = "text" if kind == "world" else "world", 0, time.monotonic()
+            options = [*(TINY if kind == "world" else own), f"--out_dir={out}"]
+            process = start(options)
+            while kind in whole and kills < min(4, left):           # the first run of a kind is undisturbed
+                process.join(rng.uniform(0.02, 0.7) * whole[kind][1])
+                process.kill()
+                process.join()
+                if process.exitcode != -9:
+                    break
+                kills, process = kills + 1, start(options)
+            process.join()
             whole.setdefault(kind, (outcome(out), time.monotonic() - begin))
-            same, left, number = not code and outcome(out) == whole[kind][0], left - kills, number + 1
-            print(f"{kind}: {kills} kills, exit code {code}, the same outcome: {same}", file=sys.stderr)
+            same, left = not process.exitcode and outcome(out) == whole[kind][0], left - kills
+            print(f"{kind}: {kills} kills, exit code {process.exitcode}, same: {same}", file=sys.stderr)
             if not same:
                 return 1
             shutil.rmtree(out)

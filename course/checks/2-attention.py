@@ -141,7 +141,7 @@ def check_positions_are_relative(points=1):
 
 
 def check_known_output(points=2):
-    """All together on fixed weights: turn q as (a cos - b sin, b cos + a sin), scale, mask; c_proj comes last."""
+    """All together on fixed weights: turn q as (a cos - b sin, b cos + a sin), scale, mask; c_proj last."""
     x = wave(1, 4, 16)
     y = attention(x)
     close(y[0, :, ::5], torch.tensor(KNOWN), 2e-4)

@@ -1,5 +1,5 @@
-"""Checks of assignment 7, soft values and the Bellman residual (td_distill.py, course/theory.py). The docstring
-of a check is its hint."""
+"""Checks of assignment 7, soft values and the Bellman residual (td_distill.py, course/theory.py). The
+docstring of a check is its hint."""
 import math
 
 import numpy as np

@@ -1,8 +1,8 @@
-"""Checks of assignment 8: an objective that looks ahead, and a report of what it does. The docstring of a check
-is its hint.
+"""Checks of assignment 8: an objective that looks ahead, and a report of what it does. The docstring of a
+check is its hint.
 
-The objective must have the properties of a loss, whatever its idea. The figures of the report are computed again
-from the runs. Whether the term helps earns no points.
+The objective must have the properties of a loss, whatever its idea. The figures of the report are computed
+again from the runs. Whether the term helps earns no points.
 """
 import json
 import math
