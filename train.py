@@ -34,13 +34,13 @@ from data.documents import ROLES, course_tokenizer, is_annotated, role_weights
 from data.figures import bits_per_byte, thinned
 from data.files import is_finished, read_json, save_finished, write_json
 from data.machine import pick_device
+from data.muon import make_muon
 from data.own_text import own_text, text_files
 from data.report import FILES, STUDENTS, report
 from data.task_files import load_task
 from model import GPT, GPTConfig
 
 DATA = Path(__file__).resolve().parent / "data"
-TEACHER = DATA / "teacher"
 EVAL_STEPS = 7          # short reading tests of a student on the way, for the reading curve
 SAVE_SECONDS = 20.0     # at most so much training is lost when the power fails
 
@@ -148,7 +148,7 @@ def make_optimizers(model, config):
     matrices = [p for p in model.transformer.h.parameters() if p.dim() == 2]
     chosen = {id(p) for p in matrices}  # embeddings go to AdamW: Muon moves the rows of rare tokens too far
     others, lr = [p for p in model.parameters() if id(p) not in chosen], config.learning_rate
-    muon = torch.optim.Muon(matrices, lr, config.weight_decay, adjust_lr_fn="match_rms_adamw")
+    muon = make_muon(matrices, lr, config.weight_decay, config.device)
     return [muon, torch.optim.AdamW(others, lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)]
 
 
@@ -254,7 +254,7 @@ def train_and_test(name, config, threads):
         annotated = read_annotations(Path(config.out_dir) / "annotations.jsonl")
         cache = None
         if name == "distilled":
-            cache = TeacherCache(config.cache or TEACHER, tokenizer.n_vocab, tokenizer.hash)
+            cache = TeacherCache(config.cache or DATA / "teacher", tokenizer.n_vocab, tokenizer.hash)
         mix = documents.data_mix(name, config, tokenizer, annotated, cache)
         glance = partial(brd.glance, model, tokenizer, documents.held_out_records(12, "glance"))
         look = None if name == "plain" else glance
@@ -349,8 +349,8 @@ def run_inputs(config, names):
     if config.corpus.endswith(".jsonl"):
         inputs["text hash"] = files.hash_of(Path(config.corpus))
     if "distilled" in names:
-        TeacherCache(config.cache or TEACHER, tokenizer.n_vocab, tokenizer.hash)
-        inputs["cache hash"] = files.hash_of(Path(config.cache or TEACHER) / "header.json")
+        TeacherCache(config.cache or DATA / "teacher", tokenizer.n_vocab, tokenizer.hash)
+        inputs["cache hash"] = files.hash_of(Path(config.cache or DATA / "teacher") / "header.json")
     return inputs
 
 
@@ -388,7 +388,7 @@ def main(arguments=None):
         results = {"students": students, "config": options, "seed": config.seed, "tokenizer": tokenizer.hash,
                    "threads": threads, "python": sys.version.split()[0], "torch": torch.__version__}
         if "distilled" in names:
-            results["teacher"] = read_header(config.cache or TEACHER)["teacher"]
+            results["teacher"] = read_header(config.cache or DATA / "teacher")["teacher"]
         write_json(out / "results.json", results)
         save_finished(out, "results", out / "results.json")
     seconds = time.perf_counter() - begin

@@ -28,8 +28,7 @@ class Row(NamedTuple):
 
 def terms(model, source, documents, task):
     """What a loss may ask for, in the columns that are predicted: student (StudentTerms), teacher
-    (TeacherSets; K is 1 and the mask empty for references), weights (B, T), ids (B, T, K) of the sets, hidden
-    (B, T, C), and the model."""
+    (TeacherSets, empty for references), weights (B, T), ids (B, T, K) of the sets, hidden (B, T, C), model."""
     if isinstance(source, Rows):
         given, taken, weights = source.batch(documents, task.weights.numpy())
         tokens = torch.cat([given[:, :1], taken], 1)                                        # (B, T + 1)
@@ -51,8 +50,8 @@ def learn(name, model, tokens, config, row, task):
     def loss(model, source, batch, *_):
         inputs = own_answers if row.source == "own" else terms
         return {"loss": row.loss(inputs(model, source, batch.documents, task))}
-    mix = DataMix([task.sources[row.source, row.p]], [1.0])
-    return train.fit(name, model, mix, tokens, config, loss=loss)
+    source = task.sources[row.source, row.p]
+    return train.fit(name, model, DataMix([source], [1.0]), tokens, config, loss=loss)
 
 
 def sft(s):

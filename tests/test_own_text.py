@@ -65,7 +65,8 @@ def test_paragraphs_keep_every_word(text):
 
 
 @pytest.mark.parametrize("content, words", [
-    (b"", "empty"), (b"\xef\xbb\xbf \r\n", "empty"), (b"Two. " * 900 + b"\0", "NUL"), (None, "no such file or"),
+    (b"", "empty"), (b"\xef\xbb\xbf \r\n", "empty"), (b"Two. " * 900 + b"\0", "NUL"),
+    (None, "no such file or folder"),
     (b"One.\n\n" * 500 + b"caf\xe9", "byte 0xe9.*iconv -f LATIN1 -t UTF-8 bad"), (b"cut \xc3", "byte 0xc3"),
     ("text".encode("utf-16"), "not UTF-8"), (b"word", "one sentence.*longer text"),
     (b"He left. She stayed.", "tokens to train on.*longer text, or a smaller --block_size")])
