@@ -41,6 +41,7 @@ from data.task_files import load_task
 from model import GPT, GPTConfig
 
 DATA = Path(__file__).resolve().parent / "data"
+TEACHER = DATA / "teacher"
 EVAL_STEPS = 7          # short reading tests of a student on the way, for the reading curve
 SAVE_SECONDS = 20.0     # at most so much training is lost when the power fails
 
@@ -254,7 +255,7 @@ def train_and_test(name, config, threads):
         annotated = read_annotations(Path(config.out_dir) / "annotations.jsonl")
         cache = None
         if name == "distilled":
-            cache = TeacherCache(config.cache or DATA / "teacher", tokenizer.n_vocab, tokenizer.hash)
+            cache = TeacherCache(config.cache or TEACHER, tokenizer.n_vocab, tokenizer.hash)
         mix = documents.data_mix(name, config, tokenizer, annotated, cache)
         glance = partial(brd.glance, model, tokenizer, documents.held_out_records(12, "glance"))
         look = None if name == "plain" else glance
@@ -349,8 +350,8 @@ def run_inputs(config, names):
     if config.corpus.endswith(".jsonl"):
         inputs["text hash"] = files.hash_of(Path(config.corpus))
     if "distilled" in names:
-        TeacherCache(config.cache or DATA / "teacher", tokenizer.n_vocab, tokenizer.hash)
-        inputs["cache hash"] = files.hash_of(Path(config.cache or DATA / "teacher") / "header.json")
+        TeacherCache(config.cache or TEACHER, tokenizer.n_vocab, tokenizer.hash)
+        inputs["cache hash"] = files.hash_of(Path(config.cache or TEACHER) / "header.json")
     return inputs
 
 
@@ -376,19 +377,18 @@ def main(arguments=None):
             return
         text = own_text(config, out) if own else None
         tokenizer = text.tokenizer if own else course_tokenizer(config.corpus, config.n_vocab)
-        print(f"{device}, {dtype or 'float32'}, {threads} threads, vocabulary {tokenizer.n_vocab}")
         if config.minutes:
             rows = text.training if own else documents.reading_mix(100_000, config, tokenizer, "speed")[0][-1]
             in_turn = math.ceil(len(names) / workers_for(names, config))
             left = 60 * config.minutes - (time.perf_counter() - begin) - (0 if own else 15)    # 15 s: start
             config.student_tokens = planned_tokens(config, tokenizer, rows, in_turn, left)
-        print(f"{config.student_tokens:,} tokens a student", flush=True)
+        print(f"{device}, {dtype or 'float32'}, {threads} threads, vocabulary {tokenizer.n_vocab}, "
+              f"{config.student_tokens:,} tokens a student", flush=True)
         students = {"plain": read_plainly(config, text)} if own else train_students(names, config)
         options["student_tokens"] = config.student_tokens
+        teacher = read_header(config.cache or TEACHER)["teacher"] if "distilled" in names else None
         results = {"students": students, "config": options, "seed": config.seed, "tokenizer": tokenizer.hash,
-                   "threads": threads, "python": sys.version.split()[0], "torch": torch.__version__}
-        if "distilled" in names:
-            results["teacher"] = read_header(config.cache or DATA / "teacher")["teacher"]
+                   "teacher": teacher, "threads": threads, "torch": torch.__version__}
         write_json(out / "results.json", results)
         save_finished(out, "results", out / "results.json")
     seconds = time.perf_counter() - begin

@@ -31,7 +31,9 @@ def mean_se(values):
 
 def cell(entry):
     """A figure with its standard error as a cell of a table; entry: a dict with "value" and "se", or None."""
-    return "-" if not entry or entry["value"] is None else f"{entry['value']:.3f} ±{entry['se'] or 0:.3f}"
+    if not entry or entry["value"] is None:
+        return "-"
+    return f"{entry['value']:.3f} " + ("±-" if entry["se"] is None else f"±{entry['se']:.3f}")
 
 
 def thinned(losses, n=200):

@@ -18,11 +18,13 @@ import os
 import signal
 import sys
 import threading
+import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 import torch
 import torch.distributed as dist
+from tqdm import tqdm
 
 
 @functools.cache
@@ -50,6 +52,7 @@ def follow_parent():
         multiprocessing.parent_process().join()
         os._exit(1)
     threading.Thread(target=wait, daemon=True).start()
+    tqdm.set_lock(threading.RLock())                         # one of its own, not a semaphore that all share
 
 
 @contextlib.contextmanager
@@ -66,8 +69,11 @@ def worker_pool(n):
         try:
             yield pool
         except BaseException as error:
-            for child in multiprocessing.active_children():
-                child.terminate()
+            workers = multiprocessing.active_children()
+            while any(worker.is_alive() for worker in workers):     # one that was stopped begins its next job
+                for worker in workers:
+                    worker.terminate()
+                time.sleep(0.2)
             pool.shutdown(cancel_futures=True)
             if isinstance(error, BrokenProcessPool):
                 raise OSError("a worker process was killed; is there enough memory?") from None

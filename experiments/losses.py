@@ -173,8 +173,8 @@ def sampled_sets(logits, n, generator=None):
 
 
 def narrow_cache(cache, folder, p):
-    """Writes what a smaller p would have kept of a TeacherCache into another folder -> the header. Some tokens
-    of the documents then lie outside their sets. ValueError for a p that is not smaller."""
+    """Writes what a smaller p would have kept of a TeacherCache into another folder -> its header. Some
+    tokens of the documents then lie outside their sets. ValueError for a p that is not smaller."""
     if not p < cache.header["p"]:
         raise ValueError(f"{cache.folder}: made with p={cache.header['p']}, expected more than {p}")
     same = "n_vocab", "k_cap", "temperature", "teacher", "roles", "made_by"

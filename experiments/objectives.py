@@ -28,7 +28,7 @@ class Row(NamedTuple):
 
 def terms(model, source, documents, task):
     """What a loss may ask for, in the columns that are predicted: student (StudentTerms), teacher
-    (TeacherSets, empty for references), weights (B, T), ids (B, T, K) of the sets, hidden (B, T, C), model."""
+    (TeacherSets, empty for references), weights (B, T), ids (B, T, K) of sets, hidden (B, T, C); model."""
     if isinstance(source, Rows):
         given, taken, weights = source.batch(documents, task.weights.numpy())
         tokens = torch.cat([given[:, :1], taken], 1)                                        # (B, T + 1)
