@@ -1,21 +1,24 @@
 """Distillation on a reduced vocabulary: the teacher's few probable tokens, and losses that learn from them.
 
-A teacher puts most of its probability on a few tokens. For every token that it draws we keep those alone: its
-top-p set A_p(s) with their log-probabilities, in a cache on disk (data/cache.py), made once and read by every
-student. A loss is then a function of three terms that the student gives at a position (`student_terms`):
+A teacher puts most of its probability on a few tokens. When it draws a token after a text s, we keep these
+few and their log-probabilities: the top-p set A_p(s). They go into a cache on disk (data/cache.py), made once
+and read by every student. A loss is a function of three terms that the student gives at a position
+(`student_terms`):
 
     z_K    its logits on the teacher's K tokens
     z_a    its logit on the token that was taken
     log_Z  the logarithm of its softmax denominator over the whole vocabulary
 
-From these follow V_p = logsumexp of z_K over the set, the student's soft value inside it, and the leak
-log_Z - V_p = -log(student's mass inside), what it spends on tokens outside. The objectives:
+From these follow V_p = logsumexp of z_K over the set, a soft maximum that serves as the value of s, and the
+leak log_Z - V_p = -log(the student's probability of the set), 0 where nothing lies outside. Objectives:
 
-    sft_loss          the token taken, as a hard target    reverse_kl        KL(student || teacher) on the set
-    topp_forward_kl   KL(teacher || student) on the set    bellman_distill   cloning, and a TD residual
+    sft_loss          cross-entropy on the token taken
+    topp_forward_kl   KL(teacher || student), the teacher cut to its set; the default
+    reverse_kl        KL(student || teacher), both cut to the set: the student may leave tokens out
+    bellman_distill   imitation in the set, plus the square of a temporal-difference (TD) residual
 
-Alignment: everything in the cache belongs to the token that it PREDICTS. The set of token t is the
-distribution from which token t was drawn, given the tokens before it. One training step reads
+Column t of a cached document holds token t and the set from which it was drawn, so it is compared with the
+logits of column t - 1. A training step:
 
     batch = cache.batch(rows)
     logits = model(batch["tokens"][:, :-1])                                                    # (B, T-1, V)
@@ -41,7 +44,7 @@ import torch.nn.functional as F
 from data.cache import MASKED
 from data.cli import run_command
 
-SLACK = 1e-6        # float32 rounding of a mass: .5 + .3 reaches p = .8
+SLACK = 1e-6        # of float32 sums: .5 + .3 is taken to reach p = .8
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -93,7 +96,7 @@ def draw_with_sets(model, prompts, max_new, *, p, k_cap, temperature=1.0, stop=N
         for i, row in enumerate(rows.tolist()):
             sets[row].append((ids[i][mask[i]], log_probs[i][mask[i]]))
 
-    # A little less than p: a token at the edge must not be drawn by one rounding and left out by another.
+    # A little less than p: rounding must not let a token be drawn that the set above leaves out.
     new = model.generate(prompts, max_new, temperature=temperature, top_k=k_cap,
                          top_p=max(p - 2 * SLACK, SLACK), stop=stop, seed=seed, watch=keep_sets)
     return new, sets
@@ -144,9 +147,10 @@ def weighted_mean(values, weights, denominator=None):
 
 
 def mask_terms(student, teacher, weights):
-    """What does not count is made harmless: -> z_K, log_Z, log_t, weights, of at least float32.
+    """-> z_K, log_Z, log_t, weights, of at least float32, with harmless numbers where a position does not
+    count.
 
-    Masked BEFORE any arithmetic: where() hides a NaN in the value, but 0 * NaN returns in the gradient.
+    They are masked BEFORE any arithmetic: a NaN that where() removes afterwards still makes the gradient NaN.
     """
     z_K, log_Z, log_t = map(at_least_float32, (student.z_K, student.log_Z, teacher.log_probs))
     live = teacher.mask.any(-1) & (weights > 0)                             # (B, T)
@@ -156,8 +160,8 @@ def mask_terms(student, teacher, weights):
 
 
 def log_outside(log_mass):
-    """log(1 - exp(log_mass)), of the mass that is left. Close to a mass of 1 no digits are left: the clamp
-    keeps it finite, and ends every pull where the outside is below 8 roundings (1e-6 in float32)."""
+    """log(1 - exp(log_mass)), the log of the mass outside. The clamp keeps it finite, with a gradient of 0,
+    where the mass outside is below 8 roundings (1e-6 in float32)."""
     return torch.log(-torch.expm1(log_mass.clamp(max=-8 * torch.finfo(log_mass.dtype).eps)))
 
 
@@ -216,8 +220,8 @@ def reverse_kl(student, teacher, weights, denominator=None, *, leak=1.0):
 
         loss = mean of  sum over A_p of s / S (log(s / S) - log(t / M))  +  leak (log_Z - V_p)
 
-    The student may leave out some of the teacher's tokens, where the forward KL must cover them all.
-    figures: kl and leak, in nats.
+    The student may leave out some of the teacher's tokens, where the forward KL must cover them all. figures:
+    kl and leak, in nats.
     """
     z_K, log_Z, log_t, weights = mask_terms(student, teacher, weights)
     V_p = torch.logsumexp(z_K, dim=-1)                                      # (B, T)
@@ -228,25 +232,22 @@ def reverse_kl(student, teacher, weights, denominator=None, *, leak=1.0):
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Temporal differences: columns are steps of one document. In column t, s is the text before token t, a =
-# token t, and s' is the s of column t + 1. Q(s, .) are the student's logits.
+# Temporal differences. In column t of a document, s is the text before token t, a = token t, and s' = s + a
+# is the s of column t + 1. The student's logit is Q(s, a), V_p(s) its value, and the residual Q(s, a) - gamma
+# V_p(s').
 
 
 def successor_values(values, exists, terminal):
     """V(s') from V(s), one column to the right -> (B, T); values (B, T), exists and terminal (B, T) bool.
 
-    0 after a terminal action, whatever stands to the right, and where there is nothing that exists.
-    """
+    0 where a is terminal, and where the next column does not exist."""
     follows = F.pad(exists[:, 1:], (0, 1)) & ~terminal
     return torch.where(follows, F.pad(values[:, 1:], (0, 1)), 0)
 
 
 def bellman_weights(teacher, weights):
-    """The weights (B, T) with 0 at every position that the residual drops; their sum is its denominator.
-
-    Dropped is a position (a) without a set, (b) whose token is not in A_p, (c) that is not terminal and whose
-    next column has no set or does not exist: a text that was cut off has not ended.
-    """
+    """The weights (B, T), 0 where the residual is unknown: (a) no set, (b) the token taken is not in A_p, (c)
+    a text that was cut: a is not terminal, and the next column has no set or does not exist."""
     live = teacher.mask.any(-1)                                             # (B, T)
     inside = (teacher.is_taken & teacher.mask).any(-1)
     known = teacher.terminal | F.pad(live[:, 1:], (0, 1))
@@ -254,12 +255,12 @@ def bellman_weights(teacher, weights):
 
 
 def bellman_terms(student, teacher, weights, gamma, *, gauge="raw", target_values=None, stop_gradient=False):
-    """What the residual is made of, each (B, T): implied reward Q(s,a) - gamma V_p(s'), 0 where nothing
-    counts; cloning V_p(s) - Q(s,a); V_p(s) - gamma V_p(s'); leak; the weights that count.
+    """-> five (B, T): residual Q(s,a) - gamma V_p(s'), the implied reward of IQ-Learn, 0 if unknown; cloning
+    V_p(s) - Q(s,a) = -log proj_p pi(a|s); V_p(s) - gamma V_p(s'); the leak; bellman_weights.
 
-    gauge: what is subtracted from Q and V at a state, "raw" nothing, "log_softmax" log_Z; cloning does not
-    see it. target_values (B, T): V(s) of another network in the same gauge, used for V_p(s'); stop_gradient:
-    of V_p(s'). ValueError for another gauge.
+    gauge: what is subtracted from all logits of a state, which leaves the policy as it is but not the
+    residual: "raw" 0, "log_softmax" log_Z. target_values (B, T): V(s) of another network, such as a slow
+    copy, in place of V_p(s'); stop_gradient: none goes through V_p(s'). ValueError for another gauge.
     """
     if gauge not in ("raw", "log_softmax"):
         raise ValueError(f"gauge={gauge!r}; expected 'raw' or 'log_softmax'")
@@ -277,16 +278,15 @@ def bellman_terms(student, teacher, weights, gamma, *, gauge="raw", target_value
 
 def bellman_distill(student, teacher, weights, denominator=None, *, alpha=0.1, gamma=0.99, leak=0.0,
                     expected=False, **options):
-    """Bellman Distill (Yu et al. 2026), the published objective written out a token:
+    """Bellman Distill (Yu et al. 2026), the published objective for each token, and a leak term of our own:
 
         loss = mean of  V_p(s) - Q(s,a)  +  (Q(s,a) - gamma V_p(s'))^2 / (4 alpha)  +  leak (log_Z - V_p(s))
-               -log proj_p pi(a|s): cloning    chi^2 of IQ-Learn (Garg et al. 2021)    not in the paper
 
-    The denominator is the sum of bellman_weights, which says what is dropped. A column of weight 0 that has a
-    set still is an s'. expected: cloning takes the teacher's mean over A_p for the token drawn, the same in
-    the mean with less noise; then every position with a set counts, and the residual is 0 where it would be
-    dropped. options: those of bellman_terms. figures: cloning, bellman, leak (before its factor), reward =
-    mean residual. ValueError unless 0 < alpha < inf. experiments/losses.py has other charges than the square.
+    The first term clones the token taken, the second keeps the implied reward small (chi^2 of IQ-Learn, Garg
+    et al. 2021); course/theory.py has the optimum. Positions of weight 0 in bellman_weights are left out.
+    expected=True: cloning is the cross-entropy to the teacher's whole set, with less noise, at every position
+    that has one, and the residual is 0 where it is not known. options: of bellman_terms. figures: cloning,
+    bellman (the square), leak, reward (mean residual). ValueError unless 0 < alpha < inf.
     """
     if not 0 < alpha < math.inf:
         raise ValueError(f"alpha={alpha}; expected 0 < alpha < inf")
@@ -309,8 +309,8 @@ def expected_cloning(student, teacher):
 
 
 def cached_loss(model, rows, weights, terminal, config, denominator):
-    """The loss terms of a batch of TeacherCache documents: "hard" on given tokens, "sets" or "bellman" on
-    drawn ones.
+    """The loss terms of a batch of TeacherCache documents, to be added: "hard" on tokens without a set (all
+    of them for "seqkd"), and "sets" (objective "topp_kd") or "bellman" where there is one.
 
     weights, terminal (B, T); config: objective, p, leak, alpha, gamma as in train.Config."""
     targets, ids, log_probs = (rows[name][:, 1:] for name in ("tokens", "ids", "log_probs"))
