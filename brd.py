@@ -40,7 +40,7 @@ from model import sample
 # 1. The blind score: no task data, no examples; of the candidates the one that surprises the model least
 
 TIE = 1e-6                    # scores closer than this differ by float32 rounding only
-CALIBRATE_FROM = 5            # a candidate must occur so often, in the mean, for its mean score to be known
+CALIBRATE_FROM = 5            # calibration needs so many items for each candidate, in the mean
 
 
 def join(prompt, answer):
@@ -99,7 +99,7 @@ def blind_scores(model, tokenizer, items, batch_tokens=16384):
     """The paper's blind test, (1/n) sum_i log P(y_i | prompt, y_<i) for every candidate y, in nats a token:
     list of (prompt, [y, ...]) -> (list of lists of float, number of prompts that were cut on the left).
 
-    batch_tokens bounds rows x length of a batch."""
+    batch_tokens bounds rows x length of a batch of several items."""
     block_size = model.config.block_size
     split = [split_tokens(tokenizer, prompt, candidates, block_size) for prompt, candidates in items]
     batches = [[]]

@@ -25,7 +25,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-# On a CPU, rows up to this long do without the fused kernel, which is slower there; QUERIES rows at a time.
+# On a CPU, rows up to this long do without the fused kernel, which is slower there; QUERIES tokens at once.
 EXPLICIT_ATTENTION_UP_TO, QUERIES = 512, 128
 
 
@@ -79,10 +79,10 @@ class Convolution(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal self-attention to the past only: a token attends to those before it, or to an empty (zero) key.
+    """Causal self-attention to the past only: a token attends to those before it, and to an empty (zero) key.
 
     For this, keys and values move one column to the right. In the first `shared_heads` heads the keys are
-    the queries: such a head finds earlier tokens that are alike (and would always find the token itself)."""
+    the queries: such a head finds earlier tokens that are alike (if it saw itself, it would find that)."""
 
     def __init__(self, config):
         super().__init__()
@@ -156,8 +156,8 @@ class Block(nn.Module):
 class KVCache:
     """What the next token needs of those before it: keys, values, and the last inputs of the convolutions.
 
-    Rows are padded on the left. A pad is masked and has position below 0 and a zero embedding, which stays
-    zero in every layer, as nothing has a bias. So the last pad serves as the row's empty key."""
+    Rows are padded on the left. A pad has a position below 0 and a zero embedding, which stays zero in every
+    layer, as nothing has a bias. Pads are masked, but for the last: it serves as the row's empty key."""
     shift = 1  # column 0 is the empty key
 
     def __init__(self, config, pads):
@@ -167,7 +167,7 @@ class KVCache:
         self.tails = list(torch.zeros(2 * L, B, max(W - 1, 0), C, device=pads.device))  # (B, W - 1, C)
 
     def advance(self, T):
-        """Adds T columns -> their positions, (B, T) or a slice if all rows are alike; mask for attend."""
+        """Adds T columns -> their positions, (B, T), or a slice for one token of rows without pads; mask."""
         self.length += T
         if T == 1 and self.length > 1 and not self.padded:  # one new token sees every column
             return slice(self.length - 1, self.length), torch.zeros(1, 1, device=self.pads.device)
@@ -289,7 +289,7 @@ class GPT(nn.Module):
         return new
 
     def save(self, folder, extra=None):
-        """Writes model.pt (weights) and config.json (fields, `extra`, any JSON, the SHA-256 of model.pt)."""
+        """Writes model.pt (weights) and config.json: fields, `extra` (any JSON), the SHA-256 of model.pt."""
         weights, folder = io.BytesIO(), Path(folder)
         torch.save(self.state_dict(), weights)
         sha256 = hashlib.sha256(weights.getvalue()).hexdigest()
@@ -311,7 +311,7 @@ class GPT(nn.Module):
             if card["layout"] == "gpt2":
                 cls = importlib.import_module("adapters.gpt2").GPT2
             model = cls(cls.config_class(**card["model"]))
-            model.load_state_dict(torch.load(io.BytesIO(weights), weights_only=True))
+            model.load_state_dict(torch.load(io.BytesIO(weights), map_location="cpu", weights_only=True))
             model.extra = card["extra"]
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise ValueError(f"{folder}: no model that GPT.save wrote ({' '.join(str(error).split()):.160}); "
@@ -321,7 +321,7 @@ class GPT(nn.Module):
 
 def sample(logits, temperature=1.0, top_k=None, top_p=None, generator=None):
     """Draws an id for each row of logits (b, V) / temperature -> (b,); temperature 0: the most probable id.
-    top_k keeps the most probable ids, then top_p the smallest set of these with at least this mass."""
+    top_k keeps the k most probable ids, then top_p the smallest set with this part of their mass."""
     k, p = logits.size(-1) if top_k is None else top_k, 1 if top_p is None else top_p
     if not (0 <= temperature < math.inf and k >= 1 and 0 < p <= 1):
         raise ValueError(f"{temperature=}, {top_k=}, {top_p=}; try temperature 1, top_k 50 or top_p 0.9")

@@ -44,7 +44,7 @@ import torch.nn.functional as F
 from data.cache import MASKED
 from data.cli import run_command
 
-SLACK = 1e-6        # of float32 sums: .5 + .3 is taken to reach p = .8
+SLACK = 1e-6        # probabilities are float32: .5 + .3 is taken to reach p = .8
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -103,7 +103,7 @@ def draw_with_sets(model, prompts, max_new, *, p, k_cap, temperature=1.0, stop=N
 
 
 # ------------------------------------------------------------------------------------------------------------
-# What the losses get of student and teacher
+# What the losses take from student and teacher
 
 
 class StudentTerms(NamedTuple):
@@ -116,7 +116,7 @@ class TeacherSets(NamedTuple):
     log_probs: torch.Tensor                 # (B, T, K) log pi_T of the set's tokens, not renormalised
     mask: torch.Tensor                      # (B, T, K) bool, False for padding and where there is no set
     is_taken: torch.Tensor = None           # (B, T, K) bool, ids == taken[..., None]; for the residual alone
-    terminal: torch.Tensor = None           # (B, T) bool, the token taken ends the document: V_p(s') = 0
+    terminal: torch.Tensor = None           # (B, T) bool, the token taken ends the text: V_p(s') = 0
 
 
 def at_least_float32(x):
@@ -334,7 +334,7 @@ def cached_loss(model, rows, weights, terminal, config, denominator):
 
 
 def main(arguments=None):
-    """The commands inspect, theory and compare; ValueError for what cannot be read."""
+    """The commands inspect, theory and compare; ValueError for another one."""
     command, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     commands = {"inspect": "data.cache_tools", "theory": "course.theory", "compare": "experiments.compare"}
     if command in commands:

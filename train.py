@@ -42,7 +42,7 @@ from model import GPT, GPTConfig
 
 DATA = Path(__file__).resolve().parent / "data"
 TEACHER = DATA / "teacher"
-EVAL_STEPS = 7          # short reading tests of a student on the way, for the reading curve
+EVAL_STEPS = 7          # steps at which a student is briefly tested, for the reading curve
 SAVE_SECONDS = 20.0     # at most so much training is lost when the power fails
 
 
@@ -69,7 +69,7 @@ class Config:
     n_vocab: int = 1024              # ids of a trained tokenizer, at most
     # learning
     step_tokens: int = 1024          # positions in a batch
-    accumulate: int = 1              # batches added up before a step
+    accumulate: int = 1              # batches added up for a step
     learning_rate: float = 0.01      # of Muon (matrices) and of AdamW (the rest)
     weight_decay: float = 0.1        # of the matrices
     warmup: int = 30                 # steps in which the learning rate rises
@@ -326,9 +326,9 @@ def read_plainly(config, text):
 
 
 def planned_tokens(config, tokenizer, rows, in_turn, seconds):
-    """How many tokens each of `in_turn` students, one after another, reads in so many seconds; see plan.json.
+    """How many tokens a student reads if `in_turn` groups of students have so many seconds; see plan.json.
 
-    The speed is that of a few steps of another model, less a tenth, because later texts are longer."""
+    The speed is that of a few steps of another model, less a tenth, because the measured texts are short."""
     path = Path(config.out_dir) / "plan.json"
     if not path.exists():
         for n in (4, 25):                              # the first steps prepare kernels and memory
@@ -368,7 +368,7 @@ def main(arguments=None):
     names = STUDENTS[:1] if own else STUDENTS if config.corpus == "world" or config.cache else STUDENTS[:2]
     inputs = run_inputs(config, names)
     with files.folder_lock(out):
-        where = ("out_dir", "redo", "device", "threads")            # these change nothing of what is made
+        where = ("out_dir", "redo", "device", "threads")            # where and how fast, not what is made
         options = {name: value for name, value in asdict(config).items() if name not in where}
         files.open_run(out, options | inputs, FILES, config.redo)
         if is_finished(out, "results"):

@@ -2,16 +2,12 @@
 
     python brd.py annotate my.txt --teacher http://localhost:11434/v1 --model qwen3
 
-    text -> sentences -> requests -> annotations.replies.jsonl -> annotations.jsonl
-            each once    in flight   raw, as they come            parsed anew by every run, written whole
-
-Each sentence is asked about twice, once for each reading behaviour. A run that was killed continues from the
-replies, and a better parser needs no new request. A reply that cannot be used is asked for again, TRIES times
-in all, the first at temperature 0 and the others at WARM with another seed. A sentence without usable replies
-gets no record, and what follows it is a new paragraph: the sentences of a paragraph are neighbours in the
-text.
+Each sentence is asked about twice, once for each reading behaviour. Raw replies are kept in
+annotations.replies.jsonl: a run that was killed continues from them, and a better parser needs no new
+request. A reply that cannot be used is asked for again, TRIES times in all, the first at temperature 0 and
+the others at WARM with another seed. A sentence without usable replies gets no record, and what follows it is
+a new paragraph: the sentences of a paragraph are neighbours in the text.
 """
-
 import argparse
 import json
 from collections import Counter
@@ -29,20 +25,17 @@ TRIES, WARM = 3, 0.7
 
 
 def parse_arguments(arguments):
-    """The options of the command, with url and secret. ValueError for values that cannot be."""
+    """The options of the command, with url and secret. ValueError for bad ones."""
     parser = argparse.ArgumentParser(prog="brd.py annotate", description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("text", help="a UTF-8 text file, or a folder with .txt and .md files")
-    add("--teacher", required=True, metavar="URL", help="an OpenAI-compatible endpoint, for example "
-        "http://localhost:11434/v1; if it needs a key, set OPENAI_API_KEY in the environment")
+    add("--teacher", required=True, metavar="URL", help="OpenAI-compatible; its key is OPENAI_API_KEY")
     add("--model", required=True, metavar="NAME", help="the model's name there")
-    add("--out", default="annotations.jsonl", metavar="FILE", type=Path,
-        help="raw replies stay beside it [%(default)s]")
+    add("--out", default="annotations.jsonl", metavar="FILE", type=Path, help="[%(default)s]")
     add("--limit", type=int, default=10**9, metavar="N", help="only the first N sentences")
     add("--parallel", type=int, default=8, metavar="N", help="requests in flight [%(default)s]")
-    add("--timeout", type=float, default=120, metavar="S", help="seconds for one answer [%(default)s]")
-    add("--retries", type=int, default=6, metavar="N", help="after HTTP 408, 429, 5xx, timeouts and lost "
-        "connections [%(default)s]; another HTTP error ends the run")
+    add("--timeout", type=float, default=120, metavar="S", help="seconds without a byte [%(default)s]")
+    add("--retries", type=int, default=6, metavar="N", help="after a failed request [%(default)s]")
     add("--max_tokens", type=int, default=2048, metavar="N", help="of a reply and its thoughts [%(default)s]")
     add("--body", type=json.loads, default={}, metavar="JSON", help="fields to add to each request, null "
         """removes one: '{"temperature": null, "reasoning_effort": "low"}'""")
@@ -58,15 +51,6 @@ def parse_arguments(arguments):
     return options
 
 
-def read_sentences(path, limit):
-    """A text -> list of paragraphs, each the list of its sentences (str, one line each); `limit` in all."""
-    text = []
-    for paragraph in paragraphs(read_text(path)):
-        text.append([" ".join(sentence.split()) for sentence in sentences(paragraph)][:limit])
-        limit -= len(text[-1])
-    return text
-
-
 def request(behaviour, sentence, k, options):
     """Try number k -> (key, body): the hash that names its reply, and the JSON object to send."""
     body = {"model": options.model, "messages": messages(behaviour, sentence), "seed": k,
@@ -76,8 +60,8 @@ def request(behaviour, sentence, k, options):
 
 
 def outcome(behaviour, sentence, replies, options):
-    """What the replies give for a sentence -> (items, dropped, why, next): three as prompts.parse gives them,
-    and the request to send now, None if a reply can be used or all TRIES are spent."""
+    """What the replies give -> (items, dropped, why) as prompts.parse gives them, and the request to send
+    now, None if a reply can be used or all TRIES are spent."""
     for k in range(TRIES):
         key, body = request(behaviour, sentence, k, options)
         if key not in replies:
@@ -90,8 +74,8 @@ def outcome(behaviour, sentence, replies, options):
 
 
 def collect(text, replies, failures, options):
-    """All that the replies give -> (annotated, missing, dropped): paragraphs (lists of records), a Counter of
-    why sentences have no record, and a Counter of why items are missing in the records."""
+    """All that the replies give -> (annotated, missing, dropped): paragraphs (lists of records), and Counters
+    of why sentences have no record, and why items are missing in the records."""
     found, missing, dropped = [], Counter(), Counter()
     for lines in text:
         found.append([])
@@ -117,39 +101,37 @@ def say(line, reasons=()):
 
 
 def main(arguments=None):
-    """The command. It writes --out, and beside it the replies. What stops it (ValueError, OSError, Ctrl-C) is
-    raised after everything that there is has been written and reported."""
-    options = parse_arguments(arguments)
-    text = read_sentences(options.text, options.limit)
+    """The command. What stops it (ValueError, OSError, Ctrl-C) is raised after all is written."""
+    options, text = parse_arguments(arguments), []
+    limit = options.limit
+    for paragraph in paragraphs(read_text(options.text)):
+        text.append([" ".join(sentence.split()) for sentence in sentences(paragraph)][:limit])
+        limit -= len(text[-1])
     good = [line for lines in text for line in lines if not CONTROL.search(line)]
     jobs = list(dict.fromkeys((behaviour, line) for line in good for behaviour in FIELDS))
     if options.dry_run:
         say(f"{len(jobs):,} requests to {options.url}; nothing is sent. The first of each behaviour:")
         for behaviour, line in jobs[:len(FIELDS)]:
             body = request(behaviour, line, 0, options)[1]
-            turns = [f"{turn['role']}: {turn['content']}" for turn in body.pop("messages")]
-            for part in "\n\n".join([*turns, json.dumps(body)]).split("\n"):
-                say(part)
+            for turn in body.pop("messages"):
+                print(f"{turn['role']}: {turn['content']}\n")
+            say(json.dumps(body))
         return
+    def next_request(job):
+        return outcome(*job, replies, options)[3]
     path = options.out.with_suffix(".replies.jsonl")
     path.parent.mkdir(parents=True, exist_ok=True)
     replies = read_replies(path)
-    known, total = len(replies), sum(map(len, text))
-    todo = [job for job in jobs if outcome(*job, replies, options)[3]]
+    known, total, todo = len(replies), sum(map(len, text)), list(filter(next_request, jobs))
     say(f"{total:,} sentences, {len(jobs):,} readings, {len(jobs) - len(todo):,} of them settled by {path}")
-    failures, retries, problem = ask_all(
-        todo, lambda job: outcome(*job, replies, options)[3], replies, path, options)
+    failures, retries, problem = ask_all(todo, next_request, replies, path, options)
     annotated, missing, dropped = collect(text, replies, failures, options)
     kept = sum(len(record[field]) for records in annotated for record in records for field in FIELDS.values())
-    tokens = [sum(reply["tokens"][i] for reply in list(replies.values())[known:]) for i in (0, 1)]
-    say(f"{len(replies) - known:,} replies, {tokens[0]:,} tokens in prompts, {tokens[1]:,} in replies; "
-        f"{len(retries):,} requests repeated", retries)
+    tokens = sum(sum(reply["tokens"]) for reply in list(replies.values())[known:])
+    say(f"{len(replies) - known:,} replies, {tokens:,} tokens; {len(retries):,} requests repeated", retries)
     say(f"{total:,} sentences: {total - missing.total():,} annotated, {missing.total():,} not", missing)
     say(f"{kept + dropped.total():,} entities and questions: {kept:,} kept, {dropped.total():,} not", dropped)
     if annotated:                       # a wrong model name must not empty the file of a right one
         write_annotations(options.out, annotated)
-        say(f"{options.out}: {len(annotated):,} paragraphs")
-    if failures:
-        say(f"{len(failures):,} readings are without a reply; the same command asks for them again")
     if problem:
         raise problem

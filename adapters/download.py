@@ -7,18 +7,16 @@
     python train.py --corpus=downloads/tinyshakespeare.txt --minutes=3 --out_dir=out_play
 
 A file is kept as published in downloads/NAME/, and as UTF-8 text, paragraphs between blank lines, in
-downloads/NAME.txt. It is called .part until its size and SHA-256 are those below; a run that was cut off
-continues it. Without a network a line says which file to put where by hand.
+downloads/NAME.txt. Its size and SHA-256 are checked. Without a network a line says which file to put where.
 """
-
 import argparse
 import json
 import os
 import re
-import urllib.request
 import zipfile
 from http.client import HTTPException
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
@@ -45,8 +43,7 @@ SETS = {    # name: address of a fixed revision, size in bytes, SHA-256, licence
 
 
 def to_text(name, path):
-    """A file as published -> str, paragraphs between blank lines. ValueError for a line that is not as
-    expected."""
+    """A file as published -> str, paragraphs between blank lines."""
     if name == "wikitext":                              # an archive; a paragraph a line
         with zipfile.ZipFile(path) as archive:
             text = archive.read("wikitext-2-raw/wiki.train.raw").decode("utf-8")
@@ -54,64 +51,34 @@ def to_text(name, path):
         text = re.sub(r" ([,.;:!?)\]]|'s\b|n't\b)", r"\1", re.sub(r"([(\[]) ", r"\1", text))
         parts = text.splitlines()
     elif name == "dolly":                               # JSON lines: instruction, context if any, response
-        parts = []
-        for number, line in enumerate(path.read_text(encoding="utf-8").rstrip("\n").split("\n"), 1):
-            try:
-                parts += [json.loads(line)[key].strip() for key in ("instruction", "context", "response")]
-            except (ValueError, KeyError, TypeError, AttributeError):
-                raise ValueError(f"{path}:{number}: expected an object with the strings instruction, context "
-                                 "and response") from None
+        records = map(json.loads, path.read_text(encoding="utf-8").rstrip("\n").split("\n"))
+        parts = [record[key] for record in records for key in ("instruction", "context", "response")]
+    elif name == "tinystories":
+        parts = path.read_text(encoding="utf-8").split("<|endoftext|>")
     else:
-        text = path.read_text(encoding="utf-8")
-        if name == "tinyshakespeare":
-            return text
-        parts = text.split("<|endoftext|>")
+        return path.read_text(encoding="utf-8")
     return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
 
 
-def continue_part(url, part, size, bar):
-    """Appends to the file `part` what it lacks of `size` bytes, in one request (HTTP Range, RFC 9110 section
-    14). If the server knows no ranges, `part` begins anew. OSError or HTTPException if it breaks off; a
-    connection may also end early without one."""
-    begin = part.stat().st_size if part.exists() else 0
-    headers = {"User-Agent": "nanoreader"}
-    if begin:
-        headers["Range"] = f"bytes={begin}-"
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30) as answer:
-        if answer.status != 206:
-            begin = 0
-        elif not answer.headers.get("Content-Range", "").startswith(f"bytes {begin}-"):
-            raise HTTPException(f"asked for bytes {begin}-, found {answer.headers.get('Content-Range')}")
-        with open(part, "ab" if begin else "wb") as file:
-            bar.update(begin - bar.n)
-            while file.tell() <= size and (chunk := answer.read(1 << 16)):      # too many: refused later
-                bar.update(file.write(chunk))
-
-
 def fetch(url, path, size):
-    """Downloads into PATH.part until `size` bytes are there -> Path of the part; a broken connection is taken
-    up as long as each brings more. ConnectionError if one brings nothing; what is there is kept for the next
-    run."""
-    part, had, error = path.with_name(path.name + ".part"), -1, ""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tqdm(total=size, unit="B", unit_scale=True, desc=path.name, disable=None, leave=False) as bar:
-        while (now := part.stat().st_size if part.exists() else 0) < size:
-            if now <= had:
-                raise ConnectionError(f"{url}: {error}; {now:,} of {size:,} bytes are here; run this again, "
-                                      f"or fetch it elsewhere, put it at {path}, and run this again")
-            had, error = now, "the connection ended early"
-            try:
-                continue_part(url, part, size, bar)
-            except (OSError, HTTPException) as problem:
-                error = problem
+    """Downloads into PATH.part, at most a little more than `size` bytes -> Path of the part. ConnectionError
+    if it cannot be had."""
+    part, request = path.with_name(path.name + ".part"), Request(url, headers={"User-Agent": "nanoreader"})
+    part.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with (urlopen(request, timeout=30) as answer, open(part, "wb") as file,
+              tqdm(total=size, unit="B", unit_scale=True, desc=path.name, disable=None, leave=False) as bar):
+            while file.tell() <= size and (chunk := answer.read(1 << 16)):
+                bar.update(file.write(chunk))
+    except (OSError, HTTPException) as error:
+        raise ConnectionError(f"{url}: {error}; run this again, or fetch it elsewhere, put it at {path}, and "
+                              "run this again") from None
     return part
 
 
 def download(name, folder="downloads"):
     """Fetches a set of SETS unless it is there, checks it, and writes it as text -> Path of the text.
-
-    ValueError for a file that is not the published one, ConnectionError if it cannot be had.
-    """
+    ValueError for a file that is not the published one, ConnectionError if it cannot be had."""
     url, size, sha256, _ = SETS[name]
     path = Path(folder) / name / url.rpartition("/")[2]
     found = path if path.exists() else fetch(url, path, size)       # an earlier run or the user put it there
@@ -128,7 +95,6 @@ def download(name, folder="downloads"):
 
 
 def main(arguments=None):
-    """Downloads the sets that are named."""
     parser = argparse.ArgumentParser(prog="python -m adapters.download", description=__doc__,
                                      formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("names", nargs="+", choices=SETS, metavar="NAME", help=", ".join(SETS))

@@ -3,23 +3,19 @@
     replies = read_replies("my.replies.jsonl")      # {key: {"reply": "{...}", "tokens": [600, 80], ...}}
     failures, retries, problem = ask_all(jobs, next_request, replies, "my.replies.jsonl", options)
 
-The server answers POST .../chat/completions as OpenAI's does (llama.cpp, Ollama, vLLM and others). A job is
-any tuple that JSON can hold; next_request(job) returns (key, body) of the request to send for it now, or None
-if it needs no more. A reply is appended to the file before it is parsed, under a key that is a hash of the
-request, so that none is sent twice. The API key is taken from the environment, sent in one header, and
-removed from what servers send back.
+The server answers POST .../chat/completions as OpenAI's does (llama.cpp, Ollama, vLLM and others). A reply is
+appended to the file before it is parsed, under a key that is a hash of the request, so that none is sent
+twice. The API key is taken from the environment, sent in one header, and removed from what servers send back.
 """
-
-import http.client
 import json
 import os
 import random
 import re
 import threading
-import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from http.client import HTTPException
 
 from tqdm import tqdm
 
@@ -33,8 +29,7 @@ MAX_BODY = 1 << 20                  # bytes of an answer; a common one has two t
 
 def read_replies(path):
     """The file of replies -> {key: {"reply": str, "finish", "tokens": [in, out], ...}}; made if missing. A
-    torn last line, which a killed run leaves, is cut off. ValueError "file:line: ..." for another bad
-    line."""
+    torn last line, which a killed run leaves, is cut off. ValueError "file:line: ..." for another bad one."""
     with open(path, "ab+") as file:
         file.seek(0)
         lines = file.read().split(b"\n")
@@ -48,13 +43,12 @@ def read_replies(path):
                 raise ValueError
             replies[reply["key"]] = reply
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise ValueError(f"{path}:{number}: not a reply as it was written; remove this line, and the "
-                             "same command asks for it again") from None
+            raise ValueError(f"{path}:{number}: not a reply as it was written; remove this line") from None
     return replies
 
 
 def hide(text, secret):
-    """Text without the API key. A key of fewer than 8 characters is a word such as "none", and may stay."""
+    """Text without the API key. A key of fewer than 8 characters is a word such as "none", and stays."""
     return text.replace(secret, "[key]") if len(secret) >= 8 else text
 
 
@@ -84,36 +78,23 @@ def secret_key():
 
 
 class NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would send the key to an address that the user did not name."""
     def redirect_request(self, *_):
-        return None
+        """None: the key would go to an address that the user did not name."""
 
 
 OPENER = urllib.request.build_opener(NoRedirect)
 
 
-def receive(response, deadline):
-    """The body of a response -> bytes. TimeoutError after the deadline (time.monotonic), which read() would
-    miss if the server sends a byte now and then, and above MAX_BODY bytes."""
-    body = b""
-    while chunk := response.read1(1 << 16):
-        body += chunk
-        if time.monotonic() > deadline or len(body) > MAX_BODY:
-            raise TimeoutError("too slow or too long an answer")
-    return body
-
-
 def post(body, options):
-    """Sends one request -> {"reply": str, "finish", "tokens": [in, out]}. OSError (an HTTPError is one) or
-    HTTPException if another try may succeed, ValueError if none will."""
+    """Sends one request -> {"reply": str, "finish", "tokens": [in, out]}. OSError or HTTPException if another
+    try may succeed, ValueError if none will."""
     headers = {"Content-Type": "application/json", "User-Agent": "nanoreader"}
     if options.secret:
         headers["Authorization"] = f"Bearer {options.secret}"
-    deadline = time.monotonic() + options.timeout
     request = urllib.request.Request(options.url, json.dumps(body).encode(), headers)
     try:
         with OPENER.open(request, timeout=options.timeout) as response:
-            value = json.loads(receive(response, deadline))
+            value = json.loads(response.read(MAX_BODY))
         choice, usage = value["choices"][0], value.get("usage") or {}
         reply = choice["message"]["content"] or ""      # null: the model wrote nothing but thoughts
         if not isinstance(reply, str):
@@ -124,7 +105,7 @@ def post(body, options):
         with error:
             if error.code in (408, 429) or error.code >= 500:
                 raise
-            said = " ".join(hide(receive(error, deadline).decode("utf-8", "replace"), options.secret).split())
+            said = " ".join(hide(error.read(MAX_BODY).decode("utf-8", "replace"), options.secret).split())
         raise ValueError(f"{options.url}: HTTP {error.code}: {printable(said[:200])}; check --teacher (many "
                          "addresses end in /v1), --model and OPENAI_API_KEY") from None
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
@@ -132,10 +113,9 @@ def post(body, options):
 
 
 def ask(body, options, stop, retries):
-    """One request, repeated --retries times at most -> (reply, None), or (None, what went wrong).
-
-    It waits as long as the server asks in Retry-After, plus BACKOFF, doubled each time, times a random number
-    around 1. stop: an Event that ends the waiting; retries: a list, gets the reasons. ValueError as post."""
+    """One request, repeated --retries times at most -> (reply, None), or (None, what went wrong). Before each
+    it waits as the server asks in Retry-After, plus BACKOFF, doubled each time and multiplied by a random
+    number. stop: an Event that ends the waiting; retries: a list, gets the reasons. ValueError as post."""
     for k in range(options.retries + 1):
         if k:
             retries.append(why)
@@ -146,7 +126,7 @@ def ask(body, options, stop, retries):
         except urllib.error.HTTPError as error:
             asked = error.headers.get("Retry-After", "")                # seconds; a date is ignored
             why, wait = f"HTTP {error.code}", float(asked) if asked.isdecimal() else 0.0
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, HTTPException) as error:
             cause = error.reason if isinstance(error, urllib.error.URLError) else error
             why, wait = hide(brief(cause, 10**4), options.secret)[:120], 0.0
     return None, why
@@ -155,14 +135,14 @@ def ask(body, options, stop, retries):
 def ask_all(jobs, next_request, replies, path, options):
     """Sends the requests of all jobs, and adds what comes to the file and to `replies`.
 
+    A job is a tuple that JSON can hold; next_request(job): the (key, body) to send for it now, or None.
     options: url, secret, model, timeout (seconds), retries, parallel. Returns (failures, retries, problem):
-    {job: what went wrong}, the list of reasons of retries, and the exception that ended the run early or
-    None. After an error or Ctrl-C it waits for the requests in flight, --timeout seconds at most."""
+    {job: what went wrong}, reasons of retries, and the exception that ended the run early or None. After one
+    it waits for the requests in flight."""
     failures, retries, problem, streak = {}, [], None, 0
     pool, stop = ThreadPoolExecutor(options.parallel), threading.Event()
 
     def work(job):
-        """Sends the requests of one job -> None, or what went wrong."""
         while not stop.is_set() and (request := next_request(job)):
             reply, why = ask(request[1], options, stop, retries)
             if why:
@@ -174,8 +154,8 @@ def ask_all(jobs, next_request, replies, path, options):
         try:
             futures = {pool.submit(work, job): job for job in jobs}
             for future in as_completed(futures):
-                why = future.result()
                 bar.update()
+                why = future.result()
                 streak = streak + 1 if why else 0
                 if why:
                     failures[futures[future]] = f"no reply ({why})"
@@ -183,7 +163,6 @@ def ask_all(jobs, next_request, replies, path, options):
                     raise ValueError(f"{options.url}: {streak} requests in a row without a reply: {why}")
         except (KeyboardInterrupt, ValueError, OSError) as error:
             problem = error
-            bar.set_description("waiting for the requests in flight")
         finally:
             stop.set()
             pool.shutdown(cancel_futures=True)

@@ -3,20 +3,15 @@
     model = GPT2.from_pretrained("gpt2-xl")                 # by name: huggingface_hub downloads it once
     model = GPT2.from_pretrained("folder", n_vocab=50258)   # config.json, *.safetensors or *.bin
     tokenizer = read_tokenizer("folder")                    # tokenizer.json
-    python model.py export out/student out/hf               # a student of this layout, for other software:
-    AutoModelForCausalLM.from_pretrained("out/hf"), AutoTokenizer.from_pretrained("out/hf")
-    lm_eval --model hf --model_args pretrained=out/hf --tasks ...
+    python model.py export out/student out/hf               # a student of this layout, for transformers
 
-GPT-2 of any size, DistilGPT2, and what was trained from them can be read. A field of config.json that asks
-for another architecture is refused by name, because nothing but wrong logits would tell.
+A field of config.json that asks for another architecture is refused, because only wrong logits would tell.
 """
 import argparse
-import importlib
 import json
 import math
 import os
 import re
-import shutil
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +20,7 @@ import torch
 import torch.nn as nn
 
 from data.cli import brief, printable, run_command
+from data.files import write_bytes, write_text
 from data.tokenizer import SEP, Tokenizer
 from model import GPT, Block, GPTConfig, KVCache, attend
 
@@ -40,9 +36,8 @@ TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "ml
 # How GPT-2 cuts words, as tiktoken writes it since 0.8 (the hash of a tokenizer depends on the pattern).
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 # Hugging Face's files have visible characters for bytes: of Latin-1, or from U+0100 on ("Ġ": space).
-VISIBLE = [b for b in range(256) if 33 <= b <= 126 or b >= 161 and b != 173]
-HIDDEN = [b for b in range(256) if b not in VISIBLE]
-SPELLING = {b: chr(b) for b in VISIBLE} | {b: chr(256 + i) for i, b in enumerate(HIDDEN)}
+HIDDEN = [*range(33), *range(127, 161), 173]
+SPELLING = {b: chr(b) for b in range(256)} | {b: chr(256 + i) for i, b in enumerate(HIDDEN)}
 BYTES = {char: b for b, char in SPELLING.items()}
 
 
@@ -109,10 +104,8 @@ class GPT2(GPT):
 
     @classmethod
     def from_pretrained(cls, where, n_vocab=None, device="cpu"):
-        """The model of a folder, or by name. ValueError for another architecture or damaged files.
-
-        n_vocab: grow to so many ids, for `<|sep|>`, which GPT-2 lacks. A new embedding is the mean of the old
-        ones: its logit is their mean logit, so its probability is at most 1 / V."""
+        """The model of a folder, or by name. ValueError for another architecture or damaged files. n_vocab:
+        grow to so many ids, for `<|sep|>`, which GPT-2 lacks; a new embedding is the mean of the old ones."""
         folder = locate(where)
         config, state = read_config(folder), read_weights(folder)
         if n_vocab is not None:
@@ -129,21 +122,11 @@ class GPT2(GPT):
         return model.to(device)
 
 
-def optional(module):
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise ValueError(f"the package {module} is missing; try pip install -e \".[hf]\"") from None
-
-
 def locate(where):
     """A local folder as it is; a name such as "gpt2-xl" or "owner/model" as the folder of its download."""
-    where = os.fspath(where)
     if os.path.isdir(where):
         return where
-    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", where):
-        raise ValueError(f"{where}: no such folder; expected a folder, or a name such as gpt2-xl")
-    download = optional("huggingface_hub").snapshot_download
+    from huggingface_hub import snapshot_download as download
     try:
         return download(where, allow_patterns=["config.json", "model*.safetensors", "tokenizer*.json"])
     except Exception as error:  # of the hub, its HTTP library or the disk
@@ -153,8 +136,7 @@ def locate(where):
 def read_json(path):
     """The JSON object of a file as a dict; ValueError of one line where there is none."""
     try:
-        with open(path, encoding="utf-8") as file:
-            return dict(json.load(file))
+        return dict(json.loads(Path(path).read_bytes()))
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: no JSON object, as Hugging Face's format has ({brief(error)})") from None
 
@@ -163,28 +145,33 @@ def read_config(folder):
     """The GPT2Config of a folder; ValueError of one line for another architecture."""
     path = os.path.join(folder, "config.json")
     found = read_json(path)
-    kind = found.get("model_type")
-    if kind != "gpt2":
-        raise ValueError(f"{path}: model_type is {kind!r:.60}, expected 'gpt2'; is it a folder for GPT.load?")
+    if found.get("model_type") != "gpt2":
+        raise ValueError(f"{path}: model_type is {found.get('model_type')!r:.60}, expected 'gpt2'")
     try:
         config = GPT2Config(**{ours: found.get(theirs) for ours, theirs in FIELDS.items()})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     for name, values in {**COMPUTED, "n_inner": (None, 4 * config.n_embd)}.items():
         if found.get(name, values[0]) not in values:
-            raise ValueError(f"{path}: {name} is {found[name]!r:.60}, but only {values[0]!r} is computed "
-                             "here; the logits would be wrong")
+            raise ValueError(f"{path}: {name} is {found[name]!r:.60}, but only {values[0]!r} is computed")
     return config
 
 
 def read_weights(folder):
     """The weights of a folder, in one file or more -> a state dict of GPT2; ValueError if damaged."""
+    from safetensors.torch import load_file
     paths = sorted(Path(folder).glob("model*.safetensors")) or sorted(Path(folder).glob("pytorch_model*.bin"))
     if not paths:
         raise ValueError(f"{folder}: no model.safetensors and no pytorch_model.bin here, whole or in parts")
     state = {}
     for path in paths:
-        for name, tensor in load_tensors(path).items():
+        try:
+            old = path.suffix == ".bin"
+            tensors = torch.load(path, map_location="cpu", weights_only=True) if old else load_file(path)
+            tensors = dict(tensors)
+        except Exception as error:  # a foreign file fails in many ways
+            raise ValueError(f"{path}: no weights can be read from it ({brief(error)})") from None
+        for name, tensor in tensors.items():
             if re.search(r"\.attn\.(masked_)?bias$", name):  # not a parameter but the causal mask
                 continue
             if not tensor.is_floating_point() or not tensor.isfinite().all():
@@ -197,20 +184,11 @@ def read_weights(folder):
     return state
 
 
-def load_tensors(path):
-    """{name: tensor} of a .safetensors or .bin file; ValueError of one line for a damaged one."""
-    load_file = optional("safetensors.torch").load_file if path.suffix == ".safetensors" else None
-    try:
-        return load_file(path) if load_file else dict(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:  # a foreign file fails in many ways
-        raise ValueError(f"{path}: no weights can be read from it ({brief(error)})") from None
-
-
 def read_tokenizer(folder):
     """The Tokenizer of tokenizer.json, with a new `<|sep|>` behind the last id where there is none.
-    ValueError of one line for anything but a byte-level BPE whose merges are in the order of their ids."""
-    path, settings = (os.path.join(folder, name) for name in ("tokenizer.json", "tokenizer_config.json"))
-    found, end = read_json(path), read_json(settings).get("eos_token") if os.path.isfile(settings) else None
+    ValueError for anything but a byte-level BPE whose merges are in the order of their ids."""
+    path, settings = Path(folder) / "tokenizer.json", Path(folder) / "tokenizer_config.json"
+    found, end = read_json(path), read_json(settings).get("eos_token") if settings.is_file() else None
     end = end.get("content") if isinstance(end, dict) else end or "<|endoftext|>"
     try:
         pattern, bpe = pattern_of(found), found["model"]
@@ -232,8 +210,8 @@ def pattern_of(found):
     """The pattern by which a tokenizer.json (a dict) cuts words; ValueError where it cuts in another way."""
     *before, last = found["pre_tokenizer"].get("pretokenizers", [found["pre_tokenizer"]])
     cuts = [(step["type"], step["behavior"], step["invert"]) for step in before]
-    if found["model"]["type"] == "BPE" and not found.get("normalizer") and last["type"] == "ByteLevel" \
-            and not last.get("add_prefix_space"):
+    if (found["model"]["type"], last["type"]) == ("BPE", "ByteLevel") and not (
+            found.get("normalizer") or last.get("add_prefix_space")):
         if last.get("use_regex", True) and not cuts:
             return GPT2_PATTERN
         if not last.get("use_regex", True) and cuts == [("Split", "Isolated", False)]:
@@ -272,13 +250,13 @@ def tokenizer_files(tokenizer, block_size):
     """{file name: JSON object} with which transformers' AutoTokenizer gives the ids of the Tokenizer."""
     names = {i: name for name, i in sorted(tokenizer.specials.items(), key=lambda item: item[1])}
     vocab = {spell(token): i for token, i in tokenizer.ranks.items()} | tokenizer.specials
+    vocab = dict(sorted(vocab.items(), key=lambda item: item[1]))
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     added = [{"id": i, "content": name, **flags} for i, name in names.items()]
     # "{1,3}+" (cl100k_base) is possessive in tiktoken's regular expressions, but a repeated {1,3} in these.
     pattern = re.sub(r"(\{\d+,?\d*\})\+", r"\1", tokenizer.pattern)
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     cut = [{"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}, level]
-    vocab = dict(sorted(vocab.items(), key=lambda item: item[1]))
     bpe = {"type": "BPE", "ignore_merges": True, "vocab": vocab, "merges": merges_of(tokenizer.ranks)}
     card = {"version": "1.0", "added_tokens": added, "decoder": level, "model": bpe,
             "pre_tokenizer": {"type": "Sequence", "pretokenizers": cut}}
@@ -291,28 +269,24 @@ def tokenizer_files(tokenizer, block_size):
 
 
 def export(model, tokenizer, folder):
-    """Writes a GPT2 and its Tokenizer as a new folder, which transformers opens; it appears when complete."""
-    config, folder, layout = model.config, Path(folder), model.layout
-    if layout != "gpt2":
-        raise ValueError(f"layout is {layout!r}, which transformers has no model for; expected 'gpt2'")
+    """Writes a GPT2 and its Tokenizer as a new folder, which transformers opens. ValueError if it exists."""
+    config, folder = model.config, Path(folder)
+    if model.layout != "gpt2":
+        raise ValueError(f"layout is {model.layout!r}, which transformers has no model for; expected 'gpt2'")
     if tokenizer.n_vocab != config.n_vocab:
         raise ValueError(f"the tokenizer has {tokenizer.n_vocab} ids, the model {config.n_vocab}")
     if folder.exists():
         raise ValueError(f"{folder}: is there already; name a new folder, so that nothing is overwritten")
+    from safetensors.torch import save
     state = {name: (tensor.T if name.endswith(TRANSPOSED) else tensor).cpu().contiguous()
              for name, tensor in model.state_dict().items()}
-    weights = optional("safetensors.torch").save(state, metadata={"format": "pt"})
     card = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "activation_function": "gelu_new",
             **{theirs: getattr(config, ours) for ours, theirs in FIELDS.items()}, "layer_norm_epsilon": 1e-5,
             "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "tie_word_embeddings": True,
             "bos_token_id": tokenizer.end, "eos_token_id": tokenizer.end}
-    beside = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    (beside / "model.safetensors").write_bytes(weights)
+    write_bytes(folder / "model.safetensors", save(state, metadata={"format": "pt"}))
     for name, content in {"config.json": card, **tokenizer_files(tokenizer, config.block_size)}.items():
-        (beside / name).write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-    beside.replace(folder)
+        write_text(folder / name, json.dumps(content, indent=1, ensure_ascii=False))
 
 
 def main(arguments=None):

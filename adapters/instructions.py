@@ -5,7 +5,6 @@
 One object a line. The prompt is "instruction", and below it "input" or "context" if there is one, or it is
 "prompt"; the response is "output" or "response". Other fields are ignored.
 """
-
 import json
 
 from data.cli import brief

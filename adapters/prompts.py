@@ -3,15 +3,11 @@
     messages("ner", "Anna took a train to Oslo.")       # a chat that ends with the sentence
     parse("ner", "Anna took a train to Oslo.", reply)   # (valid items, reasons for the others, problem)
 
-A prompt is a task, worked examples and the sentence, as in the paper (Zhou et al., ACL 2025), which does not
-print its own. The examples are turns of the chat; there is no system message, which some chat templates
-refuse.
-
-Replies are not trusted. Only `find_object` is tolerant. An entity, or an answer to a content question other
-than Yes and No, must occur in the sentence word for word, and types and kinds must be in the lists; an item
-that fails is dropped and counted.
+A prompt is a task, worked examples as turns of the chat and the sentence; the paper (Zhou et al., ACL 2025)
+does not print its own. Some chat templates refuse a system message. Replies are not trusted: an entity, or an
+answer to a content question other than Yes and No, must occur in the sentence word for word, and types and
+kinds must be in the lists; an item that fails is dropped and counted.
 """
-
 import json
 import re
 from collections import Counter
@@ -20,7 +16,9 @@ from itertools import islice
 from data.annotations import KINDS, TYPES, check_text, entity_problem, question_problem
 
 MAX_TEXT, MAX_BRACES = 200, 1000    # characters in a field of an item; places in a reply where JSON may begin
-
+# Letters of scripts that put spaces between words; Thai, Lao, Chinese and Japanese do not.
+LETTER = r"[^\W_\u0e00-\u0eff\u2e80-\U0010ffff]"
+EDGE = rf"(?!(?<={LETTER}){LETTER})"                # not between two letters of a word
 FIELDS = {"ner": "entities", "qra": "questions"}                # behaviour -> the field of the JSON object
 ITEMS = {"ner": ("text", "type", "about"), "qra": ("kind", "question", "answer")}       # fields of an item
 
@@ -75,16 +73,10 @@ def messages(behaviour, sentence):
     return turns + [{"role": "user", "content": f"Sentence: {sentence}"}]
 
 
-# Letters of scripts that put spaces between words; Thai, Lao, Chinese and Japanese do not.
-LETTER = r"[^\W_\u0e00-\u0eff\u2e80-\U0010ffff]"
-EDGE = rf"(?!(?<={LETTER}){LETTER})"                # not between two letters of a word
-
-
 def find_object(reply):
     """The one JSON object in a reply (str), whatever stands around it -> (dict, None), or (None, why not).
-
-    Text before </think> is ignored, unless the JSON has begun (the word may stand in a sentence). Equal
-    objects count as one; two different ones are an error, because one of them may be part of the sentence."""
+    Text before </think> is ignored, unless the JSON has begun. Two different objects are an error, because
+    one of them may be part of the sentence."""
     thought, end, rest = reply.partition("</think>")
     if end and not thought.lstrip().startswith(("{", "`")):
         reply = rest
@@ -119,23 +111,20 @@ def item_problem(behaviour, item, sentence):
     except (ValueError, KeyError, TypeError):
         return f"a field is missing, or not one line of at most {MAX_TEXT} characters"
     if behaviour == "ner":
-        if item["type"] not in TYPES:
-            return "unknown type"
-        if not occurs(item["text"], sentence):
-            return "entity not in the sentence"
-        return "entity that its line would hide" if entity_problem(item, sentence) else None
-    if item["kind"] not in KINDS:
-        return "unknown kind"
-    copied = item["kind"] == "content" and item["answer"] not in ("Yes", "No")
-    if copied and not occurs(item["answer"], sentence):
-        return "answer not in the sentence"
-    return "question without '?' at its end, or with a label" if question_problem(item, sentence) else None
+        checks = {"unknown type": item["type"] not in TYPES,
+                  "entity not in the sentence": not occurs(item["text"], sentence),
+                  "entity that its line would hide": entity_problem(item, sentence)}
+    else:
+        copied = item["kind"] == "content" and item["answer"] not in ("Yes", "No")
+        checks = {"unknown kind": item["kind"] not in KINDS,
+                  "answer not in the sentence": copied and not occurs(item["answer"], sentence),
+                  "question without '?' at its end, or with a label": question_problem(item, sentence)}
+    return next((problem for problem, found in checks.items() if found), None)
 
 
 def parse(behaviour, sentence, reply, cut=False):
-    """Reads a reply (str; cut: whether it ended at --max_tokens) -> (items, dropped, why): the valid ones
-    (list of dict), a Counter of reasons for the others, and None or why the reply cannot be used. No entities
-    are fine."""
+    """Reads a reply (str; cut: whether it ended at --max_tokens) -> (items, dropped, why): the valid ones, a
+    Counter of reasons for the others, and None or why the reply cannot be used. No entities are fine."""
     field, dropped, items = FIELDS[behaviour], Counter(), {}
     name = "text" if behaviour == "ner" else "question"
     value, why = find_object(reply)
@@ -144,11 +133,10 @@ def parse(behaviour, sentence, reply, cut=False):
         why = why or f"no list '{field}' in the JSON"
         return [], dropped, f"{why}, cut off at --max_tokens" if cut else why
     for item in listed:
-        problem = item_problem(behaviour, item, sentence)
-        if problem is None and item[name] in items:
-            problem = "listed twice"
-        if problem:
+        if problem := item_problem(behaviour, item, sentence):
             dropped[problem] += 1
+        elif item[name] in items:
+            dropped["listed twice"] += 1
         else:
             items[item[name]] = {key: item[key] for key in ITEMS[behaviour]}
     usable = items or (behaviour == "ner" and not listed)

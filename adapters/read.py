@@ -7,7 +7,6 @@
     [Anna|person] took a train to [Oslo|place].
         Where did Anna go? Oslo                                      # its own questions, and its answers
 """
-
 import argparse
 import json
 import random

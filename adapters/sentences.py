@@ -3,12 +3,9 @@
     python -m adapters.sentences my_book.txt        # or a folder; prints counts and the first sentences
     sentences("Anna took a train. It was late.")    # ["Anna took a train. ", "It was late."]
 
-A sentence keeps the white space behind it, and the line breaks of verse and wrapped prose inside it, so that
-"".join(sentences(paragraph)) == paragraph. The rules know English abbreviations and read most other languages
-tolerably. Where an abbreviation leaves it open they do not cut, because two sentences in one still make sense
-and half a sentence does not. A known error: `"Stop!" Anna said.` is cut after the quotation.
+The rules know English abbreviations. Where an abbreviation leaves it open they do not cut, because two
+sentences in one still make sense and half a sentence does not. A known error: `"Stop!" Anna said.` is cut.
 """
-
 import argparse
 import re
 from itertools import pairwise
@@ -22,18 +19,19 @@ CLOSERS = "\"'”’»)]}*_」』）"       # may stand between the stop and the
 OPENERS = "\"'“‘«„([{*_¿¡—–-「『（"   # may stand before the first letter of a sentence
 
 # A stop after these is part of the word. A title stands before a name, so a capital letter tells nothing.
-TITLES = set("Mr Mrs Ms Mme Mlle Messrs Dr Prof Rev Hon Gen Col Maj Capt Cmdr Lt Sgt Gov Sen Rep Mt".split())
-NEVER_LAST = set("e.g i.e cf vs viz approx".split())
-BEFORE_NUMBER = set("""no nos p pp vol ch fig figs sec art eq jan feb mar apr jun jul aug sep sept oct nov
-    dec""".split())
+TITLES = "Mr Mrs Ms Mme Mlle Messrs Dr Prof Rev Hon Gen Col Maj Capt Cmdr Lt Sgt Gov Sen Rep Mt".split()
+NEVER_LAST = "e.g i.e cf vs viz approx".split()
+MONTHS = "jan feb mar apr jun jul aug sep sept oct nov dec".split()
+BEFORE_NUMBER = "no nos p pp vol ch fig figs sec art eq".split() + MONTHS
 # These, initials ("J.") and dotted words ("U.S.", "a.m.") end a sentence if a word of STARTERS follows.
-MAY_BE_LAST = set("st jr sr inc ltd co corp dept est bros ave al ca".split())
+MAY_BE_LAST = "st jr sr inc ltd co corp dept est bros ave al ca".split()
 STARTERS = set("""The A An This That These Those He She It They We You I His Her Its Their My Our Your In On
     At For From With By As If When While After Before Since Until Then There Here But And Or So Yet Nor Not No
     Yes What Who Whose Why How Where Which Now Once One Some Many Most All Each Every Another Both Nobody
     Nothing Everyone Everything However Although Though Perhaps Please Let Did Do Does Is Are Was Were Has
     Have Had Can Could Will Would Should Today Yesterday Tomorrow""".split())
 
+LETTER = r"[^\W\d_]"
 # White space ends a word. Chinese and Japanese stops end one as well, since no space follows them.
 WORD = re.compile(rf"\s*(?:[^\s。！？]*[。！？]+[{re.escape(CLOSERS)}]*|\S+)\s*")
 # At most MAX_SENTENCE characters up to a space or the end, or that many of a longer word; then the space.
@@ -41,11 +39,8 @@ CHUNK = re.compile(rf"\s*\S(?:.{{0,{MAX_SENTENCE - 1}}}(?!\S)|.{{{MAX_SENTENCE -
 
 
 def sentences(paragraph):
-    """str -> list of str, each with the white space behind it; joined they are the paragraph. The time is
-    linear.
-
-    No sentence is blank, unless the paragraph is, and none has more than MAX_SENTENCE characters without the
-    white space around it.
+    """str -> list of str, each with the white space behind it; joined they are the paragraph. None is blank
+    unless the paragraph is, nor has more than MAX_SENTENCE characters without the white space around it.
 
     >>> sentences('Dr. J. R. Smith paid $3.50. "Why?" he asked.\\nNobody knew...')
     ['Dr. J. R. Smith paid $3.50. ', '"Why?" he asked.\\n', 'Nobody knew...']
@@ -63,8 +58,7 @@ def sentences(paragraph):
 
 
 def ends(word, following):
-    """Whether a sentence ends with this word; both come with their white space. The first rule that fits
-    decides."""
+    """Whether a sentence ends with this word; both come with their white space."""
     core = word.strip().rstrip(CLOSERS)
     stem = core.rstrip(STOPS)
     stop = core[len(stem):]
@@ -79,25 +73,21 @@ def ends(word, following):
     if stem.lower() in BEFORE_NUMBER:
         return not opening[:1].isdigit()                # No. 5, but: She said no. Five left.
     initial = len(stem) == 1 and stem.isupper()
-    dotted = re.fullmatch(r"(?:[^\W\d_]{1,2}\.)+[^\W\d_]{1,2}", stem)
-    if initial or dotted or stem.lower() in MAY_BE_LAST:
-        first = re.match(r"[^\W\d_]+\b(?!\.)", opening)  # a whole word, and not itself an initial
+    if initial or re.fullmatch(rf"({LETTER}{{1,2}}\.)+{LETTER}{{1,2}}", stem) or stem.lower() in MAY_BE_LAST:
+        first = re.match(rf"{LETTER}+\b(?!\.)", opening)           # a whole word, and not itself an initial
         return bool(first) and first.group() in STARTERS
     return True
 
 
 def is_speaker(words):
     """Whether the words are the line of a play that names the speaker, "ROMEO.": it stays with the speech."""
-    if len(words) > 5:                                  # a name is short; and the time stays linear
-        return False
-    line = "".join(words)
-    return line.isupper() and line.count("\n") == 1 and line.endswith(".\n")
+    line = "".join(words[:6])                           # a name is short; and the time stays linear
+    return len(words) <= 5 and line.isupper() and line.count("\n") == 1 and line.endswith(".\n")
 
 
 def main(arguments=None):
     """Prints how many paragraphs and sentences a text has, and its first sentences."""
-    parser = argparse.ArgumentParser(prog="python -m adapters.sentences",
-                                     description="Shows how a text is cut into paragraphs and sentences.")
+    parser = argparse.ArgumentParser(prog="adapters.sentences", description="Cuts a text into sentences.")
     parser.add_argument("path", help="a UTF-8 text file, or a folder with .txt and .md files")
     parser.add_argument("--show", type=int, default=8, help="sentences to print [%(default)s]")
     options = parser.parse_args(arguments)

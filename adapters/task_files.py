@@ -4,21 +4,18 @@ r"""Task files as they are published -> items that a model can be tested on.
 
     load_tasks("bbh/snarks.json")[0]["items"][0]    # ("Q: Which is sarcastic?\n...\nA:", ["(A)", "(B)"], {1})
 
-An item is (prompt, candidates, right): the candidates to choose from, and the indices of those that are
-right. If the answer is free it is (prompt, [], {"24"}): the texts any of which must be generated, word for
-word.
+An item is (prompt, candidates, indices of the right ones). If the answer is free it is (prompt, [], {"24"}):
+the texts any of which must be generated, word for word.
 
     .json    BIG-bench: "examples" with "target_scores" (the candidates of the highest score are right); with
              "target" alone, or where "preferred_score" is "exact_str_match", the answer is generated. A
              folder without task.json is a task of subtasks: the folders in it that have one.
     .json    BIG-bench-Hard: nothing but "examples" of "input" and "target". Candidates are the options in the
              input, (A) (B) ... or - Yes - No; without options the targets of the file, where they are few;
-             else it is generated. An example whose target is not among its options, or which has one option,
-             is skipped and counted (four of the 6,511 published ones).
+             else it is generated. An example whose target is not among several options is skipped.
     .jsonl   one object a line, and .tsv, one row a line below a line of names: FORMATS. A line without label
-             ("-", -1) is skipped and counted. Several languages in one file are several tasks.
+             ("-", -1) is skipped. Several languages in one file are several tasks.
 """
-
 import json
 import math
 import random
@@ -33,8 +30,8 @@ from data.cli import brief
 BIG_BENCH = {"task_prefix": "", "example_input_prefix": "\nQ: ", "example_output_prefix": "\nA: ",
              "choice_prefix": "\n  choice: ", "append_choices_to_input": True,
              "few_shot_example_separator": "\n"}
-PLAIN = {"task_prefix": "", "example_input_prefix": "", "example_output_prefix": "", "choice_prefix": "",
-         "append_choices_to_input": False, "few_shot_example_separator": "\n\n"}
+PLAIN = {**dict.fromkeys(BIG_BENCH, ""), "append_choices_to_input": False,
+         "few_shot_example_separator": "\n\n"}
 
 PAIR = (("sentence1", "sentence2", "gold_label"), ("premise", "hypothesis", "label"),
         ("sentence1", "sentence2", "label"))
@@ -52,14 +49,12 @@ FORMATS = (     # of JSON lines and TSV: the fields with the label last; the tem
     ((("sentence", "label"),), "Review: {0}\nSentiment:", {"1": "positive", "0": "negative"}),      # SST-2
 )
 UNLABELLED = "-", "-1"      # the annotators did not agree; a test set without its answers
-MAX_CLOSED = 10             # targets without options are candidates if there are this many at most,
-CLOSED_SHARE = 0.5          # and this many for each example
+MAX_CLOSED, CLOSED_SHARE = 10, 0.5      # targets are candidates if there are so few, and so few an example
 
 
 def with_shots(examples, fewshot, seed, prefix="", gap="\n\n"):
-    """Examples (text, candidates, right) -> items in the same order: each prompt is the prefix, `fewshot`
-    other examples each with a right answer, and the text. The shots are drawn by seed and position, never the
-    example itself nor one with the same text. ValueError if there are too few."""
+    """Examples (text, candidates, right) -> items whose prompts are the prefix, `fewshot` other examples
+    with a right answer, drawn by seed and position from those with another text, and the text."""
     texts, items = Counter(text for text, *_ in examples), []
     for i, (text, candidates, right) in enumerate(examples):
         rng, drawn, others = random.Random(f"{seed} {i}"), {}, len(examples) - texts[text]
@@ -79,15 +74,13 @@ def big_bench(task, fewshot, seed):
     default = BIG_BENCH if "canary" in task or any(key in task for key in BIG_BENCH) else PLAIN
     layout = {key: task.get(key, default[key]) for key in BIG_BENCH}
     for key, value in layout.items():
-        if type(value) is not type(BIG_BENCH[key]):
-            expected = "a string" if isinstance(PLAIN[key], str) else "true or false"
+        if type(value) is not type(PLAIN[key]):
+            expected = "a string" if PLAIN[key] is not False else "true or false"
             raise ValueError(f"'{key}' is {value!r:.60}, expected {expected}")
-    scored, targeted = (all(isinstance(example, dict) and key in example for example in task["examples"])
-                        for key in ("target_scores", "target"))
+    scored, targeted = (all(key in x for x in task["examples"]) for key in ("target_scores", "target"))
     free = targeted and (not scored or task.get("preferred_score") == "exact_str_match")
     examples = []
     for i, example in enumerate(task["examples"]):
-        example = example if isinstance(example, dict) else {}
         text, scores, target = map(example.get, ("input", "target_scores", "target"))
         words, right = [], set()
         if free:
@@ -98,13 +91,12 @@ def big_bench(task, fewshot, seed):
             words = list(scores)
             right = {j for j, word in enumerate(words) if scores[word] == max(scores.values())}
         if not isinstance(text, str) or not right:
-            raise ValueError(f"example {i}: expected a string 'input', and 'target_scores' (two or more "
-                             "candidates, each with a number) or 'target' (a string or strings), not empty")
-        listed = []
+            raise ValueError(f"example {i}: expected a string 'input', and 'target_scores' (numbers of two "
+                             "or more candidates) or 'target' (a string or strings)")
         if layout["append_choices_to_input"]:
             listed = random.Random(f"{seed} {i}").sample(words, len(words))
-        choices = "".join(layout["choice_prefix"] + word for word in listed)
-        prompt = layout["example_input_prefix"] + text + choices + layout["example_output_prefix"]
+            text += "".join(layout["choice_prefix"] + word for word in listed)
+        prompt = layout["example_input_prefix"] + text + layout["example_output_prefix"]
         examples.append((prompt, words, right))
     return with_shots(examples, fewshot, seed, layout["task_prefix"], layout["few_shot_example_separator"]), 0
 
@@ -122,15 +114,14 @@ def options_of(text):
 
 def big_bench_hard(task, fewshot, seed):
     """A BIG-bench-Hard JSON task (Suzgun et al. 2022) -> (items, number of skipped examples)."""
-    for i, example in enumerate(task["examples"]):
-        texts = [example.get(key) for key in ("input", "target")] if isinstance(example, dict) else [None]
-        if not all(isinstance(text, str) and text.strip() for text in texts):
+    pairs = [(example.get("input"), example.get("target")) for example in task["examples"]]
+    for i, pair in enumerate(pairs):
+        if not all(isinstance(text, str) and text.strip() for text in pair):
             raise ValueError(f"example {i}: expected strings 'input' and 'target', not empty")
-    pairs = [(example["input"], example["target"].strip()) for example in task["examples"]]
+    pairs = [(text, target.strip()) for text, target in pairs]
     options = [options_of(text) for text, _ in pairs]
     if any(options) and not all(options):
-        raise ValueError(f"example {options.index([])}: no options in the input, though others have them; "
-                         "expected them in all or in none")
+        raise ValueError(f"example {options.index([])}: no options in the input, though others have them")
     closed = sorted({target for _, target in pairs})
     if not any(options) and 2 <= len(closed) <= min(MAX_CLOSED, CLOSED_SHARE * len(pairs)):
         options = [closed] * len(pairs)
@@ -151,30 +142,26 @@ def rows_of(path):
     if path.suffix == ".tsv" and lines:
         names = lines.pop(0)[1].rstrip("\r\n").split("\t")        # no quoting: a " is a quotation mark
     for number, line in lines:
-        if names:
-            cells = line.rstrip("\r\n").split("\t")
-            if len(cells) != len(names):
-                raise ValueError(f"line {number}: {len(cells)} columns, expected {', '.join(names)}")
-            rows.append((number, dict(zip(names, cells))))
-            continue
+        cells = line.rstrip("\r\n").split("\t")
+        if names and len(cells) != len(names):
+            raise ValueError(f"line {number}: {len(cells)} columns, expected {', '.join(names)}")
         try:
-            rows.append((number, {**json.loads(line)}))
+            rows.append((number, dict(zip(names, cells)) if names else {**json.loads(line)}))
         except (ValueError, TypeError, RecursionError):
             raise ValueError(f"line {number}: expected a JSON object, found {line.strip():.40}") from None
     return rows
 
 
 def format_of(rows):
-    """(fields, template, {label: candidate}) of the first of FORMATS that has the fields and all labels of
-    these rows, which are (line number, dict)."""
-    names = set(rows[0][1]) if rows else set()
-    fitting = [(fields, *rest) for known, *rest in FORMATS for fields in known if set(fields) <= names]
+    """(fields, template, {label: candidate}) of the first of FORMATS that fits the rows of rows_of."""
+    known = [(fields, *rest) for spellings, *rest in FORMATS for fields in spellings]
+    fitting = [entry for entry in known if rows and set(entry[0]) <= set(rows[0][1])]
     if not fitting:
-        known = dict.fromkeys(",".join(fields) for spellings, *_ in FORMATS for fields in spellings)
         found = f"line {rows[0][0]} has the fields {', '.join(rows[0][1]):.40}" if rows else "no lines"
-        raise ValueError(f"{found}; expected those of a task: {' | '.join(known)}")
+        expected = " | ".join(dict.fromkeys(",".join(fields) for fields, *_ in known))
+        raise ValueError(f"{found}; expected those of a task: {expected}")
     for number, row in rows:
-        for *texts, label in [fields for fields, *_ in fitting]:
+        for (*texts, label), *_ in fitting:
             filled = [x for x in texts if type(row.get(x)) in (str, int) and str(row[x]).strip()]
             if filled != texts or label not in row:
                 raise ValueError(f"line {number}: expected {', '.join(texts)}, {label}, none of them empty")
@@ -210,12 +197,10 @@ def labelled_rows(path, fewshot, seed):
 
 def load_tasks(path, fewshot=0, seed=0):
     """A task file, or a folder of subtasks -> list of {"name", "items", "skipped"}; see the top of this file.
-
-    fewshot: how many other examples stand with their answers before each. ValueError of one line names the
-    file, and the line or example."""
+    fewshot: how many other examples stand with their answers before each. ValueError names the bad line."""
     path = Path(path)
     if path.is_dir():
-        files = [path / "task.json"] if (path / "task.json").is_file() else sorted(path.glob("*/task.json"))
+        files = [*path.glob("task.json")] or sorted(path.glob("*/task.json"))
         if not files:
             raise ValueError(f"{path}: no task.json in this folder, nor in the folders in it")
         return [{**task, "name": file.parent.resolve().relative_to(path.resolve().parent).as_posix()}
@@ -229,20 +214,17 @@ def load_tasks(path, fewshot=0, seed=0):
                 task = json.load(file)
             examples = task.get("examples") if isinstance(task, dict) else None
             if not isinstance(examples, list) or not examples:
-                raise ValueError("expected an object with a list 'examples' (a BIG-bench JSON task), or a "
-                                 "name that ends in .jsonl or .tsv")
-            if not isinstance(task.get("name", ""), str):
-                raise ValueError(f"'name' is {task['name']!r:.60}, expected a string")
+                raise ValueError("expected an object with a list 'examples', or a name in .jsonl or .tsv")
             if path.name != "task.json" and task.get("name"):
-                name = task["name"]
-            scored = any("target_scores" in example for example in examples if isinstance(example, dict))
+                name = str(task["name"])
+            task["examples"] = [x if isinstance(x, dict) else {} for x in examples]     # {} is refused below
+            scored = any("target_scores" in example for example in task["examples"])
             plain = set(task) <= {"examples", "canary"} and not scored
             tasks = {"": (big_bench_hard if plain else big_bench)(task, fewshot, seed)}
         if not any(items for items, _ in tasks.values()):
             raise ValueError("no example has a label")
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON or not UTF-8 ({brief(error, 80)}); if it is one object a line, "
-                         "its name must end in .jsonl") from None
+        raise ValueError(f"{path}: not JSON or not UTF-8 ({brief(error, 80)})") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return [{"name": f"{name}/{language}" if len(tasks) > 1 else name, "items": items, "skipped": skipped}

@@ -2,7 +2,6 @@
 
     tokenizer = get_tokenizer("gpt2")       # tiktoken downloads the merges once and keeps them
 """
-
 import tiktoken
 
 from data.tokenizer import SEP, Tokenizer
@@ -21,11 +20,7 @@ def get_tokenizer(name):
     except (OSError, ValueError) as error:      # ValueError: the download has the wrong hash
         raise ValueError(f"tokenizer {name!r} could not be downloaded ({type(error).__name__}); connect "
                          "once, set TIKTOKEN_CACHE_DIR to a folder that has it, or use train_bpe") from None
-    return with_separator(name, encoding)
-
-
-def with_separator(name, encoding):
-    """tiktoken.Encoding -> Tokenizer with one more id. Gaps between ids get names, so every id decodes."""
+    # Gaps between ids get names, so that every id decodes.
     ranks, specials = encoding._mergeable_ranks, dict(encoding._special_tokens)
     used = {*ranks.values(), *specials.values()}
     specials |= {f"<|unused {i}|>": i for i in range(encoding.max_token_value + 1) if i not in used}

@@ -9,10 +9,12 @@ Wrong answers (course/mutants) and the recipes of course/README.md are changes. 
 """
 
 import ast
-import functools
 import re
 from collections import namedtuple
+from pathlib import Path
 from typing import NamedTuple
+
+REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 class Assignment(NamedTuple):
@@ -37,8 +39,7 @@ ASSIGNMENTS = {
     6: Assignment("6-kd",
                   {"td_distill.py": ("student_terms", "weighted_mean", "sft_loss", "mask_terms",
                                      "log_outside", "topp_forward_kl")},
-                  {"td_distill.py": ("reverse_kl", "expected_cloning"),
-                   "experiments/losses.py": ("topp_jsd",)}),
+                  {"td_distill.py": ("reverse_kl", "expected_cloning")}),
     7: Assignment("7-bellman",
                   {"td_distill.py": ("successor_values", "bellman_weights", "bellman_terms"),
                    "course/theory.py": ("soft_value", "bellman", "fixed_point")}),
@@ -46,12 +47,9 @@ ASSIGNMENTS = {
                               "course/8-results.jsonl": ("",)}),
 }
 
-parsed = functools.lru_cache(maxsize=8)(ast.parse)
-
-
 def find_function(source, name):
     """The syntax node of a function ("merge") or a method ("KVCache.append"); ValueError for none."""
-    node = parsed(source)
+    node = ast.parse(source)
     for part in name.split("."):
         node = next((child for child in node.body if getattr(child, "name", None) == part), None)
         if node is None:

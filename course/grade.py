@@ -14,88 +14,76 @@ import argparse
 import ast
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-from course.assignments import ASSIGNMENTS, changed, read_changes
+from course.assignments import ASSIGNMENTS, REPOSITORY, changed, read_changes
+from course.make import copy
 from data.cli import printable, run_command
 
-COURSE = Path(__file__).resolve().parent
-LIMIT = 30.0            # seconds that a check may take
+COURSE = REPOSITORY / "course"
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def path_of_checks(number):
+    return COURSE / "checks" / f"{ASSIGNMENTS[number].name}.py"
 
 
 def read_checks(number):
     """The checks of an assignment in the order in which they run: list of (name, points, hint)."""
-    tree = ast.parse((COURSE / "checks" / f"{ASSIGNMENTS[number].name}.py").read_text(encoding="utf-8"))
+    tree = ast.parse(path_of_checks(number).read_text(encoding="utf-8"))
     return [(node.name, node.args.defaults[0].value, " ".join(ast.get_docstring(node).split()))
             for node in tree.body if getattr(node, "name", "").startswith("check_")]
 
 
 def ask(process, question):
     """One question to the process -> None, or one line that says what failed."""
-    begin, answer = time.monotonic(), ""
     try:
-        process.stdin.write(json.dumps(question) + "\n")
-        process.stdin.flush()
-        answer = process.stdout.readline()
-    except BrokenPipeError:
-        pass
-    if answer:
-        return json.loads(answer)
-    process.kill()
-    process.wait()
-    if time.monotonic() - begin >= question["limit"]:
-        return f"no result within {question['limit']:g} seconds; is there an endless loop?"
-    return "the process ended in the middle of this check"
+        print(json.dumps(question), file=process.stdin, flush=True)
+        return json.loads(process.stdout.readline())
+    except (BrokenPipeError, ValueError):
+        process.kill()
+        process.wait()
+        return f"the process ended, or took {question['limit']:g} seconds; is there an endless loop?"
 
 
-def run_checks(jobs, stop=False, limit=LIMIT):
-    """Runs the checks of jobs (number, folder) -> for each a dict of check -> (failed, seconds); failed is
-    None, or one line that says what is wrong. stop: after the first check of a job that fails."""
-    same = {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
-    options = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8", env=os.environ | same)
+def run_checks(jobs, stop=False, limit=30.0):
+    """Runs the checks of jobs (number, folder) -> for each a dict of check -> None, or one line that says
+    what is wrong. stop: after the first check of a job that fails; limit: seconds that a check may take."""
+    options = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8",
+                   env=os.environ | ENVIRONMENT)
     results, process = [], None
     with tempfile.TemporaryDirectory() as cwd:
         for number, folder in jobs:
-            checks = str(COURSE / "checks" / f"{ASSIGNMENTS[number].name}.py")
-            question = {"folder": str(Path(folder).resolve()), "checks": checks, "limit": limit}
+            question = {"folder": str(Path(folder).resolve()), "checks": str(path_of_checks(number))}
             results.append({})
-            problem = None
-            for name in ["", *(name for name, *_ in read_checks(number))]:
+            for name, *_ in read_checks(number):
                 if process is None or process.poll() is not None:
                     process = subprocess.Popen([sys.executable, COURSE / "checking.py"], cwd=cwd, **options)
-                begin = time.perf_counter()
-                failed = problem or ask(process, {**question, "name": name})
-                if not name:
-                    problem = failed                        # the checks were not loaded, so every one fails
-                    continue
-                results[-1][name] = failed, round(time.perf_counter() - begin, 2)
-                if failed and stop:
+                results[-1][name] = ask(process, {**question, "name": name, "limit": limit})
+                if stop and results[-1][name]:
                     break
         process.kill()
         process.wait()
     return results
 
 
-def grade(folder, numbers, limit=LIMIT):
-    """Grades assignments and prints points and hints -> {number: {"name", "points", "out_of", "seconds",
-    "checks": a list of {"name", "points", "out_of", "seconds", "failed", "hint"}}}."""
+def grade(folder, numbers):
+    """Grades assignments and prints points and hints -> {number: {"name", "points", "out_of",
+    "checks": a list of {"name", "points", "out_of", "failed", "hint"}}}."""
     graded = {}
-    for number, found in zip(numbers, run_checks([(number, folder) for number in numbers], limit=limit)):
-        rows = [{"name": name, "points": 0 if found[name][0] else points, "out_of": points,
-                 "seconds": found[name][1], "failed": found[name][0], "hint": hint}
-                for name, points, hint in read_checks(number)]
+    for number, found in zip(numbers, run_checks([(number, folder) for number in numbers])):
+        rows = [{"name": name, "points": 0 if found[name] else points, "out_of": points,
+                 "failed": found[name], "hint": hint} for name, points, hint in read_checks(number)]
         for row in rows:
             print("  {points}/{out_of}  {name}".format(**row))
             if row["failed"]:
                 print(printable(f"       found   {row['failed']}"), f"       hint    {row['hint']}", sep="\n")
-        sums = {field: round(sum(row[field] for row in rows), 1) for field in ("points", "out_of", "seconds")}
+        sums = {field: sum(row[field] for row in rows) for field in ("points", "out_of")}
         graded[number] = {"name": ASSIGNMENTS[number].name, **sums, "checks": rows}
-        print("{name}: {points} of {out_of} points, {seconds} s".format(**graded[number]))
+        print("{name}: {points} of {out_of} points".format(**graded[number]))
     return graded
 
 
@@ -106,11 +94,7 @@ def read_mutants(number):
 
 def write_mutant(change, folder):
     """A copy of what the checks need of the repository, with one change in it -> the folder."""
-    for pattern in ("*.py", "data/*.*", "data/teacher/header.json", "experiments/*.py", "course/*.*"):
-        for path in COURSE.parent.glob(pattern):
-            to = Path(folder) / path.relative_to(COURSE.parent)
-            to.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, to)
+    copy(("*.py", "data/*.*", "data/teacher/header.json", "experiments/*.py", "course/*.*"), folder)
     path = Path(folder) / change.file
     path.write_text(changed(path.read_text(encoding="utf-8"), change), encoding="utf-8")
     return folder
@@ -122,7 +106,7 @@ def run_mutants(number):
     with tempfile.TemporaryDirectory() as top:
         jobs = [(number, write_mutant(change, f"{top}/{i}")) for i, change in enumerate(changes)]
         for change, found in zip(changes, run_checks(jobs, stop=True)):
-            check, (failed, _) = list(found.items())[-1]                # the one that failed, if any
+            check, failed = list(found.items())[-1]                     # the one that failed, if any
             caught += failed is not None
             print(f"  {'caught' if failed else 'MISSED'}  {change.what}\n          {check}: {failed!s:.90}")
     return caught, len(changes)
@@ -132,29 +116,26 @@ def main(arguments=None):
     """The command -> exit code, 1 where a wrong answer is not caught; ValueError for a bad folder."""
     parser = argparse.ArgumentParser(prog="python -m course.grade", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", help="the student's")
+    parser.add_argument("folder", nargs="?", default="no folder", help="the student's")
     parser.add_argument("number", nargs="?", type=int, choices=ASSIGNMENTS, help="of the assignment")
-    parser.add_argument("--json", help="a file for points and messages")
-    parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for a check [%(default)g]")
-    parser.add_argument("--mutants", nargs="?", type=int, const=0, choices=[0, *ASSIGNMENTS], metavar="N",
-                        help="try the wrong answers, of all assignments or of one")
+    parser.add_argument("--json", type=Path, help="a file for points and messages")
+    parser.add_argument("--mutants", action="store_true", help="try the wrong answers of all assignments")
     options = parser.parse_args(arguments)
-    if options.mutants is not None:
-        found = {n: run_mutants(n) for n in ([options.mutants] if options.mutants else ASSIGNMENTS)}
-        for number, (caught, tried) in found.items():
-            print(f"{ASSIGNMENTS[number].name:14}{caught:4} of {tried} wrong answers caught")
-        return int(any(caught < tried for caught, tried in found.values()))
-    pages = Path(options.folder or "no folder") / "course"
+    if options.mutants:
+        found = [run_mutants(number) for number in ASSIGNMENTS]
+        for assignment, (caught, tried) in zip(ASSIGNMENTS.values(), found):
+            print(f"{assignment.name:14}{caught:4} of {tried} wrong answers caught")
+        return int(any(caught < tried for caught, tried in found))
+    pages = Path(options.folder) / "course"
     numbers = [n for n, one in ASSIGNMENTS.items()
                if options.number in (None, n) and (pages / f"{one.name}.md").is_file()]
     if not numbers:
         raise ValueError(f"{pages}: no page of an assignment; expected a folder of python -m course.make")
-    graded = grade(options.folder, numbers, options.limit)
+    graded = grade(options.folder, numbers)
     if options.json:
         sums = {name: sum(result[name] for result in graded.values()) for name in ("points", "out_of")}
-        now = time.strftime("%Y-%m-%d %H:%M:%S")
-        book = {"folder": options.folder, "time": now, **sums, "assignments": graded}
-        Path(options.json).write_text(json.dumps(book, indent=1) + "\n", encoding="utf-8")
+        book = {"folder": options.folder, **sums, "assignments": graded}
+        options.json.write_text(json.dumps(book, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

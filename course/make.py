@@ -9,31 +9,36 @@ import argparse
 import shutil
 from pathlib import Path
 
-from course.assignments import ASSIGNMENTS, take_out
-from data.cli import printable, run_command
+from course.assignments import ASSIGNMENTS, REPOSITORY, take_out
+from data.cli import run_command
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 COPIED = ("*.py", "pyproject.toml", "README.md", "LICENSE", "data/**/*", "adapters/*.py", "experiments/*.py",
           "course/*.py")
 
 
-def make(number, folder):
-    """Writes the copy -> the number of files. ValueError where the folder is not empty."""
-    folder, assignment = Path(folder), ASSIGNMENTS[number]
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder}: not an empty folder; name a new one")
-    patterns = *COPIED, f"course/{assignment.name}.md", f"course/checks/{assignment.name}.py"
+def copy(patterns, folder):
+    """Copies files of the repository into a folder -> the number of files."""
     paths = [path for pattern in patterns for path in REPOSITORY.glob(pattern)
              if path.is_file() and "__pycache__" not in path.parts]
     for source in paths:
-        name = source.relative_to(REPOSITORY).as_posix()
-        path = folder / name
+        path = Path(folder) / source.relative_to(REPOSITORY)
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, path)
-        for function in assignment.write.get(name, ()) + assignment.hide.get(name, ()):
-            text = take_out(path.read_text(encoding="utf-8"), function, f"assignment {number}: {function}")
-            path.write_text(text, encoding="utf-8", newline="\n")
     return len(paths)
+
+
+def make(number, folder):
+    """Writes the copy -> the number of files. ValueError where the folder is not empty."""
+    folder, (page, *parts) = Path(folder), ASSIGNMENTS[number]
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder}: not an empty folder; name a new one")
+    n = copy((*COPIED, f"course/{page}.md", f"course/checks/{page}.py"), folder)
+    for name, function in [(name, function) for part in parts for name in part for function in part[name]]:
+        if function:
+            text = (folder / name).read_text(encoding="utf-8")
+            text = take_out(text, function, f"assignment {number}: {function}")
+            (folder / name).write_text(text, encoding="utf-8", newline="\n")
+    return n
 
 
 def main(arguments=None):
@@ -42,9 +47,7 @@ def main(arguments=None):
     parser.add_argument("number", type=int, choices=ASSIGNMENTS, help="of the assignment")
     parser.add_argument("folder", help="new or empty")
     options = parser.parse_args(arguments)
-    n = make(options.number, options.folder)
-    page = f"course/{ASSIGNMENTS[options.number].name}.md"
-    print(printable(f"{n} files in {options.folder}; read {page} there"))
+    print(f"{make(options.number, options.folder)} files; read course/{ASSIGNMENTS[options.number].name}.md")
 
 
 if __name__ == "__main__":

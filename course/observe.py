@@ -6,7 +6,6 @@
 import argparse
 import json
 import random
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -16,19 +15,18 @@ import brd
 import model
 import td_distill as td
 from course import theory
+from course.assignments import REPOSITORY
 from data import world
 from data.cache import TeacherCache
 from data.cli import printable, run_command
 from data.documents import BEHAVIOURS, course_tokenizer, encode_documents, render
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-
 
 def observe_1():
     """How many ids a tokenizer of the built-in world has when 1,024 are asked for."""
     tokenizer = course_tokenizer("world", 1024)
-    longest = max(tokenizer.ranks, key=len).decode()
-    return f"asked for 1,024 ids, got {tokenizer.n_vocab:,}; the longest token is {longest!r}"
+    longest = max(tokenizer.ranks, key=len)
+    return f"asked for 1,024 ids, got {tokenizer.n_vocab:,}; the longest token is {longest.decode()!r}"
 
 
 @torch.no_grad()
@@ -64,50 +62,46 @@ def observe_4():
     """Which of two answers, of one token and of two, an untrained model prefers."""
     tokenizer, rng = course_tokenizer("world", 1024), random.Random(1)
     torch.manual_seed(1)
-    gpt, items = model.GPT(model.GPTConfig(n_vocab=tokenizer.n_vocab, conv_width=0)), []
-    for _ in range(1000):
-        person, short, long = (rng.choice(world.WORDS[name]) for name in ("person", "place", "organisation"))
-        items.append((f"{person} told us. What did {person} like?", [short, long]))
-    scores, _ = brd.blind_scores(gpt, tokenizer, items)
-    lengths = [[len(tokenizer.encode(" " + word)) for word in candidates] for _, candidates in items]
-    mean = sum(b > a for a, b in scores) / len(items)
-    total = sum(b * m > a * n for (a, b), (n, m) in zip(scores, lengths)) / len(items)
+    gpt = model.GPT(model.GPTConfig(n_vocab=tokenizer.n_vocab, conv_width=0))
+    words = [[rng.choice(world.WORDS[name]) for name in ("person", "place", "organisation")]
+             for _ in range(1000)]
+    items = [(f"{person} told us. What did {person} like?", both) for person, *both in words]
+    scores, lengths = np.array(brd.blind_scores(gpt, tokenizer, items)[0]), np.array(
+        [[len(tokenizer.encode(" " + word)) for word in both] for _, both in items])        # both (1000, 2)
+    mean, total = (np.mean(x[:, 1] > x[:, 0]) for x in (scores, scores * lengths))
     return (f"the longer of two answers wins {mean:.0%} of 1,000 items by the mean log-probability, "
             f"{total:.0%} by the sum")
 
 
 def observe_5():
     """What a smaller p keeps of the teacher's sets in data/teacher."""
-    cache, sizes, mass = TeacherCache(REPOSITORY / "data" / "teacher"), [], []
+    cache, drawn = TeacherCache(REPOSITORY / "data" / "teacher"), []
     for some in np.array_split(np.argsort(cache.lengths), 64):              # of similar lengths
         batch = cache.batch(some)
         kept = td.restrict_to_p(batch["log_probs"], batch["mask"], 0.8)
-        drawn = batch["mask"].any(-1)
-        sizes.append(kept.sum(-1)[drawn])
-        mass.append((batch["log_probs"].double().exp() * kept).sum(-1)[drawn])
-    sizes, mass = torch.cat(sizes), torch.cat(mass)
-    return (f"at p = .8 the teacher's sets hold {sizes.float().mean():.2f} tokens in the mean and "
-            f"{mass.mean():.3f} of its mass; {(sizes == 1).float().mean():.1%} of them hold a single token")
+        probs = batch["log_probs"].double().exp() * kept
+        drawn.append(torch.stack([kept.sum(-1), probs.sum(-1)])[:, batch["mask"].any(-1)])
+    sizes, mass = torch.cat(drawn, 1)
+    return (f"at p = .8 the teacher's sets hold {sizes.mean():.2f} tokens in the mean and "
+            f"{mass.mean():.3f} of its mass; {(sizes == 1).double().mean():.1%} of them hold a single token")
 
 
 def observe_6():
     """The probability that a student gives to the most probable token after distillation on a set."""
-    probs = 1 / torch.arange(1, 51).double()
-    probs = probs / probs.sum()
-    ids, log_probs, mask = (x[None] for x in td.top_p_sets(probs.log()[None], 0.8, 50))
-    found = []
+    log_t = (1 / torch.arange(1, 51).double()).log().log_softmax(-1)
+    probs, (ids, log_probs, mask), found = log_t.exp(), td.top_p_sets(log_t[None], 0.8, 50), []
     for tail in ("inside", "bucket"):
-        logits = torch.zeros(1, 1, 50, dtype=torch.float64, requires_grad=True)
+        logits = torch.zeros(1, 50, dtype=torch.float64, requires_grad=True)
         lbfgs = torch.optim.LBFGS([logits], max_iter=100, tolerance_change=0, line_search_fn="strong_wolfe")
 
         def closure():
             lbfgs.zero_grad()
-            student, teacher = td.student_terms(logits, ids, ids[..., 0]), td.TeacherSets(log_probs, mask)
-            loss, _ = td.topp_forward_kl(student, teacher, torch.ones(1, 1), tail=tail)
+            student, teacher = td.student_terms(logits, ids, ids[:, 0]), td.TeacherSets(log_probs, mask)
+            loss, _ = td.topp_forward_kl(student, teacher, torch.ones(1), tail=tail)
             loss.backward()
             return loss
         lbfgs.step(closure)
-        found.append(f"{logits.detach().softmax(-1)[0, 0, 0]:.3f} with tail={tail!r}")
+        found.append(f"{logits.detach().softmax(-1)[0, 0]:.3f} with tail={tail!r}")
     return f"teacher {probs[0]:.3f}, set of {int(mask.sum())} tokens of 50; student " + ", ".join(found)
 
 
@@ -115,9 +109,8 @@ def observe_7():
     """Where Bellman Distill leads the student of a .9 / .1 teacher, for texts of one token."""
     one, found = theory.world(np.full((1, 2), -1), np.array([[0.9, 0.1]]), 1, 0.99), []
     for alpha in (10, 1, 0.1):
-        def loss(Q):
-            return theory.mean(one, theory.bellman_tokens(one, Q, alpha))
-        Q, _ = theory.minimise(loss, np.zeros((1, 2)))
+        Q, _ = theory.minimise(lambda Q: theory.mean(one, theory.bellman_tokens(one, Q, alpha)),
+                               np.zeros((1, 2)))
         found.append(f"{theory.softmax(Q)[0, 0]:.3f} at alpha {alpha:g}")
     return "teacher .900; student " + ", ".join(found)
 
@@ -133,13 +126,10 @@ OBSERVE = (observe_1, observe_2, observe_3, observe_4, observe_5, observe_6, obs
 
 
 def main(arguments=None):
-    """Prints the number of an assignment; ValueError where its functions are not written yet."""
+    """Prints the number of an assignment; NotImplementedError where its functions are not written yet."""
     parser = argparse.ArgumentParser(prog="python -m course.observe", description=__doc__.split("\n")[0])
     parser.add_argument("number", type=int, choices=range(1, 9), help="of the assignment")
-    try:
-        print(printable(OBSERVE[parser.parse_args(arguments).number - 1]()))
-    except NotImplementedError as error:
-        raise ValueError(f"not written yet: {error}") from None
+    print(printable(OBSERVE[parser.parse_args(arguments).number - 1]()))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,5 @@
 """Annotated sentences: their records, the file of records, and the forms of annotation lines.
 
-    paragraphs = read_annotations("out/annotations.jsonl")     # strict: an error names the line and the field
-    entity_line("Opel", "organisation", "employer", form=1)    # "Opel is an organisation, employer"
-    parse_question("Q: Where is she? A: Oslo")                 # {"question": "Where is she?", "answer": ...}
-
 A record is one sentence; a paragraph is the list of its records; a file holds one record a line:
 
     {"paragraph": 12, "sentence": 0, "text": "Anna took a train to Oslo.",
@@ -15,6 +11,7 @@ import functools
 import json
 import os
 import re
+from pathlib import Path
 
 from data import world
 from data.cli import CONTROL, brief
@@ -23,8 +20,6 @@ TYPES = tuple(world.WORDS)     # person, place, ...: a closed list, so that line
 KINDS = ("content", "structure", *world.RAISED)
 FIELDS = {"entities": ("text", "type", "about"), "questions": ("kind", "question", "answer")}
 
-# --- records ------------------------------------------------------------------------------------------------
-
 def check_text(value, name):
     """ValueError unless `value` is a string of one line, not empty, without white space at its ends."""
     if not isinstance(value, str) or not value or value != value.strip() or CONTROL.search(value):
@@ -32,8 +27,8 @@ def check_text(value, name):
 
 
 def check_record(record):
-    """ValueError of one line, which names the field, unless `record` is valid. Its entities occur in its
-    sentence, a question has one '?', at its end, and the lines of both can be parsed back."""
+    """ValueError that names the field, unless `record` is valid: its entities occur in its sentence, a
+    question has one '?', at its end, and the lines of both can be parsed back."""
     if not isinstance(record, dict):
         raise ValueError(f"expected a JSON object, found {type(record).__name__}")
     for name in ("paragraph", "sentence"):
@@ -76,12 +71,10 @@ def question_problem(item, sentence):
 def read_annotations(path):
     """A file of records -> list of paragraphs. A bad line raises ValueError "file:line: field 'x' ..."; an
     incomplete last line, as an interrupted annotator leaves it, is ignored."""
-    with open(path, "rb") as file:                 # bytes: the last line may end inside a UTF-8 character
-        lines = file.read().split(b"\n")
-    paragraphs = []
+    paragraphs, lines = [], Path(path).read_bytes().split(b"\n")
     for i, line in enumerate(lines, 1):
         try:
-            record = json.loads(line.decode("utf-8"))
+            record = json.loads(line.decode("utf-8"))   # the last line may end inside a character
         except (ValueError, RecursionError) as error:
             if i == len(lines):
                 break
@@ -100,14 +93,12 @@ def read_annotations(path):
 
 def write_annotations(path, paragraphs):
     """Write what read_annotations reads, beside and renamed; ValueError for records that it refuses."""
-    with open(f"{path}.tmp", "w", encoding="utf-8", newline="\n") as file:
-        for record in (record for paragraph in paragraphs for record in paragraph):
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    lines = [json.dumps(record, ensure_ascii=False) + "\n" for records in paragraphs for record in records]
+    Path(f"{path}.tmp").write_text("".join(lines), encoding="utf-8", newline="\n")
     read_annotations(f"{path}.tmp")
     os.replace(f"{path}.tmp", path)
 
 
-# --- lines, and back ----------------------------------------------------------------------------------------
 # The forms vary: a student that has seen a single form fails in any other. The plain form comes first.
 
 ENTITY_FORMS = ("{text}: {type}, {about}", "{text} is {a} {type}, {about}", "{type}: {text}, {about}",
@@ -131,8 +122,7 @@ def fill(form, entity):
 
 @functools.lru_cache(maxsize=1 << 16)               # the same few entities and forms come again and again
 def entity_line(text, type, about, form):
-    """One entity in form number `form`, or in the plain form where that cannot be parsed back: from
-    "place: Paris, France, home" the parser would read the entity "Paris"."""
+    """One entity in form number `form`, or in the plain form where that cannot be parsed back."""
     entity = {"text": text, "type": type, "about": about}
     line = fill(ENTITY_FORMS[form], entity)
     return line if parse_entity(line) == entity else fill(ENTITY_FORMS[0], entity)
@@ -165,12 +155,12 @@ def parse_question(line):
 
 def parse_entities(text):
     """Text of several lines -> list of entities; a line in no known form, such as "none", is left out."""
-    return [entity for entity in map(parse_entity, lines_of(text)) if entity]
+    return list(filter(None, map(parse_entity, lines_of(text))))
 
 
 def parse_questions(text):
     """Text of several lines -> list of {"question", "answer"}; other lines are left out."""
-    return [question for question in map(parse_question, lines_of(text)) if question]
+    return list(filter(None, map(parse_question, lines_of(text))))
 
 
 def lines_of(text):

@@ -5,8 +5,8 @@ predicted tokens: all tokens of a document but its first, without padding.
     plan = plan_batches(DataMix([rows, cache], [.7, .3]), tokens=1_000_000, step_tokens=1024, seed=1)
     ids, targets, weights = rows.batch(plan[0].documents, role_weights)
 
-Shapes: B documents, T positions. A document fills one row and is never cut, so attention does not cross from
-one to the next; rows of similar length share a batch, so there is little padding.
+Shapes: B documents, T positions. A document fills one row and is never cut; rows of similar length share a
+batch, so there is little padding.
 """
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,6 +16,11 @@ import torch
 
 LENGTH_STEP = 8      # rows are padded to a multiple of this: few shapes, so allocators and kernels are reused
 WINDOW = 1024        # documents that are sorted by length at a time: full batches, and the order roughly kept
+
+
+def token_type(n_vocab):
+    """The smallest numpy type that holds every id."""
+    return np.dtype(np.uint16 if n_vocab <= 1 << 16 else np.uint32)
 
 
 class Rows:
@@ -33,8 +38,7 @@ class Rows:
     def pack(cls, documents, n_vocab):
         """documents: list of (ids, roles), two lists of the same length."""
         starts = np.cumsum([0, *(len(ids) for ids, _ in documents)], dtype=np.int64)
-        dtype = np.uint16 if n_vocab <= 65536 else np.uint32
-        tokens = np.fromiter((i for ids, _ in documents for i in ids), dtype, starts[-1])
+        tokens = np.fromiter((i for ids, _ in documents for i in ids), token_type(n_vocab), starts[-1])
         roles = np.fromiter((r for _, roles in documents for r in roles), np.uint8, starts[-1])
         return cls(tokens, roles, starts)
 
@@ -81,10 +85,9 @@ class Batch:
 
 
 def reading_order(lengths, tokens, seed):
-    """Document indices that hold about `tokens` tokens to predict, and their place (0..1) in the run.
-
-    Documents keep their order, easy ones first, except for a shuffle among neighbours. If the source is
-    longer than needed, documents are left out evenly; if it is shorter, it is read again in random order."""
+    """Document indices that hold about `tokens` tokens to predict, and their place (0..1) in the run. The
+    order is kept but for a shuffle among neighbours. If the source is longer than needed, documents are left
+    out evenly; if it is shorter, it is read again in random order."""
     rng, n, epoch_tokens = np.random.default_rng(seed), len(lengths), int(lengths.sum())
     if epoch_tokens < 1:
         raise ValueError(f"{n} documents without a token to predict; expected one of two tokens at least")
@@ -99,20 +102,17 @@ def reading_order(lengths, tokens, seed):
 
 
 def plan_batches(mix, tokens, step_tokens, seed):
-    """The whole run as a list of Batch. It depends on the arguments alone, so a resumed run reads the same.
-
-    tokens: predicted tokens of the run; step_tokens: most positions of a batch, padding included (a longer
-    document is a batch alone)."""
-    documents, places, source = [], [], []
+    """The whole run as a list of Batch; tokens: predicted tokens of the run; step_tokens: most positions of a
+    batch, padding included (a longer document is a batch alone)."""
+    parts = []
     for s, (rows, share) in enumerate(zip(mix.sources, mix.shares)):
         if share > 0:
             order, place = reading_order(rows.lengths - 1, share * tokens, seed + s)
             begin = mix.start_at[s] if mix.start_at else 0.0
-            documents.append(order)
-            places.append(begin + (1 - begin) * place)
-            source.append(np.full(len(order), s))
-    by_place = np.argsort(np.concatenate(places), kind="stable")
-    documents, source = np.concatenate(documents)[by_place], np.concatenate(source)[by_place]
+            parts.append((begin + (1 - begin) * place, order, np.full(len(order), s)))
+    places, documents, source = map(np.concatenate, zip(*parts))
+    by_place = np.argsort(places, kind="stable")
+    documents, source = documents[by_place], source[by_place]
     rng, batches = np.random.default_rng(seed), []
     for a in range(0, len(documents), WINDOW):
         window = []

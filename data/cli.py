@@ -32,26 +32,26 @@ def parse_options(config_class, arguments, doc):
     """--name=value arguments (list of str) -> an instance of a dataclass; a wrong one raises ValueError.
 
     The help is `doc` and the comment behind each field in the source of the class and its base classes."""
-    fields = {field.name: field for field in dataclasses.fields(config_class)}
+    def refuse(message):
+        raise ValueError(f"{message}; --help explains every option")
     source = "".join(inspect.getsource(kind) for kind in config_class.__mro__[-2::-1])      # object has none
     comments = dict(re.findall(r"^    (\w+): .*?# (.*)$", source, re.M))
     layout = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=26, width=110)
-    parser = argparse.ArgumentParser(description=doc, formatter_class=layout, allow_abbrev=False)
-    for name, field in fields.items():
+    parser = argparse.ArgumentParser(usage="%(prog)s [--name=value ...]", description=doc,
+                                     formatter_class=layout, allow_abbrev=False)
+    parser.error, names = refuse, ["help"]
+    for field in dataclasses.fields(config_class):
+        names.append(field.name)
         kind = {"type": field.type, "metavar": field.type.__name__}
         if field.type is bool:
             kind = {"action": "store_true"}
-        text = f"{comments[name]} [{field.default}]".replace("%", "%%")
-        parser.add_argument(f"--{name}", default=field.default, help=text, **kind)
+        text = f"{comments[field.name]} [{field.default}]".replace("%", "%%")
+        parser.add_argument(f"--{field.name}", default=field.default, help=text, **kind)
     for name in (argument.split("=")[0][2:] for argument in arguments if argument.startswith("--")):
-        if name not in [*fields, "help"]:
-            near = difflib.get_close_matches(name, fields, 1)
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 1)
             hint = f"did you mean --{near[0]}?" if near else "--help lists them all"
             raise ValueError(f"unknown option --{name}; {hint}")
-
-    def refuse(message):
-        raise ValueError(f"{message}; --help explains every option")
-    parser.error, parser.usage = refuse, "%(prog)s [--name=value ...]"
     return config_class(**vars(parser.parse_args(arguments)))
 
 
@@ -64,19 +64,16 @@ def check_range(name, value, above=None, most=math.inf):
 
 
 def run_command(main):
-    """Runs main() as a program and exits: 2 and one line for the user's mistakes, 130 after Ctrl-C or
-    SIGTERM."""
-    def stop(number, frame):
-        raise KeyboardInterrupt
-    signal.signal(signal.SIGTERM, stop)
+    """Runs main() and exits: 2 and one line for a mistake of the user, 130 after Ctrl-C or SIGTERM."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)       # raises KeyboardInterrupt
     try:
         sys.exit(main())
     except KeyboardInterrupt as stopped:
         print(f"{str(stopped) or 'stopped'}; the same command goes on from there", file=sys.stderr)
         sys.exit(130)
-    except ModuleNotFoundError as error:
-        print(f"error: {error}: an extra, or a folder of the repository, see README.md", file=sys.stderr)
-        sys.exit(2)
-    except (ValueError, OSError) as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+    except (ModuleNotFoundError, ValueError, OSError) as error:
+        extra = ""
+        if isinstance(error, ModuleNotFoundError):
+            extra = ": an extra, or a folder of the repository, see README.md"
+        print(f"error: {printable(str(error))}{extra}", file=sys.stderr)
         sys.exit(2)

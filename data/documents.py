@@ -5,11 +5,7 @@ r"""From annotated paragraphs to rows of tokens: three copies of a text, and wha
     qra  s1 <sep> Where did Anna go? Oslo\n <sep> s2 <sep> ... <sep> <end>
 
 A document is a list of pieces (text, role); <sep> and <end> are one token each. A token's role decides its
-weight in the loss. Annotations and the forms of their lines are in data/annotations.py, the built-in corpus
-in data/world.py.
-
-    tokenizer = course_tokenizer("world", 1024)
-    sources, shares = reading_mix(1_000_000, config, tokenizer, seed=1)         # D_ORI, D_NER, D_QRA as Rows
+weight in the loss.
 """
 
 import functools
@@ -19,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from data import annotations, world
-from data.annotations import ALL_FORMS, ENTITY_FORMS, NO_ENTITY, entity_line, question_texts
+from data.annotations import ALL_FORMS, BRIDGES, ENTITY_FORMS, NO_ENTITY, OPENERS, entity_line, question_texts
 from data.batches import DataMix, Rows
 from data.tokenizer import train_bpe
 
@@ -30,21 +26,15 @@ PLAIN_TOKENS, QRA_TOKENS = 10, 56       # predicted tokens of an average documen
 PRIMER = Path(__file__).resolve().parent / "primer" / "primer.jsonl"
 PIECE = 3                               # sentences of a natural paragraph in one document
 QUESTIONS_FIRST = 0.1                   # part of a reading student's run that is questions alone
-# Words for vary_layout. Left out are answers, words that speak of the task itself and short words, because a
-# test's wording could otherwise be met by chance.
+# Words for vary_layout, without answers, words that speak of the task itself, and short words.
 PHRASE_WORDS = sorted(
-    {word for line in annotations.OPENERS + annotations.BRIDGES + world.SAYINGS
-     for word in (word.strip(".,:?") for word in line.split()) if len(word) > 3}
+    {word.strip(".,:?") for line in OPENERS + BRIDGES + world.SAYINGS for word in line.split()
+     if len(word.strip(".,:?")) > 3}
     - {"none", "good", "true", "text", "question", "Question", "answer", "Answer", *annotations.TYPES})
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Rendering: one paragraph of annotated records -> one document
-
-
 def render_reading(record, behaviour, rng, forms=ALL_FORMS):
-    """Pieces of the reading of one sentence, without the separators around it; behaviour is "ner" or
-    "qra"."""
+    """Pieces of the reading of one sentence, without the separators around it; behaviour: "ner", "qra"."""
     if behaviour == "ner":
         lines = [entity_line(e["text"], e["type"], e["about"], rng.randrange(min(forms, len(ENTITY_FORMS))))
                  for e in record["entities"]]
@@ -60,10 +50,9 @@ def render(paragraph, behaviour, rng, forms=ALL_FORMS, join_prob=0.0):
     """One paragraph (list of records) -> one document (list of pieces); behaviour: one of BEHAVIOURS.
 
     rng: a random.Random that draws the surface of every line. forms: how many surface forms may be drawn, 1 =
-    only the plain one. join_prob: how often a sentence is read only together with the next one, so that some
-    documents are a whole passage and then what there is to say about it. Every piece but the first begins
-    with a space, so that pieces encoded one by one are the tokens of the running text. ValueError for another
-    behaviour."""
+    only the plain one. join_prob: how often a sentence is read only together with the next one. Every piece
+    but the first begins with a space, so that pieces encoded one by one are the tokens of the running text.
+    ValueError for another behaviour."""
     if behaviour not in BEHAVIOURS or forms < 1:
         raise ValueError(f"behaviour {behaviour!r}, {forms} forms; expected ori, ner or qra and at least 1")
     pieces, waiting = [], []
@@ -92,12 +81,8 @@ def phrase(rng):
 
 def vary_layout(document, rng):
     """A rendered document as running text: without separator tokens, with line breaks, and with random words
-    around passage, question and entity.
-
-    A blind task looks like nothing that was read before. A student that knows one layout takes a strange word
-    before the answer for a sign of it; what changes at random tells it nothing, and it learns to look at the
-    passage.
-    """
+    around passage, question and entity. A blind task has a layout that was never read, and a student that
+    knows one layout alone takes a strange word before the answer for a sign of it."""
     gap, joint = rng.choice(("", "\n", "\n\n")), rng.choice((" ", "\n"))
     first, before, after, reworded = phrase(rng), phrase(rng), phrase(rng), rng.random() < 0.5
     varied = [(first, "text")] if first else []
@@ -111,7 +96,7 @@ def vary_layout(document, rng):
         elif role == "question":  # the phrases stand in place of its opener and bridge
             if text.endswith("?"):
                 varied += [(joint + part, role) for part in (before, text[1:], after) if part]
-        elif (text, role) == SEP:
+        elif role == "sep":
             if gap:
                 varied.append((gap, role))
         else:
@@ -119,15 +104,9 @@ def vary_layout(document, rng):
     return varied
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Documents as tokens
-
-
 def encode_documents(documents, tokenizer):
-    """Documents (lists of pieces) -> list of (ids, roles), two lists of int of equal length each; roles index
-    ROLES.
-
-    Each distinct piece is encoded once, all in one batch."""
+    """Documents (lists of pieces) -> list of (ids, roles), two equally long lists of int; roles index ROLES.
+    Each distinct piece is encoded once."""
     distinct = list({text for document in documents for text, _ in document if text})
     known = dict(zip(distinct, tokenizer.encode_batch(distinct)))
     special, encoded = {"sep": [tokenizer.sep], "end": [tokenizer.end]}, []
@@ -145,8 +124,7 @@ def role_weights(config):
 
 def plain_rows(paragraphs, tokenizer):
     """Rows of paragraphs without annotation (lists of sentences): D_ORI."""
-    documents = [[(" " + s if k else s, "text") for k, s in enumerate(sentences)] + [END]
-                 for sentences in paragraphs]
+    documents = [[(" ".join(sentences), "text"), END] for sentences in paragraphs]
     return Rows.pack(encode_documents(documents, tokenizer), tokenizer.n_vocab)
 
 
@@ -162,8 +140,7 @@ def fitting_rows(documents, tokenizer, block_size):
 
 
 def reading_documents(paragraphs, behaviour, seed, levels=world.LEVELS):
-    """Annotated paragraphs rendered as D_NER or D_QRA. The levels tell how they look: early ones have few
-    surface forms, some of the late ones have another layout."""
+    """Annotated paragraphs rendered as D_NER or D_QRA, which look as the levels tell."""
     rng = random.Random(f"{behaviour} {seed}")
     for i, paragraph in enumerate(paragraphs):
         level = world.level(i / len(paragraphs), levels)
@@ -176,10 +153,6 @@ def reading_rows(paragraphs, behaviour, tokenizer, seed, block_size, levels=worl
     return fitting_rows(list(reading_documents(paragraphs, behaviour, seed, levels)), tokenizer, block_size)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# What a student reads: the built-in world, and an annotated corpus beside it
-
-
 def world_paragraphs(tokens, config, seed):
     """Annotated paragraphs of the built-in world, enough for `tokens` tokens: list of lists of records."""
     share = 1 - config.plain_share - config.ner_share
@@ -187,11 +160,10 @@ def world_paragraphs(tokens, config, seed):
 
 
 def reading_mix(tokens, config, tokenizer, seed, paragraphs=None):
-    """([D_ORI, D_NER, D_QRA] as Rows, their shares) of the built-in world, enough for `tokens` tokens.
-
-    paragraphs: those of world_paragraphs, where they have been written to a file."""
+    """([D_ORI, D_NER, D_QRA] as Rows, their shares) of the built-in world, enough for `tokens` tokens;
+    paragraphs: those of world_paragraphs, where they are made already."""
     shares = [config.plain_share, config.ner_share, 1 - config.plain_share - config.ner_share]
-    paragraphs = world_paragraphs(tokens, config, seed) if paragraphs is None else paragraphs
+    paragraphs = paragraphs or world_paragraphs(tokens, config, seed)
     plain = plain_rows(world.plain(int(tokens * shares[0] / PLAIN_TOKENS) + 1, f"{seed} D_ORI"), tokenizer)
     ner, qra = (reading_rows(paragraphs, behaviour, tokenizer, seed, config.block_size)
                 for behaviour in ("ner", "qra"))
@@ -199,9 +171,8 @@ def reading_mix(tokens, config, tokenizer, seed, paragraphs=None):
 
 
 def data_mix(name, config, tokenizer, paragraphs, cache=None):
-    """What one student reads -> DataMix; name: "plain", "brd" or "distilled", which also reads a TeacherCache.
-
-    paragraphs: the annotated ones of world_paragraphs. An annotated corpus takes corpus_share of all tokens."""
+    """What one student reads -> DataMix; name: "plain", "brd" or "distilled", which reads a TeacherCache too.
+    paragraphs: those of world_paragraphs. An annotated corpus takes corpus_share of all tokens."""
     own, share = [], 0.0
     if is_annotated(config.corpus):
         own = text_sources(config.corpus, tokenizer, config.block_size, config.seed)
@@ -239,7 +210,7 @@ def plain_test(tokenizer):
 def held_out_records(n, seed):
     """The records of n fresh paragraphs about two people, for a short look at a student."""
     rng = random.Random(seed)
-    return [world.annotate(rng, world.draw_paragraph(rng, world.FULL, split="test"), i) for i in range(n)]
+    return [world.annotate(rng, world.draw_paragraph(rng, split="test"), i) for i in range(n)]
 
 
 def is_annotated(corpus):
@@ -250,8 +221,7 @@ def is_annotated(corpus):
 @functools.cache
 def annotated_text(corpus):
     """Paragraphs of an annotated corpus -> (training, held out: every third), lists of lists of records.
-
-    ValueError for fewer than three paragraphs, and as annotations.read_annotations raises."""
+    ValueError for fewer than three, and as annotations.read_annotations raises."""
     paragraphs = annotations.read_annotations(PRIMER if corpus == "primer" else corpus)
     if len(paragraphs) < 3:
         raise ValueError(f"{corpus}: {len(paragraphs)} paragraphs, every third held out; expected at least 3")
@@ -274,13 +244,10 @@ def text_sources(corpus, tokenizer, block_size, seed):
 @functools.cache                    # a process asks for it more than once, and it takes a second
 def course_tokenizer(corpus, n_vocab):
     """A BPE of a fixed sample of the built-in world, and of the training part of an annotated corpus, if any.
-
     Without one, every run and the teacher's cache in data/teacher share this vocabulary."""
-    rng = random.Random("tokenizer")
-    documents = [render(paragraph, behaviour, rng) for paragraph in world.annotated(4000, "tokenizer")
-                 for behaviour in ("ner", "qra")]
+    rng, paragraphs = random.Random("tokenizer"), list(world.annotated(4000, "tokenizer"))
     if is_annotated(corpus):        # twenty times over, so that its words weigh like the world's own
-        documents += [render(paragraph, behaviour, rng) for paragraph in annotated_text(corpus)[0] * 20
-                      for behaviour in ("ner", "qra")]
-    texts = ["".join(text for text, _ in document) for document in documents]
+        paragraphs += annotated_text(corpus)[0] * 20
+    texts = ["".join(text for text, _ in render(paragraph, behaviour, rng))
+             for paragraph in paragraphs for behaviour in ("ner", "qra")]
     return train_bpe(texts + [" ".join(sentences) for sentences in world.plain(4000, "tokenizer")], n_vocab)

@@ -1,5 +1,4 @@
-"""Figures with standard errors, counted item by item: {"value", "se", "n"}; value and se are None where n is
-0."""
+"""Figures with standard errors, counted item by item: {"value", "se", "n"}, None where there is nothing."""
 
 import math
 import re
@@ -43,8 +42,7 @@ def thinned(losses, n=200):
 
 @torch.no_grad()
 def bits_per_byte(model, rows, text_bytes):
-    """Bits that `model` needs for a byte of the rows' text, document ends included; the first token is
-    given."""
+    """Bits that `model` needs for a byte of the text of `rows`, document ends included."""
     nats, one_weight = 0.0, np.ones(256, np.float32)                            # for every role
     for batch in plan_batches(DataMix([rows], [1.0]), int((rows.lengths - 1).sum()), 4096, 0):
         ids, targets, weights = (t.to(model.mask.device) for t in rows.batch(batch.documents, one_weight))

@@ -5,8 +5,7 @@
         if not is_finished(out, "brd"):              # a finished stage is not done again
             ... save_finished(out, "brd", out / "brd" / "model.pt")
 
-A checksum finds accidents: a bad disk, half a copy, a file of another run. With torchrun only the first
-process writes (data/machine.py).
+With torchrun only the first process writes (data/machine.py).
 """
 
 import contextlib
@@ -57,8 +56,8 @@ def write_bytes(path, content):
     """Writes a file beside its place and renames it; makes the folder. OSError where the disk is full."""
     if machine.rank():
         return
-    path, beside = Path(path), Path(f"{path}.tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(f"{path}.tmp")
+    beside.parent.mkdir(parents=True, exist_ok=True)
     try:
         beside.write_bytes(content)
         rename(beside, path)
@@ -90,12 +89,10 @@ def write_json(path, value):
 def read_json(path, remedy):
     """The dict that write_json wrote. ValueError of one line for anything else; it ends with the remedy."""
     text = Path(path).read_bytes()
-    try:
-        value = json.loads(text)
+    with contextlib.suppress(ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        value = json.loads(text)                                # a foreign file fails in many ways
         if value.pop("sha256") == digest(value):
             return value
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        pass                                                    # a foreign file fails in many ways
     raise ValueError(f"{path}: not JSON as it was written, its checksum is missing or wrong; {remedy}")
 
 
@@ -119,8 +116,7 @@ def open_run(out, identity, names, redo=False):
     """Opens the folder of a run. run.json holds its identity: a dict of options and of hashes of inputs.
 
     names: {file or folder that such runs write: what it is}. redo removes them, and so does every start while
-    no stage is finished and no training saved. ValueError names what is not as in the earlier run, a file
-    that has changed since, and one that no run has written."""
+    no stage is finished and no training saved. ValueError names what differs from the earlier run."""
     path, here = out / "run.json", [out / name for name in names if (out / name).exists()]
     if here and not path.exists():
         raise ValueError(f"{here[0]}: there is no run.json of a run that wrote it; use another --out_dir")
@@ -136,24 +132,25 @@ def open_run(out, identity, names, redo=False):
     machine.barrier()
     before = read_json(path, OTHER)
     for name, value in identity.items():
-        if before.get(name) != value:
-            was = f"{before.get(name)!s:.60}"
-            raise ValueError(f"{out}: holds a run with {name}={was}, this one has {value}; {OTHER}")
+        if (was := before.get(name)) != value:
+            raise ValueError(f"{out}: holds a run with {name}={was!s:.60}, this one has {value}; {OTHER}")
     for note in sorted((out / "stages").glob("*.json")):
         is_finished(out, note.stem)                             # for its errors
 
 
 def is_finished(out, stage):
-    """Whether a stage is finished and all of its files are there. ValueError for one that has changed since,
+    """Whether a stage is finished and its files are there. ValueError for a file that has changed since,
     and for a note that is damaged or of another run."""
-    path, finished = out / "stages" / f"{stage}.json", False
-    if path.exists():
+    path = out / "stages" / f"{stage}.json"
+    finished = path.exists()
+    if finished:
         note = read_json(path, AGAIN)
         if note.get("run") != digest(read_json(out / "run.json", OTHER)):
             raise ValueError(f"{path}: of another run; {AGAIN}")
-        finished = all((out / name).exists() for name in note["files"])
         for name, sha256 in note["files"].items():
-            if (out / name).exists() and sha256_of(out / name) != sha256:
+            if not (out / name).exists():
+                finished = False
+            elif sha256_of(out / name) != sha256:
                 raise ValueError(f"{out / name}: changed since it was written; restore it, or remove {path}")
     machine.barrier()                                           # nobody writes before all have looked
     return finished
@@ -171,11 +168,10 @@ def save_finished(out, stage, *files):
 def save_training(path, model, optimizers, state):
     """Writes all that the next step of a training depends on, behind a checksum; see write_bytes. state: a
     dict with "plan", a hash of what is read, and what was noted so far."""
-    content = io.BytesIO()
+    file = io.BytesIO()
     torch.save({"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers],
-                "rng": torch.get_rng_state(), "state": state}, content)
-    content = content.getvalue()
-    write_bytes(path, hashlib.sha256(state["plan"].encode() + content).digest() + content)
+                "rng": torch.get_rng_state(), "state": state}, file)
+    write_bytes(path, hashlib.sha256(state["plan"].encode() + file.getvalue()).digest() + file.getvalue())
 
 
 def load_training(path, model, optimizers, state):

@@ -4,9 +4,8 @@
     with worker_pool(2) as pool: ...                     # two students at the same time, a core each
     torchrun --nproc_per_node=2 train.py                 # one student on two GPUs, or in two processes
 
-With torchrun every process runs the whole program. Of each batch a process computes every size-th document;
-gradients and losses are summed, which gives the step of one process. The first process (rank 0) tests and
-writes for all.
+With torchrun every process runs the whole program. Of each batch a process computes every size-th document,
+and gradients are summed. The first process (rank 0) writes for all.
 """
 
 import atexit
@@ -38,8 +37,7 @@ def pick_device(name):
     if device.type != "cpu":
         return device, torch.bfloat16 if found == "cuda" and torch.cuda.is_bf16_supported() else None
     with contextlib.suppress(OSError, AttributeError, TypeError):
-        # glibc would return large blocks to the system after every step, and ask for them again in the next.
-        # Parameters -3, -1, -2: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD.
+        # glibc is to keep large blocks between steps: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD.
         for parameter, size in ((-3, 1 << 25), (-1, 1 << 30), (-2, 1 << 27)):
             ctypes.CDLL(None).mallopt(parameter, size)
     tests = "_is_avx512_bf16_supported", "_is_amx_tile_supported"
@@ -57,10 +55,8 @@ def follow_parent():
 
 @contextlib.contextmanager
 def worker_pool(n):
-    """A ProcessPoolExecutor of n processes. After Ctrl-C or an error they save what they train and end first.
-
-    Workers ignore Ctrl-C, as they are started while it is ignored, and get SIGTERM from this process instead.
-    OSError where one of them was killed."""
+    """A ProcessPoolExecutor of n processes. After Ctrl-C or an error they save what they train and end first:
+    they are started while Ctrl-C is ignored, and get SIGTERM instead. OSError where one was killed."""
     with ProcessPoolExecutor(n, multiprocessing.get_context("spawn"), initializer=follow_parent) as pool:
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         for _ in range(n):
@@ -85,8 +81,8 @@ def delayed_stop():
     """Within, Ctrl-C and SIGTERM only set the Event that is given: a training step is finished and saved
     first. KeyboardInterrupt at the end if it is set then."""
     wanted = threading.Event()
-    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    before = {number: signal.signal(number, lambda *_: wanted.set()) for number in numbers}
+    before = {number: signal.signal(number, lambda *_: wanted.set())
+              for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield wanted
     finally:

@@ -1,5 +1,4 @@
-"""Muon (Jordan et al. 2024) for the matrices of a model, in the number format that the processor is fast
-in."""
+"""Muon (Jordan et al. 2024) for the matrices of a model, in a number format that the processor is fast in."""
 
 import torch
 
@@ -7,11 +6,8 @@ from data.machine import pick_device
 
 
 class Float32Muon(torch.optim.Muon):
-    """torch.optim.Muon with the Newton-Schulz iteration in float32 in place of bfloat16.
-
-    A CPU without bfloat16 instructions takes many times as long for bfloat16 matrix products: without this
-    class the optimizer would take most of the time of a step. Learning rates as with
-    adjust_lr_fn="match_rms_adamw"."""
+    """torch.optim.Muon with the Newton-Schulz iteration in float32: a CPU without bfloat16 instructions takes
+    many times as long for bfloat16. Learning rates as with adjust_lr_fn="match_rms_adamw"."""
 
     @torch.no_grad()
     def step(self):

@@ -14,13 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.batches import Rows
+from data.batches import Rows, token_type
 from data.files import is_finished, rename, save_finished, write_text
 from data.machine import rank
 from data.tokenizer import Tokenizer, train_bpe
 
 FILES = ("tokens.bin", "validation.txt", "tokenizer.json", "tokenizer.tiktoken")
-SUFFIXES = (".txt", ".md")   # what is read from a folder
 BLOCK = 1 << 20              # characters that are read, cut and encoded at a time
 SAMPLE = 8_000_000           # characters that a tokenizer is trained on
 HELD_OUT = 2_000_000         # characters held out at most: scoring more would take longer than training
@@ -40,20 +39,20 @@ def text_files(path):
         raise ValueError(f"{path}: no such file or folder")
     if not path.is_dir():
         return [path]
-    names = [p.relative_to(path) for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()]
-    names = [name for name in names if not any(part.startswith(".") for part in name.parts)]
-    if not names:
-        raise ValueError(f"{path}: no {' or '.join(SUFFIXES)} file in this folder")
-    return [path / name for name in sorted(names, key=Path.as_posix)]
+    names = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
+    found = [path / n for n in names if re.search(r"\.(txt|md)$", n, re.I) and "/." not in f"/{n}"]
+    if not found:
+        raise ValueError(f"{path}: no .txt or .md file in this folder")
+    return found
 
 
 def blocks(path, size=BLOCK):
     """The text of all files in parts of about `size` characters that end before a blank line; without any, in
-    parts of four times the size that end before the end of a line or a word. Line ends become "\\n".
-    ValueError for what is not UTF-8 text, and for a text of white space alone."""
-    rest, blank = "", True
-    for number, file in enumerate(text_files(path)):
-        rest += "\n\n" if number else ""
+    parts of four times the size that end before a line end or a blank. Line ends become "\\n". ValueError for
+    what is not UTF-8 text, and for white space alone."""
+    rest, blank, glue = "", True, ""
+    for file in text_files(path):
+        rest, glue = rest + glue, "\n\n"
         try:
             with open(file, encoding="utf-8-sig") as source:
                 while part := source.read(size):
@@ -87,17 +86,15 @@ def paragraphs(text):
 
 def pieces_of(path, by_paragraph):
     """Lists of paragraphs, a list a block, or of sentences with the white space behind them."""
-    for block in blocks(path):
-        pieces = paragraphs(block) if by_paragraph else re.findall(r".+?(?:[.!?]+\s+|\n+|$)", block, re.S)
-        if pieces:
-            yield pieces
+    cut = paragraphs if by_paragraph else re.compile(r".+?(?:[.!?]+\s+|\n+|$)", re.S).findall
+    return filter(None, map(cut, blocks(path)))
 
 
 def survey(path):
-    """One pass over the text -> (by_paragraph, number of pieces to train on, sample of them: list of str).
+    """(by_paragraph, number of pieces to train on, sample of them: list of str); ValueError for one piece.
 
     Held out is the last tenth, at most HELD_OUT characters: neighbours share people and phrases, so a random
-    sample would be easier than fresh text. ValueError for a text of one piece."""
+    sample would be easier than fresh text."""
     for by_paragraph in True, False:                # a text with few blank lines is cut between sentences
         counts = [(len(pieces), sum(map(len, pieces))) for pieces in pieces_of(path, by_paragraph)]
         total, characters = map(sum, zip(*counts))
@@ -117,11 +114,6 @@ def survey(path):
     return by_paragraph, cut, sample
 
 
-def token_type(tokenizer):
-    """The numpy type of its ids in tokens.bin."""
-    return np.dtype(np.uint16 if tokenizer.n_vocab <= 1 << 16 else np.uint32)
-
-
 def encode_text(folder, config):
     """Writes tokenizer, tokens and held-out text into the folder out/text. ValueError as blocks and survey
     raise, and for a text that is shorter than two windows."""
@@ -130,7 +122,7 @@ def encode_text(folder, config):
         tokenizer = train_bpe(sample, config.n_vocab)
     else:
         tokenizer = importlib.import_module("adapters.tokenizers").get_tokenizer(config.tokenizer)
-    glue, block, dtype = "\n\n" if by_paragraph else "", config.block_size, token_type(tokenizer)
+    glue, block, dtype = "\n\n" if by_paragraph else "", config.block_size, token_type(tokenizer.n_vocab)
     ids, held_out, seen = np.empty(0, dtype), [], 0
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "tokens.bin.tmp", "wb") as file:
@@ -139,9 +131,9 @@ def encode_text(folder, config):
             text = (glue if seen and mine else "") + glue.join(mine)
             held_out, seen = held_out + pieces[len(mine):], seen + len(pieces)
             ids = np.append(ids, np.array(tokenizer.encode(text), dtype))
-            for start in range(0, len(ids) - block + 1, block - 1):         # each begins with the last id
-                file.write(ids[start:start + block])                        # of the one before
-            ids = ids[(len(ids) - 1) // (block - 1) * (block - 1):]
+            while len(ids) >= block:                        # each begins with the last id of the one before
+                file.write(ids[:block])
+                ids = ids[block - 1:]
         file.write(ids if len(ids) > 1 else b"")
         size, n = file.tell() // dtype.itemsize, len(tokenizer.encode(glue.join(held_out)))
     if size < 2 * block or n < 2:
@@ -160,7 +152,7 @@ def own_text(config, out):
             encode_text(folder, config)
         save_finished(out, "text", *(folder / name for name in FILES))
     tokenizer, text = Tokenizer.load(folder), (folder / "validation.txt").read_bytes().decode("utf-8")
-    tokens = np.memmap(folder / "tokens.bin", token_type(tokenizer), "r")
+    tokens = np.memmap(folder / "tokens.bin", token_type(tokenizer.n_vocab), "r")
     starts = np.append(np.arange(0, len(tokens), block), len(tokens))
     rows = Rows(tokens, np.broadcast_to(np.uint8(0), len(tokens)), starts)          # one role for all
     held_out = Rows.windows(tokenizer.encode(text), block, tokenizer.n_vocab)

@@ -1,20 +1,18 @@
 """Byte-level byte pair encoding (BPE), trained from scratch; tiktoken encodes with it.
 
-A tokenizer turns text into whole numbers (ids) and back. This one starts from the 256 bytes, so there is no
-unknown character, and learns merges: the two neighbouring tokens that occur most often in the corpus become
-one new token, until the vocabulary is as large as asked for. PATTERN cuts a text into words before, and no
-merge crosses the border of a word.
+It starts from the 256 bytes and learns merges: the two neighbouring tokens that occur most often in the
+corpus become one new token, until the vocabulary is as large as asked for. PATTERN cuts a text into words
+before, and no merge crosses the border of a word.
 
     tokenizer = train_bpe(["low lower lowest"] * 100, n_vocab=300)
     tokenizer.decode(tokenizer.encode("slow"))          # "slow"
-    tokenizer.save("out/tokenizer")                     # tokenizer.tiktoken and tokenizer.json
-    tokenizer = Tokenizer.load("out/tokenizer")
 
 Ids: 0-255 are the bytes, then one id for each merge in the order of learning, then the two special tokens
 `<|end|>` (end of a document) and `<|sep|>` (between text and annotation).
 """
 
 import base64
+import contextlib
 import hashlib
 import heapq
 import re
@@ -89,12 +87,10 @@ class Tokenizer:
     def load(cls, folder):
         """Read what `save` wrote. OSError for a missing file, ValueError of one line for a damaged one."""
         path, remedy = Path(folder) / "tokenizer.tiktoken", "restore it, or make the tokenizer again"
-        card = read_json(path.with_suffix(".json"), remedy)
-        try:
+        card, ranks = read_json(path.with_suffix(".json"), remedy), {}
+        with contextlib.suppress(ValueError):           # no list of base64 tokens and ids: the hash will tell
             pairs = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
             ranks = {base64.b64decode(token, validate=True): int(i) for token, i in pairs}
-        except ValueError:
-            ranks = {}                      # no list of base64 tokens and ids; the hash will tell
         found, saved = tokenizer_hash(ranks, card["pattern"], card["specials"]), card.pop("hash")
         if found != saved:
             raise ValueError(f"{path}: hash {found}, but {saved} was saved; {remedy}")
@@ -112,15 +108,12 @@ def tokenizer_hash(ranks, pattern, specials):
     return digest.hexdigest()[:16]
 
 
-# --- training -----------------------------------------------------------------------------------------------
-
 def train_bpe(texts, n_vocab):
     """Learn a byte-level BPE with n_vocab ids: 256 bytes, n_vocab - 258 merges, 2 special tokens.
 
-    texts: iterable of str, in any order; n_vocab: at least 258. There are fewer ids if too few pairs occur
-    MIN_COUNT times. Of equally frequent pairs the one with the smaller ids, left then right, is merged, so a
-    corpus always gives the same tokenizer. ValueError for a smaller n_vocab, or one str in place of a list.
-    """
+    texts: iterable of str, in any order. There are fewer ids if too few pairs occur MIN_COUNT times. Of
+    equally frequent pairs the one with the smaller ids, left then right, is merged. ValueError for an
+    n_vocab below 258, or one str in place of a list."""
     if n_vocab < 258:
         raise ValueError(f"n_vocab is {n_vocab}, but 256 bytes and 2 special tokens need at least 258")
     if isinstance(texts, str):
@@ -139,9 +132,8 @@ def train_bpe(texts, n_vocab):
 def learn_merges(words, freqs, n_merges):
     """The merges, a list of (left id, right id); merge number k makes token 256 + k. `words` is rewritten.
 
-    words: lists of ids, one for each distinct word; freqs: how often each occurs. Recounting all pairs after
-    every merge would take time merges x corpus. Two tables avoid it: the count of every pair, and for every
-    pair the words that hold it, so that a merge touches only these. The best pair comes from a heap.
+    words: lists of ids, one for each distinct word; freqs: how often each occurs. Two tables avoid a recount
+    after every merge: the count of every pair, and the words that hold it. The best pair comes from a heap.
     """
     pair_counts, holders = Counter(), defaultdict(set)
     for w, (word, freq) in enumerate(zip(words, freqs)):
@@ -156,8 +148,8 @@ def learn_merges(words, freqs, n_merges):
         negative, pair = heapq.heappop(heap)
         count = pair_counts[pair]
         if count != -negative:
-            # An old entry: a merge since then took some of the pair's occurrences. Counts of pairs in the
-            # heap only fall, so an old entry comes too early, never too late, and goes back to its place.
+            # An old entry: a merge since then took some of the pair's occurrences. Counts only fall, so it
+            # comes too early, never too late, and goes back to its place.
             if count:
                 heapq.heappush(heap, (-count, pair))
             continue

@@ -2,8 +2,8 @@
 
     python data/world.py [SEED]         # three paragraphs with their annotations
 
-A paragraph tells one to four facts about one or two people. All facts are drawn at random, so a student
-cannot memorise answers but has to read. The reader knows the facts behind the sentences and is always right:
+A paragraph tells one to four facts about one or two people. All facts are drawn at random, so a student has
+to read. The reader knows the facts behind the sentences and is always right:
 
     Clara took a train to Lima on Friday. Hugo did not go to Rome. She felt proud.
     content    Where did Clara go? Lima       Is it true that Hugo travelled to Rome? No
@@ -11,8 +11,8 @@ cannot memorise answers but has to read. The reader knows the facts behind the s
     attitude   Is this good or bad? good
 
 Two things are kept out of the training text, so that tests measure reading:
-- held-out pairs: a quarter of all (person, argument) pairs, `held_out`, occur in the test split only. Wrong
-  answers come from the same part as right ones, otherwise an unseen pair would reveal a wrong answer;
+- held-out pairs: a quarter of all (person, argument) pairs, `held_out`, occur in the test split only, in
+  right answers and in wrong ones;
 - reserved words: a few names of every type occur in plain text and are never annotated.
 
 All words and sentences are in world.json. A new kind of fact is an entry of its "kinds", a new type of entity
@@ -23,6 +23,7 @@ import json
 import random
 import sys
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Callable, NamedTuple
 
@@ -35,8 +36,7 @@ RESERVED = {"person": TABLES["reserved_she"] + TABLES["reserved_he"], **TABLES["
 FEMALE = frozenset(SHE + TABLES["reserved_she"])
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(NamedTuple):
     """One kind of fact: {s} is the subject, {n} a name, {a} the argument."""
     type: str          # the argument's entity type
     role: str          # the reader's description of the person
@@ -53,8 +53,7 @@ KINDS = {name: Kind(**fields) for name, fields in TABLES["kinds"].items()}
 INDEX = {word: i for words in WORDS.values() for i, word in enumerate(words)}
 CLAIMS, PRONOUN, FIRST, LOOK_BACK, ATTITUDE, MOOD_FRAMES = (
     tuple(TABLES[name]) for name in ("claims", "pronoun", "first", "look_back", "attitude", "mood_frames"))
-# Sayings tell no fact. They hold the words of answers and types, so that plain text has them too.
-MOODS, SAYINGS = TABLES["moods"], tuple(TABLES["sayings"])
+MOODS, SAYINGS = TABLES["moods"], tuple(TABLES["sayings"])     # sayings: words of answers, for plain text too
 
 
 @dataclass(frozen=True)
@@ -139,8 +138,7 @@ def draw_people(rng, n, split, reserved):
 
 def draw_fact(rng, paragraph, person, kind_name, may_pronoun, reserved, denials):
     """One sentence about `person`; None where no unused argument is left for it."""
-    kind = KINDS[kind_name]
-    taken = [fact.value for fact in paragraph.facts]
+    kind, taken = KINDS[kind_name], [fact.value for fact in paragraph.facts]
     values = values_for(person, kind.type, paragraph.split)
     if reserved:
         values = RESERVED.get(kind.type, WORDS[kind.type])
@@ -161,10 +159,10 @@ def draw_fact(rng, paragraph, person, kind_name, may_pronoun, reserved, denials)
 
 def draw_aside(rng):
     """A sentence that names nobody: a mood, or a saying."""
-    if rng.random() < 0.7:
-        mood = pick(rng, ("good", "bad"))
-        return Fact(pick(rng, MOOD_FRAMES).format(m=pick(rng, MOODS[mood])), "mood", mood=mood)
-    return Fact(pick(rng, SAYINGS), "saying")
+    if rng.random() >= 0.7:
+        return Fact(pick(rng, SAYINGS), "saying")
+    mood = pick(rng, ("good", "bad"))
+    return Fact(pick(rng, MOOD_FRAMES).format(m=pick(rng, MOODS[mood])), "mood", mood=mood)
 
 
 def draw_paragraph(rng, at=FULL, split="train", reserved=False, asides=0.2):
@@ -238,8 +236,7 @@ def false_claim(rng, paragraph, fact, swapped=0.5, told=None):
         swaps += [(f.person, fact.value) for f in others if held_out(f.person, fact.value) == test]
         if swaps:
             return pick(rng, swaps)
-    known = [f.value for f in paragraph.facts]
-    unknown = [v for v in allowed if v not in known]
+    unknown = [v for v in allowed if v not in [f.value for f in paragraph.facts]]
     return fact.person, pick(rng, unknown or [v for v in allowed if v != fact.value])
 
 
@@ -270,8 +267,7 @@ class Raised(NamedTuple):
 
 RAISED = {
     "attitude": Raised(ATTITUDE, lambda paragraph, k: paragraph.facts[k].mood,
-                       lambda rng, paragraph, k: paragraph.facts[k].mood != "neutral" or rng.random() < 0.1),
-}
+                       lambda rng, paragraph, k: paragraph.facts[k].mood != "neutral" or rng.random() < 0.1)}
 
 
 def questions(rng, paragraph, k, at=FULL):
@@ -307,19 +303,17 @@ def all_answers(paragraph, k):
     answers, facts = {}, paragraph.facts[:k + 1]
     true = [(f.kind, f.person, f.value) for f in facts if not f.denied]
     for told in (fact for fact in facts if fact.kind in KINDS):
-        for person in paragraph.people:
-            for value in WORDS[KINDS[told.kind].type]:
-                direct, claims = whether_forms(told, person, value)
-                is_true = (told.kind, person, value) in true
-                answers |= dict.fromkeys(direct + claims, "Yes" if is_true else "No")
+        for person, value in product(paragraph.people, WORDS[KINDS[told.kind].type]):
+            direct, claims = whether_forms(told, person, value)
+            answer = "Yes" if (told.kind, person, value) in true else "No"
+            answers |= dict.fromkeys(direct + claims, answer)
         for forms, answer in wh_questions(told):
             answers |= dict.fromkeys(forms, answer)
     looking_back = {back + question: answer for back in LOOK_BACK for question, answer in answers.items()}
     if facts[k].pronoun:
         answers |= dict.fromkeys((form.format(p=facts[k].pronoun) for form in PRONOUN), facts[k].person)
-    named = [f.person for f in facts if f.person]
-    if named:
-        answers |= dict.fromkeys(FIRST, named[0])
+    for person in [f.person for f in facts if f.person][:1]:
+        answers |= dict.fromkeys(FIRST, person)
     for raised in RAISED.values():
         answers |= dict.fromkeys(raised.forms, raised.answer(paragraph, k))
     return looking_back | answers

@@ -56,9 +56,9 @@ def in_turns(ways, timed, rounds, base):
     for i, way in tqdm([(i, way) for i in range(rounds) for way in ways], disable=None, leave=False):
         seconds[way].append(timed(way, i))
 
-    def columns(pairs):
-        return np.median(pairs, axis=0)[0], *np.median(np.array(pairs) / seconds[base], axis=0)
-    return {way: dict(zip(("seconds", "time", "CPU time"), columns(pairs))) for way, pairs in seconds.items()}
+    columns = {way: (np.median(pairs, axis=0)[0], *np.median(np.array(pairs) / seconds[base], axis=0))
+               for way, pairs in seconds.items()}
+    return {way: dict(zip(("seconds", "time", "CPU time"), columns[way])) for way in ways}
 
 
 def print_table(title, rows):
@@ -73,8 +73,7 @@ def print_table(title, rows):
 
 # --- losses: from the last hidden states (1, T, C) and the head's weight (V, C) to the gradients of both ----
 
-WAYS = ("dense masks", "dense cross-entropy", "dense forward KL", "dense Bellman", "head_terms forward KL",
-        "head_terms Bellman", "the head alone")
+WAYS = "dense masks", "dense Bellman", "head_terms Bellman", "the head alone"
 
 
 def loss_inputs(T, V, C):
@@ -106,20 +105,18 @@ def dense_masks(logits, teacher, alpha=0.1, gamma=0.99):
 
 
 def loss_of(way, x):
-    """What one of WAYS differentiates. Dense masks and Bellman have cross-entropy in it as well."""
+    """What one of WAYS differentiates: with cross-entropy on the token taken, or the logits."""
     weights = torch.ones(x.taken.shape)
-    if way.startswith("head_terms"):
+    if way == "head_terms Bellman":
         student = head_terms(x.hidden, x.weight, x.ids, x.taken)
     else:
         logits = F.linear(x.hidden, x.weight)
         if way == "the head alone":
             return logits
-        if way in ("dense masks", "dense cross-entropy"):
+        if way == "dense masks":
             nll = F.cross_entropy(logits.float().flatten(0, 1), x.taken.flatten())
-            return nll + dense_masks(logits.float(), x.teacher) if way == "dense masks" else nll
+            return nll + dense_masks(logits.float(), x.teacher)
         student = td_distill.student_terms(logits, x.ids, x.taken)
-    if way.endswith("KL"):
-        return td_distill.topp_forward_kl(student, x.sets, weights)[0]
     loss, _ = td_distill.bellman_distill(student, x.sets, weights, leak=1.0)
     return loss + td_distill.sft_loss(student, weights)[0]
 
@@ -180,7 +177,7 @@ def write_cache(V, k_cap, documents):
     """Writes a cache of documents (tokens, sets), all drawn by the teacher -> its header."""
     with tempfile.TemporaryDirectory() as folder:
         writer = CacheWriter(folder, n_vocab=V, tokenizer_hash="", p=P, k_cap=k_cap, temperature=1.0,
-                             teacher={}, made_by="experiments.bench", roles=["text"])
+                             teacher={}, made_by="", roles=["text"])
         for tokens, sets in documents:
             writer.add(tokens, [0] * len(tokens), sets)
         return writer.close()
@@ -196,9 +193,7 @@ def bench_cache(options, n=2000):
             sets = [(ids[mask].numpy(), values[mask].numpy()) for part in parts for ids, values, mask in part]
             header = write_cache(V, k_cap, [([int(ids[0]) for ids, _ in sets], sets)])
             size = sum(np.dtype(a["dtype"]).itemsize * a["length"] for a in header["arrays"].values())
-            mass = np.mean([np.exp(values).sum() for _, values in sets])
-            rows.append({"teacher": kind, "cap": k_cap, "kept": header["kept"] / n, "mass": mass,
-                         "bytes": size / n})
+            rows.append({"teacher": kind, "cap": k_cap, "kept": header["kept"] / n, "bytes": size / n})
     yield f"a token of {n:,}, p={P}; logits of {V:,} in float16: {2 * V:,} bytes", rows
 
 
@@ -217,7 +212,6 @@ def bench_teacher(options, B=32, new=32):
 
 
 # --- race and shakespeare -----------------------------------------------------------------------------------
-
 
 def matrix_rate(dtype, n=1024):
     """Operations a second of products of n x n matrices, the best of five."""
@@ -249,7 +243,7 @@ def bench_race(options):
     in the type that the model computes in."""
     ways = ["modern", "gpt2"] + (["nanoGPT"] if options.nanogpt else [])
     rows, ours = [], pick_device("cpu")[1] or torch.float32
-    rates = {dtype: matrix_rate(dtype) for dtype in {torch.float32, ours}}
+    rates = {dtype: matrix_rate(dtype) for dtype in (torch.float32, ours)}
     for what, amount, timed, operations in race_works(ways, options.nanogpt):
         for way, row in in_turns(ways, timed, options.rounds, ways[-1]).items():
             speed, dtype = amount / row["seconds"], torch.float32 if way == "nanoGPT" else ours
@@ -279,8 +273,8 @@ BENCHES = {"losses": bench_losses, "cache": bench_cache, "teacher": bench_teache
 
 def main(arguments=None):
     """Runs one bench, "race" where none is named; ValueError or OSError for what cannot be."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    name = "race" if not arguments or arguments[0].startswith("-") else arguments.pop(0)
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "race"
     if name not in BENCHES:
         raise ValueError(f"{name}: expected one of {', '.join(BENCHES)}")
     options = parse_options(Options, arguments, __doc__)

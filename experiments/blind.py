@@ -6,9 +6,9 @@
 
 relaxed: the student learns from `labels` items of a task, answered by a teacher; supervised: from their gold
 labels. It is tested on the others, and starts every task from the same weights. Where the items have no
-candidates, an answer is generated and must match word for word. Files: BIG-bench, BIG-bench-Hard, SNLI, MNLI,
-XNLI, RTE, CB, PAWS-X, BoolQ, SST-2 (adapters/task_files.py). Columns: chance is the accuracy of guessing,
-centred the accuracy where each candidate's mean over the unlabelled test items is subtracted from its scores.
+candidates, an answer is generated and must match word for word. Files: see adapters/task_files.py. Columns:
+chance is the accuracy of guessing, centred the accuracy where each candidate's mean over the unlabelled test
+items is subtracted from its scores.
 """
 
 import argparse
@@ -16,14 +16,13 @@ import copy
 import importlib
 import math
 import random
-import sys
 from itertools import chain
 from pathlib import Path
 
 import brd
 import train
 from data.batches import DataMix, Rows
-from data.cli import printable, run_command
+from data.cli import check_range, printable, run_command
 from data.documents import ROLES
 from data.figures import mean_se
 from data.files import write_json
@@ -40,8 +39,8 @@ def adapter(model, tokenizer, options):
     """None in the blind setting, else a function: task -> (a student that has learnt, the task without the
     items that it learnt from).
 
-    options: setting, labels, teacher (a folder or None), seed, device. ValueError for a setting that lacks
-    something, for a teacher of another vocabulary, and in use for a task with too few items."""
+    options: setting, labels, teacher (a folder or None), seed, device. ValueError for options that do not fit
+    together, and in use for a task with too few items."""
     if options.setting == "blind":
         return None
     if options.labels < 1 or (options.setting == "relaxed") != bool(options.teacher):
@@ -49,8 +48,8 @@ def adapter(model, tokenizer, options):
                          " expected at least one label, and a teacher for relaxed alone")
     teacher = GPT.load(options.teacher, pick_device(options.device)[0]).eval() if options.teacher else None
     if teacher and teacher.config.n_vocab != model.config.n_vocab:
-        raise ValueError(f"{options.teacher}: a vocabulary of {teacher.config.n_vocab}, but the student has "
-                         f"{model.config.n_vocab}; teacher and student must share a tokenizer")
+        raise ValueError(f"{options.teacher}: {teacher.config.n_vocab} tokens, the student has "
+                         f"{model.config.n_vocab}; expected one tokenizer")
 
     def learn(task):
         items, n = task["items"], options.labels
@@ -120,10 +119,9 @@ def mean_of(results):
     """The mean over tasks, each counts alike -> a result as of eval_task. Its standard error is that of the
     items: the tasks are these, not a sample of tasks."""
     n, errors = len(results), [result["se"] for result in results]
-    sums = {key: sum(result[key] for result in results)
-            for key in ("accuracy", "chance", "n", "cut", "skipped")}
-    se = None if None in errors else math.sqrt(sum(error ** 2 for error in errors)) / n
-    return {**sums, "accuracy": sums["accuracy"] / n, "chance": sums["chance"] / n, "se": se}
+    mean = {key: sum(result[key] for result in results) / n for key in ("accuracy", "chance")}
+    sums = {key: sum(result[key] for result in results) for key in ("n", "cut", "skipped")}
+    return {**mean, **sums, "se": None if None in errors else math.hypot(*errors) / n}
 
 
 def print_line(name, result):
@@ -135,8 +133,8 @@ def print_line(name, result):
     print(printable(f"{line}   {notes}".rstrip()), flush=True)
 
 
-def read_arguments(arguments):
-    """The options of the command; ValueError where one is out of range."""
+def main(arguments=None):
+    """The command `brd.py test`; ValueError or OSError for what the user can mend."""
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="brd.py test", description=__doc__, formatter_class=layout)
     parser.add_argument("folder", help="a trained student, for example out/distilled")
@@ -149,14 +147,7 @@ def read_arguments(arguments):
     parser.add_argument("--json", metavar="FILE", help="the results as JSON too")
     parser.add_argument("--device", default="cpu", choices=("auto", "cpu", "cuda", "mps"), help="[cpu]")
     options = parser.parse_args(arguments)
-    if options.fewshot < 0:
-        raise ValueError(f"--fewshot={options.fewshot}; expected 0 or more")
-    return options
-
-
-def main(arguments=None):
-    """The command `brd.py test`; ValueError or OSError for what the user can mend."""
-    options = read_arguments(sys.argv[1:] if arguments is None else arguments)
+    check_range("fewshot", options.fewshot)
     model = GPT.load(options.folder, pick_device(options.device)[0]).eval()
     tokenizer, task_files = Tokenizer.load(options.folder), importlib.import_module("adapters.task_files")
     learn = adapter(model, tokenizer, options)

@@ -1,12 +1,10 @@
-"""Writes the blind tests: seven tasks about the built-in world, in BIG-bench's JSON. No student trains on
-them.
+"""Writes the blind tests: seven tasks about the built-in world, which no student trains on.
 
     python -m experiments.blind_tasks        # writes data/tasks/*.json; to do after a change of data/world.py
 
-TASKS says what each task asks. All facts and false claims use pairs that `world.held_out` keeps out of the
-training text, so no paragraph has been read before. Within every wrapper right answers are balanced, and so
-are the ways in which a claim is false: another person's fact, a value that the text does not hold, a denial.
-As in the annotations, all ways to tell a fact of one kind are the same fact. What is not told is answered No.
+All facts and false claims use pairs that `world.held_out` keeps out of the training text. Within every
+wrapper right answers are balanced, and so are the ways in which a claim is false. As in the annotations, all
+ways to tell a fact of one kind are the same fact. What is not told is answered No.
 """
 
 import json
@@ -26,12 +24,9 @@ PAIR, SHORT_PAIR, SHORT, ONE = (
     for sentences, people in (((2, 4), 2), ((2, 3), 2), ((1, 2), 1), ((1, 1), 1)))
 
 # Texts with slots: {p} paragraph, {q} question, {c} clause, {w} word, {good} {bad} labels, {a} {b} sentences.
-# They were written before any training: never train on them, never choose among them by a score. Nearly all
-# of their words occur in the corpus, their phrases do not.
+# They were written before any training: never train on them, never choose among them by a score.
 WRAPPERS = json.loads((FOLDER / "wrappers" / "blind.json").read_text(encoding="utf-8"))
 
-
-# --- claims -------------------------------------------------------------------------------------------------
 
 def text(paragraph):
     """A world.Paragraph as running text."""
@@ -54,13 +49,12 @@ def false_pair(rng, paragraph, fact, change):
 
 
 def draw_claim(rng, true, change, at, bare=False):
-    """Draws paragraphs of the Level `at` until a fact of one can be changed in this way
-    -> (paragraph, fact, (person, value), clause); the clause is not in the frame of the fact's own sentence.
+    """A claim about a fact of a paragraph of the Level `at` -> (paragraph, fact, (person, value), clause).
 
     change: what makes a claim false: "deny" a told fact, "undeny" a denied one, "swap" with a fact of the
     other person, an "absent" value, a "stranger" for the person. true: leave the fact as it is; all else is
-    drawn alike, so neither text nor claim alone tells the answer. bare: only facts that name their person,
-    without a day."""
+    drawn alike, so neither text nor claim alone tells the answer. The clause is worded unlike the fact's own
+    sentence. bare: only facts that name their person, without a day."""
     while True:
         paragraph = world.draw_paragraph(rng, at, split="test", asides=0.0 if bare else 0.2)
         facts = [f for f in paragraph.facts if f.kind in world.KINDS and f.denied == (change == "undeny")
@@ -129,25 +123,19 @@ def sentiment_words(rng, turn, w):
     return sentiment(rng, turn, w, (good[w % len(good)], bad[(w + w // len(good)) % len(bad)]))
 
 
-TASKS = {      # name: (wrappers, function, keyword, description)
-    "yes_no": (WRAPPERS["yes_no"], yes_no, "reading comprehension",
-               "Answer a yes/no question about one fact of a paragraph."),
-    "nli": (WRAPPERS["nli"], nli, "logical reasoning",
-            "Say whether a statement follows from a paragraph."),
-    "entity_type": (WRAPPERS["entity_type"], entity_type, "word sense",
-                    "Say what kind of thing a word of a text stands for."),
-    "entity_type_reserved": (WRAPPERS["entity_type"], partial(entity_type, reserved=True), "word sense",
-                             "Say what kind of thing a word stands for that no annotation has explained."),
-    "sentiment": (WRAPPERS["sentiment"], sentiment, "emotional understanding",
-                  "Say whether the mood of a paragraph is good or bad."),
-    "sentiment_words": (WRAPPERS["sentiment_words"], sentiment_words, "emotional understanding",
-                        "Say which of two ordinary words fits the mood of a paragraph."),
-    "paraphrase": (WRAPPERS["paraphrase"], paraphrase, "paraphrase",
-                   "Say whether two sentences tell the same fact."),
-}
+TASKS = {name: (WRAPPERS[name.removesuffix("_reserved")], *rest) for name, *rest in (
+    # name: (wrappers, function, keyword, description)
+    ("yes_no", yes_no, "reading comprehension", "Answer a yes/no question about one fact of a paragraph."),
+    ("nli", nli, "logical reasoning", "Say whether a statement follows from a paragraph."),
+    ("entity_type", entity_type, "word sense", "Say what kind of thing a word of a text stands for."),
+    ("entity_type_reserved", partial(entity_type, reserved=True), "word sense",
+     "Say what kind of thing a word stands for that no annotation has explained."),
+    ("sentiment", sentiment, "emotional understanding",
+     "Say whether the mood of a paragraph is good or bad."),
+    ("sentiment_words", sentiment_words, "emotional understanding",
+     "Say which of two ordinary words fits the mood of a paragraph."),
+    ("paraphrase", paraphrase, "paraphrase", "Say whether two sentences tell the same fact."))}
 
-
-# --- the files ----------------------------------------------------------------------------------------------
 
 def task_file(name):
     """The text of NAME.json: N examples, one a line, no two inputs alike, candidates in shuffled order."""

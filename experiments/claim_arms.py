@@ -1,8 +1,5 @@
 """The claims of experiments/claims.py, and their arms: what each student reads.
 
-    config_of(job)           the train.Config of a job's student
-    mix_of(job)              what it reads: a DataMix
-
 A new arm is a line of ARMS; a new kind of annotated text is a branch of `annotated`.
 """
 
@@ -38,7 +35,6 @@ class Arm:
     tokens: float = 1.0             # what it reads after its start, in tokens of a default student
     start: str = "start"            # the arm that it starts from; "": new weights
     answer_weight: float = train.Config.answer_weight
-    tests: str = "all"              # "all"; "bits": only bits a byte of plain text
 
 
 ARMS = {
@@ -54,18 +50,16 @@ ARMS = {
     "ner_more": Arm("as brd, with four times the D_NER", shares=(0.1 / 1.3, 0.4 / 1.3), tokens=1.3),
     "uniform_no_ner": Arm("every token weighs 1, no D_NER", shares=(0.1, 0.0), answer_weight=1.0),
     "sentence": Arm("sentence by sentence, no questions that need another one", "sentences"),
-    "ori_25": Arm("D_ORI .25", shares=(0.25, 0.1)),
-    "ori_50": Arm("D_ORI .5", shares=(0.5, 0.1)),
-    "plain_10": Arm("plain text, as many tokens as brd has of it", "plain", tokens=0.1, tests="bits"),
-    "plain_25": Arm("plain text, as many tokens as ori_25 has of it", "plain", tokens=0.25, tests="bits"),
-    "plain_50": Arm("plain text, as many tokens as ori_50 has of it", "plain", tokens=0.5, tests="bits"),
-    "brd_eighth": Arm("an eighth of the tokens", tokens=0.125),
-    "brd_quarter": Arm("a quarter of the tokens", tokens=0.25),
-    "brd_half": Arm("half of the tokens", tokens=0.5),
-    "brd_double": Arm("twice the tokens", tokens=2.0),
+    "ori_25": Arm("D_ORI .25", shares=(0.25, 0.1)), "ori_50": Arm("D_ORI .5", shares=(0.5, 0.1)),
+    "plain_10": Arm("plain text, as many tokens as brd has of it", "plain", tokens=0.1),
+    "plain_25": Arm("plain text, as many tokens as ori_25 has of it", "plain", tokens=0.25),
+    "plain_50": Arm("plain text, as many tokens as ori_50 has of it", "plain", tokens=0.5),
+    "brd_eighth": Arm("an eighth of the tokens", tokens=0.125), "brd_quarter": Arm("a quarter", tokens=0.25),
+    "brd_half": Arm("half of the tokens", tokens=0.5), "brd_double": Arm("twice the tokens", tokens=2.0),
     "attitudes": Arm("attitudes also asked as a choice of two feelings", "attitudes"),
     "short": Arm("the levels of train.py, without the binding curriculum", "short"),
 }
+BITS_ONLY = ("plain_10", "plain_25", "plain_50")        # arms that are tested on plain text alone
 CONTROL = ("plain", "brd")          # arms also tested without paragraphs, and compared with the teacher
 AFTER = tuple(f"{first}+{method}" for first in CONTROL for method in retelling.METHODS)
 LEARNT = tuple(f"{first}:{setting}" for first in CONTROL for setting in ("relaxed", "supervised"))
@@ -75,42 +69,43 @@ TAUGHT = ("5", "6", "8")            # claims that need a teacher
 class Claim(NamedTuple):
     title: str
     paper: str                      # what the paper has
-    arms: tuple
-    differences: tuple = ()         # "arm - other": columns of its table
+    differences: tuple              # "arm - other"
     rows: tuple = ("mean of tasks",)        # what the summary shows of them, by the end of a row's label
+
+    @property
+    def arms(self):
+        """The arms that the differences name."""
+        return tuple(dict.fromkeys(arm for name in self.differences for arm in name.split(" - ")))
 
 
 CLAIMS = {
     "1": Claim("blind: BRD against plain text at equal tokens", "48.0 -> 54.2 (six tasks)",
-               ("plain", "brd", "uniform"), ("brd - plain", "uniform - plain")),
+               ("brd - plain", "uniform - plain")),
     "2": Claim("further training on plain text", "48.0 as it is, 47.1 further trained, 54.2 BRD",
-               ("pretrained", "further", "further_brd"), ("further - pretrained", "further_brd - further")),
+               ("further - pretrained", "further_brd - further")),
     "3": Claim("without entities, without questions", "70.9 whole, 68.4 -NER, 67.8 -QRA",
-               ("brd", "no_ner", "no_qra", "ner_more", "uniform", "uniform_no_ner"),
                ("brd - no_ner", "brd - no_qra", "ner_more - brd", "uniform - uniform_no_ner"),
                ("mean of tasks", "entity_type")),
-    "4": Claim("paragraphs against sentences", "57.5 against 55.6", ("brd", "sentence"), ("brd - sentence",)),
+    "4": Claim("paragraphs against sentences", "57.5 against 55.6", ("brd - sentence",)),
     "5": Claim("before another distillation",
                "SeqKD 51.0 -> 58.9, MiniLLM 52.6 -> 57.8, task distillation 65.5 -> 68.2",
-               (*CONTROL, *AFTER, "plain:relaxed", "brd:relaxed"), rows=("blind", "task distillation")),
+               ("brd - plain", *(f"brd+{method} - plain+{method}" for method in retelling.METHODS),
+                "brd:relaxed - plain:relaxed"), ("blind", "task distillation")),
     "6": Claim("cross-entropy between teacher and student, nats at the answer's first token",
-               "falls on every task but one", CONTROL, ("brd - plain",)),
+               "falls on every task but one", ("brd - plain",)),
     "7": Claim("how much BRD text", "rises, then saturates",
-               ("brd_eighth", "brd_quarter", "brd_half", "brd", "brd_double"),
                ("brd_quarter - brd_eighth", "brd_half - brd_quarter", "brd - brd_half", "brd_double - brd")),
-    "8": Claim("blind, relaxed, supervised", "54.2 blind, 67.1 relaxed", (*CONTROL, *LEARNT),
+    "8": Claim("blind, relaxed, supervised", "54.2 blind, 67.1 relaxed",
                ("brd - plain", "brd:relaxed - plain:relaxed", "brd:supervised - plain:supervised")),
     "mix": Claim("the share of D_ORI, beside plain text with as many tokens of it", "not published",
-                 ("plain", "brd", "ori_25", "ori_50", "plain_10", "plain_25", "plain_50"),
                  ("brd - plain_10", "ori_25 - plain_25", "ori_50 - plain_50"), ("bits a byte",)),
     "mends": Claim("sentiment in other words, who, swapped facts", "not published",
-                   ("brd", "attitudes", "short"), ("attitudes - brd", "brd - short"),
-                   ("sentiment_words", "who", "swapped")),
+                   ("attitudes - brd", "brd - short"), ("sentiment_words", "who", "swapped")),
 }
 
 
 class Size(NamedTuple):
-    """How much: what all students of a folder share."""
+    """What all students of a folder share."""
     tokens: int = 1_800_000         # of a default student, after its start
     start: int = 100_000            # of the common start
     teacher: int = 3_000_000        # of the teacher
@@ -136,9 +131,10 @@ class Job(NamedTuple):
         """The student's stage and folder in `out`."""
         return re.sub("[+: ]", "-", f"{self.arm}-{self.seed}-{self.rate:g}")
 
-    def file(self, kind):
-        """The file of a test of this student, kind "test" or "agreement"."""
-        return Path(self.out) / self.name / f"{kind}-{Path(self.wrappers).stem}.json"
+    @property
+    def test(self):
+        """The file of what is measured in this student."""
+        return Path(self.out) / self.name / f"test-{Path(self.wrappers).stem}.json"
 
     @property
     def start(self):
@@ -159,7 +155,7 @@ def config_of(job):
 
 
 def family(arm):
-    """Whose learning rate an arm has, and what is learnt after it: that of plain text or of reading."""
+    """Whose learning rate an arm has: that of plain text or of reading."""
     return "plain" if ARMS[re.split("[+:]", arm)[0]].read == "plain" else "brd"
 
 
@@ -170,14 +166,11 @@ def arms_of(claims):
     return students, [arm for arm in arms if arm not in ARMS]
 
 
-# --- what an arm reads --------------------------------------------------------------------------------------
-
 def binding_curriculum(tokens):
     """(number of paragraphs, levels) for `tokens` tokens of D_QRA that teach which person a fact belongs to.
 
     The first paragraphs tell facts of the same kinds about two people and ask wh questions about both, in any
-    order and in one surface form. "The person named first" and "what was said last" are then right half of
-    the time; a student that meets such paragraphs only among others stays with these two answers."""
+    order and in one form, so that "the person named first" is right only half of the time."""
     binding = min(BINDING_TOKENS, tokens / 2) / BINDING_LENGTH                     # paragraphs
     n = binding + (tokens - binding * BINDING_LENGTH) / LATER_LENGTH
     part, two = binding / n, {"alike": 0.8, "swapped": 0.8}
@@ -192,16 +185,15 @@ def binding_curriculum(tokens):
 def alone(record):
     """A record as a teacher would write it who sees this sentence alone: nothing about earlier ones, and only
     the attitude of a sentence that does not name its person."""
-    words = record["text"].replace(".", "").replace(",", "").split()
-    named = any(word in world.WORDS["person"] for word in words)
-    kinds = ("content", "attitude") if named else ("attitude",)
+    kinds = ["attitude"]
+    if not set(world.WORDS["person"]).isdisjoint(re.findall(r"\w+", record["text"])):
+        kinds.append("content")
     return {**record, "sentence": 0, "questions": [q for q in record["questions"] if q["kind"] in kinds]}
 
 
 def as_feelings(record, rng):
-    """Six in ten of the questions for the attitude, with an answer good or bad, become a choice of two
-    feelings that the sentence does not hold. No answer is a word of the task sentiment_words
-    (world.MOODS)."""
+    """Six in ten of the questions for an attitude, good or bad, become a choice of two feelings that the
+    sentence does not hold. No answer is a word of the task sentiment_words (world.MOODS)."""
     def reworded(item):
         if item["kind"] != "attitude" or item["answer"] == "neutral" or rng.random() > 0.6:
             return item
@@ -215,8 +207,9 @@ def as_feelings(record, rng):
 
 def annotated(read, n, seed, levels):
     """n annotated paragraphs of these levels; "sentences" makes each of their sentences a paragraph."""
-    rng, paragraphs = random.Random(f"{read} {seed}"), list(world.annotated(n, seed, levels))
+    paragraphs = list(world.annotated(n, seed, levels))
     if read == "attitudes":
+        rng = random.Random(f"attitudes {seed}")
         return [[as_feelings(record, rng) for record in paragraph] for paragraph in paragraphs]
     if read == "sentences":
         return [[alone(record)] for paragraph in paragraphs for record in paragraph]

@@ -1,8 +1,6 @@
 """The items of experiments/claims.py: what is asked, apart from how it is worded.
 
     tasks = load_tasks("data/tasks/wrappers/dev.json", seed=1)      # N items a task, others for each seed
-    tasks["who"]["items"][0]                # (prompt, candidates, {index of the right one})
-    tasks["who"]["blank"][0]                # the same prompt without its paragraph: a control
 
 An item is drawn from pairs that `world.held_out` keeps out of all training text, and then put into a wrapper
 of a file: dev.json is for developing a method; final.json was written by somebody who has seen no result, and
@@ -11,9 +9,8 @@ is used once, at the end. A file has the sets of SETS, two or three wrappers eac
     {"yes_no": [{"text": "{p}\\nReader, {q} Yes or No?", "labels": ["Yes", "No"]}, ...], ...}
 
 Slots: {p} paragraph, {q} question with its "?", {c} clause without a stop ("Anna went to Oslo"), {w} word of
-the paragraph, {a} {b} sentences with their stops. The answer follows the text after a space; labels are what
-is scored. Nearly all words (97 %) must occur in training text, but no stretch of two or more words between
-slots may: tests/test_items.py checks both.
+the paragraph, {a} {b} sentences with their stops. The answer follows the text after a space. Nearly all words
+must occur in training text, but no stretch of two or more words between slots: tests/test_items.py checks it.
 """
 
 import json
@@ -41,15 +38,8 @@ SETS = {                     # set of wrappers: (slots, number of labels); the l
 SHARED, GRAM = 0.5, 8        # an item is near to text that holds this part of its runs of so many words
 
 # Sentences in the plain text of all students, beside the world's: they hold the words of wrappers and labels.
-PLAIN_EXTRA = (
-    "{0} is one person.", "{0} and {1} are two people.", "{0}, {1} and {2} are three people.",
-    "It is unknown who.", "It is maybe so, maybe not.", "Some of it is unknown.", "All of it is known.",
-    "A reader reads all of it and says what it means.", "From there they both told it that way.",
-    "Do not claim what nobody knows.", "For me every word counts.", "Life sounds strange again.",
-    "Be careful and choose well.", "His story has an end, her story has none.",
-    "One statement follows from another.", "How many are there, few or many.",
-    "Here people asked it all over again.", "Both sentences have the same meaning.",
-    "Given a short passage, readers think first.", "Someone wrote about two names and a type of word.")
+# The first three count the people of a paragraph.
+PLAIN_EXTRA = json.loads((WRAPPERS / "plain_extra.json").read_text(encoding="utf-8"))
 
 
 def plain(n, seed):
@@ -57,8 +47,8 @@ def plain(n, seed):
     rng = random.Random(f"extra {seed}")
     for sentences in world.plain(n, seed):
         if rng.random() < 0.125:
-            people = world.WORDS["person"]
-            named = [p for p in people if re.search(rf"\b{p}\b", " ".join(sentences))]
+            people, words = world.WORDS["person"], re.findall(r"\w+", " ".join(sentences))
+            named = [p for p in people if p in words]
             # mostly the right number of people; a sentence that needs more of them gets others
             counted = named and rng.random() < 0.6
             form = PLAIN_EXTRA[len(named) - 1] if counted else world.pick(rng, PLAIN_EXTRA)
@@ -67,7 +57,7 @@ def plain(n, seed):
         yield sentences
 
 
-# --- items: (rng, turn) -> (slots, candidates where a wrapper has no labels, index of the right one) --------
+# Makers of items: (rng, turn) -> (slots, candidates where a wrapper has no labels, index of the right one).
 # turn counts up within a wrapper: right answers and ways to be false alternate with it.
 
 def yes_no(rng, turn, change="absent"):
@@ -79,8 +69,8 @@ def yes_no(rng, turn, change="absent"):
 
 
 def nli(rng, turn):
-    """A claim that follows from a fact (the same in other words), is denied, or of which nothing is told
-    (another person's or an absent value). In each case half of the claims and of the facts are denials."""
+    """A claim that follows from a fact, is denied, or of which nothing is told (another person's or an absent
+    value). In each case half of the claims and of the facts are denials."""
     relation, denied, either = turn % 3, bool(turn // 3 % 2), bool(turn // 6 % 2)
     claimed = (denied, not denied, either)[relation]
     while True:
@@ -88,9 +78,9 @@ def nli(rng, turn):
         facts = [f for f in paragraph.facts if f.kind in world.KINDS and f.denied == denied]
         fact = world.pick(rng, facts) if facts else None
         change = "swap" if turn // 12 % 2 and rng.random() < 0.5 else "absent"
-        pair = (fact.person, fact.value) if fact and relation < 2 else None
-        if fact and relation == 2:
-            pair = false_pair(rng, paragraph, fact, change)
+        if relation < 2:
+            change = "deny"                                          # which changes neither person nor value
+        pair = fact and false_pair(rng, paragraph, fact, change)
         if pair:
             kind, told = world.KINDS[fact.kind], text(paragraph)
             frames = kind.denies if claimed else kind.says
@@ -106,9 +96,8 @@ def paraphrase(rng, turn):
 
 
 def scene(rng, n, kind, dated=False, second=None):
-    """n people who did the same kind of thing, and at times a sentence about something else -> (Paragraph,
-    its n facts of this kind in the order told, the facts of kind `second` of the same people). Every pair of
-    its people and values is held out, so the text alone tells who has which."""
+    """n people who did the same kind of thing -> (Paragraph, its n facts of this kind as told, the facts of
+    kind `second` of the same people). All pairs of its people and values are held out."""
     while True:
         paragraph = world.Paragraph(split="test", people=world.draw_people(rng, n, "test", False))
         if len({world.INDEX[p] % 4 for p in paragraph.people}) > 1:
@@ -178,8 +167,6 @@ TASKS = {  # name: (set of wrappers, maker of items, number of answers)
     "sentiment": ("sentiment", sentiment, 2), "sentiment_words": ("sentiment_words", sentiment, 2)}
 
 
-# --- wrappers, and items in them ----------------------------------------------------------------------------
-
 def read_wrappers(path):
     """{set: [{"text", "labels"}, ...]} of a file; ValueError names what is not as SETS has it."""
     try:
@@ -202,8 +189,8 @@ def read_wrappers(path):
 
 
 def draw_task(name, wrappers, seed, n=N):
-    """n items of one task, no two with the same prompt -> {"name", "items", "blank", "texts"}: items (prompt,
-    candidates, {index of the right one}), the same without the paragraph, and what is to be read of each."""
+    """n items of a task, all prompts different -> {"name", "items": [(prompt, candidates, {index of the right
+    one})], "blank": the same without the paragraph, "texts": what is to be read of each}."""
     set_, make, _ = TASKS[name]
     rng, seen = random.Random(f"{name} {seed}"), set()
     task = {"name": name, "items": [], "blank": [], "texts": []}
@@ -229,8 +216,6 @@ def load_tasks(path, seed, n=N):
     return {name: draw_task(name, wrappers, f"{Path(path).stem} {seed}", n) for name in TASKS}
 
 
-# --- near-duplicates ----------------------------------------------------------------------------------------
-
 def grams(text):
     """The runs of GRAM words of a text (or all its words), without marks and case: a set of tuples."""
     words = re.findall(r"\w+", text.lower())
@@ -238,8 +223,7 @@ def grams(text):
 
 
 def near_duplicates(tasks, documents):
-    """{task: indices of items of whose text at least SHARED of the runs of words occur in documents
-    (str)}."""
+    """{task: indices of items of whose text at least SHARED of the runs of words occur in documents}."""
     wanted = {name: [grams(text) for text in task["texts"]] for name, task in tasks.items()}
     everything, known = set().union(*(row for rows in wanted.values() for row in rows)), set()
     for document in documents:

@@ -1,10 +1,7 @@
 """What experiments/claims.py measures in a student, kept item by item, so that errors can be computed later.
 
-    blind(model, tokenizer, tasks)           -> {"tasks": {"who": "1101=0..."}, "centred": {...}}
-    unpacked("10=-")                         -> array([1., 0., .5, nan])
-
 One sign an item: 1 right, 0 wrong, = a tie that holds the right one (a half), - not tested (it was learnt
-from). A line of a file of results has some kilobytes, and any two arms can be compared on the same items.
+from). Any two arms can be compared on the same items.
 """
 
 import dataclasses
@@ -37,24 +34,18 @@ def unpacked(signs):
     return np.array([values.get(sign, np.nan) for sign in signs])
 
 
-def scored(model, tokenizer, task, which="items"):
-    """(credits, centred credits or None) of one task, packed; which: "items", or "blank" without a
-    paragraph."""
-    prompts, candidates, rights = zip(*task[which])
+def scored(model, tokenizer, items):
+    """Packed credits of items (prompt, candidates, {index of a right one})."""
+    prompts, candidates, rights = zip(*items)
     scores, _ = brd.blind_scores(model, tokenizer, list(zip(prompts, candidates)))
-    rows = brd.calibrate(candidates, scores)
-    centred = packed(map(brd.tie_accuracy, rows, rights)) if rows else None
-    return packed(map(brd.tie_accuracy, scores, rights)), centred
+    return packed(map(brd.tie_accuracy, scores, rights))
 
 
 def blind(model, tokenizer, tasks, control=False):
-    """{"tasks", "centred", and with control "blank"}: {task: packed credits}."""
-    found = {name: scored(model, tokenizer, task) for name, task in tasks.items()}
-    results = {"tasks": {name: raw for name, (raw, _) in found.items()},
-               "centred": {name: centred for name, (_, centred) in found.items() if centred}}
-    if control:
-        results["blank"] = {name: scored(model, tokenizer, task, "blank")[0] for name, task in tasks.items()}
-    return results
+    """{"tasks": {task: packed credits}}, and with control "blank": the same without paragraphs."""
+    kinds = {"tasks": "items", "blank": "blank"} if control else {"tasks": "items"}
+    return {key: {name: scored(model, tokenizer, task[which]) for name, task in tasks.items()}
+            for key, which in kinds.items()}
 
 
 def learnt(model, tokenizer, tasks, setting, teacher, seed):
@@ -65,7 +56,7 @@ def learnt(model, tokenizer, tasks, setting, teacher, seed):
     learn, results = adapter(model, tokenizer, options), {}
     for name in LEARNT:
         student, rest = learn(tasks[name])
-        credits, left = iter(scored(student, tokenizer, rest)[0]), {id(item) for item in rest["items"]}
+        credits, left = iter(scored(student, tokenizer, rest["items"])), {id(item) for item in rest["items"]}
         results[name] = "".join(next(credits) if id(item) in left else "-" for item in tasks[name]["items"])
     return {"tasks": results}
 
@@ -86,24 +77,22 @@ def agreement(model, teacher, tokenizer, tasks):
 
 def reading(model, tokenizer, n=60):
     """{"who", "wh", "yes", "swapped"}: {"value", "se", "n"} in free running on n paragraphs about two people:
-    answers that are names, other wh answers, true claims called true, and claims that mix up two people
-    called false."""
+    answers that are names, other wh answers, true claims, and claims that mix up two people."""
     drawn, records = test_paragraphs(n, "claims reading", dataclasses.replace(world.FULL, swapped=0.6))
-    groups = {"who": [], "wh": [], "yes": [], "swapped": [], "other": []}
+    groups = {"who": [], "wh": [], "yes": [], "swapped": []}
     for paragraph, answers in zip(drawn, brd.free_answers(model, tokenizer, records, random.Random(0))):
         for item, answer in answers:
-            right, group = item["answer"], "other"
+            right = item["answer"]
             asked = [fact for fact in paragraph.facts if fact.value and fact.value in item["question"]]
             if right == "Yes":
-                group = "yes"
+                groups["yes"].append(answer == right)
             elif right == "No" and asked and not any(fact.denied for fact in asked):
-                group = "swapped"
+                groups["swapped"].append(answer == right)
             elif right in paragraph.people:
-                group = "who"
+                groups["who"].append(answer == right)
             elif right != "No" and item["kind"] != "attitude":
-                group = "wh"
-            groups[group].append(float(answer == right))
-    return {name: mean_se(values) for name, values in groups.items() if name != "other"}
+                groups["wh"].append(answer == right)
+    return {name: mean_se(values) for name, values in groups.items()}
 
 
 def near(tasks, sources, tokenizer):

@@ -2,19 +2,14 @@
 
     python -m experiments.claims                    # all of it, two hours on two cores; a stopped run goes on
     python -m experiments.claims 1 3 --seeds=3      # some claims, of 1 to 8, mix, mends (claim_arms.CLAIMS)
-    python -m experiments.claims --plan             # arms, tokens, seeds and the core seconds they take
     python -m experiments.claims --wrappers=data/tasks/wrappers/final.json     # the same students, reworded
     python -m experiments.claims --show experiments/results/claims.jsonl       # the tables of runs kept here
 
-All arms of a seed start from the same weights (in claim 2 from a longer start), share one vocabulary and read
-the same number of tokens, unless their line of ARMS (claim_arms.py) says otherwise. Plain text and reading
-each try the learning rates RATES on a seed of its own, TUNING, with dev wrappers, and keep the one of the
-best mean accuracy; all arms that change something of BRD have BRD's rate. Candidates are balanced
-(claim_items.py). Items that are near-duplicates of what any arm of that seed has read are counted and left
-out. What is measured: claim_tests.py; errors and tables: claim_tables.py.
-
-Every finished student and test is a file in --out_dir; results-WRAPPERS.jsonl is made of them, a line a
-student.
+All arms of a seed start from the same weights and read the same number of tokens, unless their line of ARMS
+(claim_arms.py) says otherwise. Plain text and reading each try the learning rates RATES on the seed TUNING
+and keep the one of the best mean accuracy; all arms that change something of BRD have BRD's rate. Items that
+are near-duplicates of what any arm of that seed has read are left out. Every finished student and test is a
+file in --out_dir; results-WRAPPERS.jsonl is made of them, a line a student.
 """
 
 import argparse
@@ -32,8 +27,8 @@ from data.figures import bits_per_byte
 from data.files import folder_lock, is_finished, open_run, read_json, sha256_of, write_json, write_text
 from data.machine import worker_pool
 from experiments import claim_items, claim_tables, claim_tests, retelling
-from experiments.claim_arms import (AFTER, ARMS, CLAIMS, CONTROL, RATE, TAUGHT, Job, Size, arms_of,
-                                    config_of, family, mix_of)
+from experiments.claim_arms import (AFTER, ARMS, BITS_ONLY, CLAIMS, CONTROL, RATE, TAUGHT, Job, Size,
+                                    arms_of, config_of, family, mix_of)
 from experiments.teacher import TeacherConfig, train_teacher
 from train import finished_model, new_model, train_model
 
@@ -42,11 +37,7 @@ TEACHER_SEED = 1000                         # of the teacher's texts
 DEV = claim_items.WRAPPERS / "dev.json"
 REMEDY = "remove it, and it is made again"
 FILES = {"stages": "a note for each finished student", "rates.json": "the learning rates that were tried"}
-# On one core: tokens a second of students and teacher at the default size; seconds of a test and its text.
-SPEED, TEACHER_SPEED, TEST = 11_000, 5_000, 20.0
 
-
-# --- the jobs, each in a process of its own -----------------------------------------------------------------
 
 def student(job):
     """The trained student of an arm of ARMS or AFTER."""
@@ -62,25 +53,25 @@ def student(job):
 
 def test(job):
     """Tests the student of any arm, which is trained first where it is not finished; a file beside it."""
-    if job.file("test").exists():
+    if job.test.exists():
         return
-    (first, _, setting), arm = job.arm.partition(":"), ARMS.get(job.arm)
+    first, _, setting = job.arm.partition(":")
     model, tokenizer = student(job._replace(arm=first)), course_tokenizer("world", 1024)
     tasks = claim_items.load_tasks(job.wrappers, job.seed, job.size.items)
     figures = {"arm": job.arm, "seed": job.seed, "rate": job.rate, "seen": model.extra["tokens_seen"]}
     if setting:
         figures |= claim_tests.learnt(model, tokenizer, tasks, setting, f"{job.out}/teacher", job.seed)
-    elif not arm or arm.tests == "all":
+    elif job.arm not in BITS_ONLY:
         figures |= claim_tests.blind(model, tokenizer, tasks, job.arm in CONTROL and job.seed != TUNING)
     if job.arm in AFTER:
         figures["retelling"] = claim_tests.packed(retelling.test(model, tokenizer, seed=job.seed))
-    if arm:
+    if job.arm in ARMS:
         figures["bits"] = round(bits_per_byte(model, *plain_test(tokenizer)), 5)
-    if arm and arm.tests == "all":
-        figures["near"] = claim_tests.near(tasks, mix_of(job).sources, tokenizer)
-    if arm and arm.read != "plain":
-        figures["reading"] = claim_tests.reading(model, tokenizer)
-    write_json(job.file("test"), figures)
+        if job.arm not in BITS_ONLY:
+            figures["near"] = claim_tests.near(tasks, mix_of(job).sources, tokenizer)
+        if ARMS[job.arm].read != "plain":
+            figures["reading"] = claim_tests.reading(model, tokenizer)
+    write_json(job.test, figures)
 
 
 def teach(job):
@@ -95,24 +86,23 @@ def teach(job):
     config = retelling.config_of(config, size.retelling)
     model = retelling.instructed_teacher(reader, tokenizer, config)
     retelling.source("SeqKD", tokenizer, config)
-    if not job.file("test").exists():
+    if not job.test.exists():
         answers = claim_tests.packed(retelling.test(model, tokenizer))
-        write_json(job.file("test"), {"arm": "teacher", "seed": job.seed, "retelling": answers})
+        write_json(job.test, {"arm": "teacher", "seed": job.seed, "retelling": answers})
 
 
 def agree(job):
-    """Claim 6: how near a finished student is to the teacher; a file beside its test."""
-    if not job.file("agreement").exists():
+    """Claim 6: adds to the test of a student how near it is to the teacher."""
+    figures = read_json(job.test, REMEDY)
+    if "agreement" not in figures:
         models = student(job), finished_model("teacher", config_of(job)).eval()
         tasks = claim_items.load_tasks(job.wrappers, job.seed, job.size.items)
-        figures = claim_tests.agreement(*models, course_tokenizer("world", 1024), tasks)
-        write_json(job.file("agreement"), figures)
+        figures["agreement"] = claim_tests.agreement(*models, course_tokenizer("world", 1024), tasks)
+        write_json(job.test, figures)
 
-
-# --- the driver ---------------------------------------------------------------------------------------------
 
 def run(options, size):
-    """Everything that the claims need and that is not there yet, then the file of results -> its path."""
+    """Makes all that the claims need and that is not there yet, then the file of results -> its path."""
     out, claims, seeds = Path(options.out_dir), options.claims, range(1, 1 + options.seeds)
     students, later = arms_of(claims)
 
@@ -137,21 +127,19 @@ def run(options, size):
         for teacher in teachers:
             teacher.result()
         work(test, tests(later), "after")
-        compared = tests(CONTROL if "6" in claims else ())
-        work(agree, compared, "teacher and students")
-    return collect(options, size, rates, tests(students + later) + taught, compared)
+        work(agree, tests(CONTROL if "6" in claims else ()), "teacher and students")
+    return collect(options, size, rates, tests(students + later) + taught)
 
 
 def tuned(out, families, job, work):
-    """{family: learning rate} by the mean of raw accuracies over the tasks, in dev wrappers; kept in
-    rates.json."""
+    """{family: learning rate} of the best mean accuracy in dev wrappers; kept in rates.json."""
     path = out / "rates.json"
     rates = read_json(path, REMEDY) if path.exists() else {"tried": {}}
     missing = sorted(families - set(rates))
     trials = {(arm, rate): job(arm, TUNING, rate, DEV) for arm in missing for rate in RATES}
     work(test, trials.values(), "learning rates")
     for arm in missing:
-        tasks = [read_json(trials[arm, rate].file("test"), REMEDY)["tasks"] for rate in RATES]
+        tasks = [read_json(trials[arm, rate].test, REMEDY)["tasks"] for rate in RATES]
         tried = [round(claim_tables.mean_accuracy(found), 4) for found in tasks]
         rates["tried"][arm] = dict(zip(map(str, RATES), tried))
         rates[arm] = RATES[tried.index(max(tried))]
@@ -159,43 +147,17 @@ def tuned(out, families, job, work):
     return rates
 
 
-def collect(options, size, rates, jobs, compared):
+def collect(options, size, rates, jobs):
     """Writes results-WRAPPERS.jsonl, a head and a line a student -> its path."""
-    rows = [read_json(job.file("test"), REMEDY) for job in jobs]
-    for job in compared:
-        rows[jobs.index(job)]["agreement"] = read_json(job.file("agreement"), REMEDY)
-    stem, out = Path(options.wrappers).stem, Path(options.out_dir)
+    stem, sizes = Path(options.wrappers).stem, size._asdict()
     command = ["python -m experiments.claims", *options.claims, f"--seeds={options.seeds}"]
-    command += [f"--{name}={value}" for name, value in size._asdict().items()]
-    head = {"command": " ".join(command), "wrappers": stem, "sha256": sha256_of(options.wrappers),
-            "size": size._asdict(), "rates": rates, "seeds": options.seeds, "claims": options.claims,
-            "torch": torch.__version__}
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in [head, *rows]]
-    write_text(out / f"results-{stem}.jsonl", "".join(lines))
-    return out / f"results-{stem}.jsonl"
-
-
-# --- the plan and the command -------------------------------------------------------------------------------
-
-def plan(claims, seeds, size):
-    """[(what, students, tokens of each, core seconds of all)] of a run from nothing."""
-    students, later = arms_of(claims)
-    rows, test = [("start", seeds + 1, size.start)], TEST * size.items / claim_items.N
-    rows += [(f"rates of {arm}", len(RATES), size.tokens) for arm in sorted(set(map(family, students)))]
-    rows += [(arm, seeds, round(size.tokens * ARMS[arm].tokens)) for arm in students]
-    rows += [(arm, seeds, size.retelling) for arm in later]
-    rows = [(what, n, tokens, n * (tokens / SPEED + test)) for what, n, tokens in rows]
-    if any(claim in TAUGHT for claim in claims):
-        rows.append(("teacher", 1, size.teacher, size.teacher / TEACHER_SPEED + test))
-    return rows
-
-
-def print_plan(rows, workers):
-    print(f"{'arm':26}{'students':>9}{'tokens':>12}{'core seconds':>14}")
-    n, tokens, seconds = (sum(column) for column in zip(*((n, n * tokens, s) for _, n, tokens, s in rows)))
-    for row in [*rows, ("in all", n, tokens, seconds)]:
-        print("{:26}{:9}{:12,}{:14,.0f}".format(*row))
-    print(f"about {seconds / workers / 60:.0f} minutes with {workers} at work")
+    head = {"command": " ".join(command + [f"--{name}={value}" for name, value in sizes.items()]),
+            "wrappers": stem, "sha256": sha256_of(options.wrappers), "size": sizes, "rates": rates,
+            "seeds": options.seeds, "claims": options.claims, "torch": torch.__version__}
+    rows = [head, *(read_json(job.test, REMEDY) for job in jobs)]
+    path = Path(options.out_dir) / f"results-{stem}.jsonl"
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return path
 
 
 def parse(arguments):
@@ -206,7 +168,6 @@ def parse(arguments):
     parser.add_argument("--workers", type=int, default=2, help="processes side by side, one thread each [2]")
     parser.add_argument("--wrappers", default=str(DEV), help="how the tasks are worded [dev.json]")
     parser.add_argument("--out_dir", default="out/claims", help="folder of all that this makes [out/claims]")
-    parser.add_argument("--plan", action="store_true", help="say what would be done, and stop")
     parser.add_argument("--show", metavar="FILE", help="print the tables of a file of results, and stop")
     for name, value in {"seeds": 3, **Size()._asdict()}.items():
         parser.add_argument(f"--{name}", type=int, default=value, help=f"[{value:,}]")
@@ -220,18 +181,21 @@ def parse(arguments):
     return options
 
 
+def show(path):
+    """Prints the tables of a file of results."""
+    print("\n".join(map(printable, claim_tables.show(*claim_tables.read(path)))))
+
+
 def main(arguments=None):
-    """A run, its plan, or its tables; ValueError or OSError for what the user can mend."""
+    """A run and its tables, or tables alone; ValueError or OSError for what the user can mend."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
     if options.show:
-        return print("\n".join(map(printable, claim_tables.show(*claim_tables.read(options.show)))))
+        return show(options.show)
     claim_items.read_wrappers(options.wrappers)
     size, out = Size(*(getattr(options, name) for name in Size._fields)), Path(options.out_dir)
-    print_plan(plan(options.claims, options.seeds, size), options.workers)
-    if not options.plan:
-        with folder_lock(out):
-            open_run(out, size._asdict(), FILES)
-            print("\n".join(claim_tables.show(*claim_tables.read(run(options, size)))))
+    with folder_lock(out):
+        open_run(out, size._asdict(), FILES)
+        show(run(options, size))
 
 
 if __name__ == "__main__":

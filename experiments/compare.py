@@ -1,8 +1,7 @@
 """Every objective of distillation on one task: one start, one teacher, equal tokens, its own learning rate.
 
-    python td_distill.py compare                              the grammar, 5 seeds
-    python td_distill.py compare --task=reading --seeds=3     the built-in world: raise questions, answer them
-    python td_distill.py compare --rows="KD p=.8,BD"          only these rows of experiments/objectives.py
+    python td_distill.py compare                              all rows of experiments/objectives.py, 5 seeds
+    python td_distill.py compare --rows="KD p=.8,BD"          only these
     python td_distill.py compare --rows="KD p=1,GKD" --seconds=10,40     cached answers against own ones
     python td_distill.py compare --show=experiments/results/grammar.jsonl     the runs that the README reports
 
@@ -30,27 +29,25 @@ from tqdm import tqdm
 import train
 from data.cli import parse_options, printable, run_command
 from data.figures import cell, mean_se
-from data.files import digest, folder_lock, open_run, with_checksum, write_text
+from data.files import folder_lock, open_run, write_text
 from data.machine import worker_pool
-from experiments.compare_tasks import SIZES, STUDENTS, Size, open_task
+from experiments.compare_tasks import SIZE, Size, open_task
 from experiments.objectives import OBJECTIVES, learn
 from model import GPT
 
 TUNING, STARTS = 0, 100     # the seed that learning rates are chosen on; the first seed of the starts
-FILES = {"stages": "notes of what is finished", "teacher": "the teacher", "answers.json": "its test answers",
-         "caches": "its training answers", "starts": "first students", "results.jsonl": "a line a student"}
+FILES = dict.fromkeys(("stages", "teacher", "answers.json", "caches", "starts", "results.jsonl"), "")
 
 
 @dataclass
 class Options:
-    task: str = "grammar"               # "grammar", or "reading": questions about the built-in world
     rows: str = ""                      # objectives, separated by commas; "": all but GKD
     seeds: int = 5                      # students of each row in the table
-    tokens: int = 0                     # that every student reads after the start; 0: as suits the task
-    embd: int = 0                       # channels of the students; 0: as suits the task
+    tokens: int = 1_000_000             # that every student reads after the start
+    embd: int = 64                      # channels of the students
     rates: str = "0.0025,0.005,0.01"    # learning rates that every row tries, separated by commas
     seconds: str = ""                   # CPU seconds in place of tokens, separated by commas: prints curves
-    out_dir: str = ""                   # folder of all that is made; "": out/compare-TASK
+    out_dir: str = "out/compare-grammar"    # folder of all that is made
     redo: bool = False                  # throw away what an earlier comparison left in out_dir
     workers: int = torch.get_num_threads()  # processes side by side
     show: str = ""                      # print the tables of a results.jsonl, and train nothing
@@ -64,7 +61,6 @@ class Job(NamedTuple):
     embd: int                       # channels
     tokens: int                     # what it reads after the start; 0: as many as the seconds allow
     seconds: float                  # of CPU, for tokens = 0
-    task: str
     out: Path
     size: Size
 
@@ -75,7 +71,7 @@ KEY = Job._fields[:6]
 def start(job):
     """The student that all rows of a seed begin with, trained by SFT on the references -> its folder."""
     torch.set_num_threads(1)
-    folder, task = job.out / "starts" / f"{job.embd}-{job.seed}", open_task(job.task, job.out, job.size)
+    folder, task = job.out / "starts" / f"{job.embd}-{job.seed}", open_task(job.out, job.size)
     if not (folder / "config.json").exists():
         config = train.Config(seed=STARTS + job.seed, device="cpu", cooldown=0.0)
         torch.manual_seed(config.seed)
@@ -87,7 +83,7 @@ def start(job):
 
 def run(job):
     """One student from its start to its measures, in a process of its own -> dict."""
-    model, task = GPT.load(start(job)), open_task(job.task, job.out, job.size)
+    model, task = GPT.load(start(job)), open_task(job.out, job.size)
     row, tokens = OBJECTIVES[job.row], job.tokens
     config = train.Config(learning_rate=job.rate, seed=job.seed, device="cpu")
     torch.manual_seed(job.seed)
@@ -130,8 +126,8 @@ def position_figures(model, teacher, documents):
 
 
 def excess_errors(own, teachers):
-    """Excess accumulated error by length, in percent (exposure bias): 100 (R(l) - eps(l)) / eps(l), R and eps
-    the summed mean KL of the first l tokens, in the student's own answers and in the teacher's."""
+    """Exposure bias in percent, by length l: 100 (R(l) - eps(l)) / eps(l), R and eps the summed mean KL of
+    the first l tokens, in the student's own answers and in the teacher's."""
     def accumulated(kls, length):
         reached = [[kl[t] for kl in kls if len(kl) > t] for t in range(length)]
         return sum(float(torch.stack(column).mean()) for column in reached if column)
@@ -158,48 +154,36 @@ def measure(model, task, numbers, seed):
 
 
 def finished(path):
-    """{key of a job: figures} of results.jsonl. The incomplete last line of a stopped run is ignored;
-    ValueError "file:line: ..." for another bad line."""
-    lines, results = path.read_text(encoding="utf-8", errors="replace").split("\n"), {}
-    for number, line in enumerate(lines, 1):
-        try:
-            result = json.loads(line)
-            sha256 = result.pop("sha256", None)             # old files have none
-            if result["row"] not in OBJECTIVES or sha256 not in (None, digest(result)):
-                raise ValueError
-            results[tuple(result[name] for name in KEY)] = result
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            if number < len(lines):
-                raise ValueError(f"{path}:{number}: not a run as it was written; remove the line") from None
-    return results
+    """{key of a job: figures} of results.jsonl; ValueError for another file."""
+    try:
+        runs = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return {tuple(run[name] for name in KEY): run for run in runs}
+    except (ValueError, LookupError, TypeError):
+        raise ValueError(f"{path}: these are no results of compare; remove the file") from None
 
 
 def run_all(jobs, path, pool, what):
     """Runs the jobs that are not in results.jsonl yet, and adds a line for each -> all that is in it."""
     results = finished(path)
-    jobs = [job for job in jobs if job[:len(KEY)] not in results]
-    write_text(path, "".join(json.dumps(with_checksum(result)) + "\n" for result in results.values()))
-    futures = {pool.submit(run, job): job for job in jobs}
+    futures = {pool.submit(run, job): job[:len(KEY)] for job in jobs if job[:len(KEY)] not in results}
     for future in tqdm(as_completed(futures), what, len(futures), disable=None, leave=False):
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(with_checksum(future.result())) + "\n")
-        results[futures[future][:len(KEY)]] = future.result()
+        results[futures[future]] = future.result()
+        write_text(path, "".join(json.dumps(result) + "\n" for result in results.values()))
     return results
 
 
 def compare(out, size, rows, options):
     """Tunes every row and runs it with every seed and budget, a pair (tokens, seconds) of which one is 0
     -> {(row, budget): (rate, [figures of a seed])}."""
-    embd, tokens = STUDENTS[options.task]
-    budgets, rates = [(options.tokens or tokens, 0.0)], [float(rate) for rate in options.rates.split(",")]
+    budgets, rates = [(options.tokens, 0.0)], [float(rate) for rate in options.rates.split(",")]
     if options.seconds:
         budgets = [(0, seconds) for seconds in sorted(map(float, options.seconds.split(",")))]
     path, seeds = out / "results.jsonl", range(1, options.seeds + 1)
 
     def job(row, rate, seed, budget=(0, 0.0)):
-        return Job(row, rate, seed, options.embd or embd, *budget, options.task, out, size)
+        return Job(row, rate, seed, options.embd, *budget, out, size)
     path.touch()
-    open_task(options.task, out, size)
+    open_task(out, size)
     with worker_pool(options.workers) as pool:
         list(pool.map(start, [job("", 0.0, seed) for seed in (TUNING, *seeds)]))
         trials = {(row, rate): job(row, rate, TUNING, budgets[-1]) for row in rows for rate in rates}
@@ -242,11 +226,9 @@ def time_to(curve, quality):
     """Seconds at which a curve {seconds: quality} first reaches a quality, linear between its points in log
     seconds; infinite where it never does."""
     points = sorted(curve.items())
-    if points[0][1] >= quality:
-        return points[0][0]
-    for (t0, q0), (t1, q1) in zip(points, points[1:]):
+    for (t0, q0), (t1, q1) in zip([points[0], *points], points):
         if q1 >= quality:
-            return t0 * (t1 / t0) ** ((quality - q0) / (q1 - q0))
+            return t1 if q1 == q0 else t0 * (t1 / t0) ** ((quality - q0) / (q1 - q0))
     return math.inf
 
 
@@ -264,13 +246,14 @@ def curves(results, figure="T=1"):
 
 
 def show(path):
-    """Lines: the tables of a results.jsonl, one for each size of student and budget; nothing is trained."""
-    order, groups = {row: i for i, row in enumerate(OBJECTIVES)}, {}
-    for run in sorted(finished(path).values(), key=lambda r: (order[r["row"]], r["seconds"], r["seed"])):
-        if run["seed"] != TUNING:
-            group = groups.setdefault((run["embd"], run["tokens"], bool(run["seconds"])), {})
-            key = run["row"], (run["tokens"], run["seconds"])
-            group.setdefault(key, (run["rate"], []))[1].append(run)
+    """Lines: the tables of a results.jsonl, one for each size of student and budget; runs of rows that are no
+    more in OBJECTIVES are left out."""
+    order, groups = list(OBJECTIVES), {}
+    runs = [run for run in finished(path).values() if run["row"] in order and run["seed"] != TUNING]
+    for run in sorted(runs, key=lambda r: (order.index(r["row"]), r["seconds"], r["seed"])):
+        group = groups.setdefault((run["embd"], run["tokens"], bool(run["seconds"])), {})
+        key = run["row"], (run["tokens"], run["seconds"])
+        group.setdefault(key, (run["rate"], []))[1].append(run)
     for (embd, tokens, timed), results in groups.items():
         yield f"students of {embd} channels, " + ("by seconds" if timed else f"{tokens:,} tokens")
         yield from [*(curves(results) if timed else ()), "", *table(results), ""]
@@ -282,14 +265,14 @@ def main(arguments=None):
     if options.show:
         return print("\n".join(map(printable, show(Path(options.show)))))
     rows = options.rows.split(",") if options.rows else [row for row in OBJECTIVES if "GKD" not in row]
-    if options.task not in SIZES or options.seeds < 1 or not set(rows) <= set(OBJECTIVES):
-        raise ValueError(f"--task={options.task} --seeds={options.seeds} --rows={options.rows}; expected "
-                         f"{' or '.join(SIZES)}, at least one seed, and of: {', '.join(OBJECTIVES)}")
-    out, size = Path(options.out_dir or f"out/compare-{options.task}"), SIZES[options.task]
+    if options.seeds < 1 or not set(rows) <= set(OBJECTIVES):
+        raise ValueError(f"--seeds={options.seeds} --rows={options.rows}; expected at least one seed, and "
+                         f"of: {', '.join(OBJECTIVES)}")
+    out = Path(options.out_dir)
     with folder_lock(out):
-        open_run(out, {"task": options.task, **size._asdict()}, FILES, options.redo)
-        results = compare(out, size, rows, options)
-    task = open_task(options.task, out, size)
+        open_run(out, {"task": "grammar", **SIZE._asdict()}, FILES, options.redo)
+        results = compare(out, SIZE, rows, options)
+    task = open_task(out, SIZE)
     right = [task.judge(i, answer) for i, answer in enumerate(task.answers)]
     print(f"the teacher, T=1: {sum(right) / len(right):.3f} of {len(right)} answers are right")
     lines = [*(curves(results) if options.seconds else ()), "", *table(results)]

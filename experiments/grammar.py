@@ -11,14 +11,10 @@ A prompt is a list of duties; the answer must do them in reverse order, as from 
 - Before each duty, and before `end`, the answer may put extras, such as `(d d0 d3 d)`: a bracket with symbols
   of its own type, or smaller extras, inside. They are drawn with known probabilities.
 
-So a prompt has endlessly many right answers, the probability of each is known (`next_distribution` is a
-perfect teacher), and `valid` computes whether an answer is right. The 202 tokens are numbers, no text. A
-prompt has 18 tokens on average and at most 23; an answer has 25, and one answer in 90 more than 64.
-
-    python -m experiments.grammar        prints a few prompts with two answers each
+So a prompt has endlessly many right answers, the probability of each is known (`options`), and `valid`
+computes whether an answer is right. The 202 tokens are numbers, no text. A prompt has 18 tokens on average
+and at most 23; an answer has 25, and one answer in 90 more than 64.
 """
-
-import random
 
 TYPES = "abcdefghijklmn"            # 14 types of brackets
 SYMBOLS = 12                        # symbols of each type
@@ -55,9 +51,7 @@ def prompt(rng):
 
 def duties(prompt):
     """What an answer must contain, in order: a list of (token, free), END last; free: extras may precede it,
-    which they may not inside a copy. ValueError for a list of ids that is no prompt."""
-    if not prompt or prompt[-1] != GO or prompt.count(MARK) != 1 or UNMARK not in prompt:
-        raise ValueError(f"not a prompt: {decode(prompt)!r}; expected one span << .. >> and => at the end")
+    which they may not inside a copy."""
     span = prompt[prompt.index(MARK) + 1:prompt.index(UNMARK)]
     todo = []
     for token in reversed(prompt):                          # a stack: the last thing opened comes first
@@ -67,10 +61,6 @@ def duties(prompt):
             copied = span if token == COPY else span[::-1]
             todo += [(symbol, i == 0) for i, symbol in enumerate(copied)]
     return todo + [(END, True)]
-
-
-# ------------------------------------------------------------------------------------------------------------
-# The policy as a generator of whole answers
 
 
 def extra(rng, depth=1):
@@ -129,15 +119,6 @@ def walk(todo, partial):
     return done, extras
 
 
-def next_distribution(prompt, partial):
-    """The exact teacher: dict of id -> probability > 0 (sum 1) of the token after prompt + partial.
-
-    Empty where nothing can follow: after END, or where partial has left the language."""
-    todo = duties(prompt)
-    state = walk(todo, partial)
-    return {} if state is None else options(todo, *state)
-
-
 def valid(prompt, answer):
     """True where the policy can give this answer: all duties in order, extras well formed, END at the end."""
     todo = duties(prompt)
@@ -145,20 +126,5 @@ def valid(prompt, answer):
 
 
 def decode(ids):
-    """Ids as names for people; an id outside the vocabulary is shown as ?id."""
-    return " ".join(NAMES[i] if 0 <= i < N_VOCAB else f"?{i}" for i in ids)
-
-
-def main():
-    """Prints three prompts with two answers each."""
-    rng = random.Random(0)
-    for _ in range(3):
-        ask = prompt(rng)
-        print("prompt   ", decode(ask))
-        for _ in range(2):
-            print("answer   ", decode(answer(rng, ask)))
-        print()
-
-
-if __name__ == "__main__":
-    main()
+    """Ids as names for people."""
+    return " ".join(NAMES[i] for i in ids)

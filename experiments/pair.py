@@ -5,8 +5,8 @@
 The student learns the responses (SFT, --start_tokens). The teacher answers every prompt --answers times, and
 a cache keeps the sets of its nucleus. From the SFT student start four others, --student_tokens each: more
 SFT, the teacher's answers alone, and their sets by two objectives. Test: Rouge-L on one prompt in ten, held
-out, with answers drawn from the nucleus of .8. Teacher and student are folders of GPT.save, folders in
-Hugging Face's format, or names to download (extra [hf]); they share a tokenizer. A stopped run goes on.
+out. Teacher and student are folders of GPT.save or in Hugging Face's format, or names to download (extra
+[hf]); they share a tokenizer. A stopped run goes on.
 """
 
 import importlib
@@ -27,11 +27,11 @@ from data.figures import cell, mean_se, rouge_l
 from data.files import folder_lock, hash_of, open_run, read_json, write_json
 from data.machine import pick_device
 from data.tokenizer import Tokenizer
-from experiments.teacher import K_CAP, ROWS
+from experiments.teacher import K_CAP, ROWS, weights_hash
 from model import GPT
 from td_distill import draw_with_sets
 
-TEXT, ANSWER, END = (ROLES.index(role) for role in ("text", "answer", "end"))
+TEXT, ANSWER, END = map(ROLES.index, ("text", "answer", "end"))
 MAX_NEW, DRAWS = 128, 5             # tokens of an answer at most; answers to a held-out prompt
 OBJECTIVES = ("seqkd", "topp_kd", "bellman")                # of the students that learn from the cache
 FILES = dict.fromkeys(("sft", "more_sft", *OBJECTIVES, "cache", "stages", "results.json"), "see pair.py")
@@ -78,11 +78,6 @@ def encode_pairs(pairs, tokenizer, block_size):
     return prompts, Rows.pack(documents, tokenizer.n_vocab)
 
 
-def weights_hash(model):
-    """One hash of all weights of a model."""
-    return hash_of(*(p.detach().cpu().numpy().tobytes() for p in model.parameters()))
-
-
 def answer_cache(folder, teacher, tokenizer, prompts, *, p, seed, made_by, answers=1):
     """The teacher's answers to the prompts, and their sets -> TeacherCache, filled where it is not finished.
     An answer without END is kept: its last position has no s', and the Bellman residual drops it."""
@@ -103,8 +98,7 @@ def answer_cache(folder, teacher, tokenizer, prompts, *, p, seed, made_by, answe
 
 
 def test_answers(model, tokenizer, prompts, references):
-    """Rouge-L of answers drawn from the nucleus of .8 -> {"value", "se", "n"}; the standard error is over
-    prompts, each with the mean of its DRAWS answers."""
+    """Rouge-L of answers drawn from the nucleus of .8, the mean of DRAWS a prompt -> {"value", "se", "n"}."""
     scores = [[] for _ in prompts]
     for at, seed in product(range(0, len(prompts), ROWS), range(DRAWS)):
         news = model.generate(prompts[at:at + ROWS], MAX_NEW, top_p=0.8, stop=tokenizer.end, seed=seed)

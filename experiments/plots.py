@@ -49,7 +49,7 @@ def draw_students(fig, students):
     tasks, width, everyone = students["plain"]["blind"], 0.78 / len(students), list(students.values())
     reading = {label: [s["reading"]["paragraph"].get(name) for s in everyone]
                for name, label in READING.items()}
-    blind = {name: [{"value": s["blind"][name]["accuracy"], "se": s["blind"][name]["se"]} for s in everyone]
+    blind = {name: [{**s["blind"][name], "value": s["blind"][name]["accuracy"]} for s in everyone]
              for name in tasks}
     parts = {"reading paragraphs": reading, "blind tasks (line: chance)": blind}
     panels = fig.subplots(2, 1, sharex=True, height_ratios=[len(rows) for rows in parts.values()])
@@ -96,11 +96,8 @@ def draw_unrolled(fig, steps):
 
 def picture(file, form, draw, size, data):
     """A drawing into a file, form "svg" or "png", size (width, height) in inches."""
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ModuleNotFoundError('pictures need matplotlib: pip install -e ".[plot]"') from None
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
     with rc_context(STYLE):
         fig = Figure(size, layout="constrained")
         draw(fig, data)

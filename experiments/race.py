@@ -82,9 +82,8 @@ def nanogpt_trainer(folder, shape, ids, betas=(0.9, 0.95), rate_at=lambda step: 
             for group in optimizer.param_groups:
                 group["lr"] = rate_at(step)
             starts = torch.randint(len(ids) - T, (shape.B,)).tolist()
-            rows = np.stack([ids[i:i + T + 1] for i in starts]).astype(np.int64)           # (B, T + 1)
-            inputs, targets = (torch.from_numpy(part.copy()) for part in (rows[:, :-1], rows[:, 1:]))
-            model(inputs, targets)[1].backward()
+            rows = torch.from_numpy(np.stack([ids[i:i + T + 1] for i in starts]).astype(np.int64))
+            model(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())[1].backward()       # (B, T) each
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

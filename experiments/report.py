@@ -4,13 +4,11 @@ checkpoints and the teacher's cache alone.
     python -m experiments.report out                                       # writes out/report.html
     python -m experiments.report out --pictures=experiments/pictures       # and the README's pictures, as PNG
 
-Pictures need matplotlib (pip install -e ".[plot]"); the rest of the page stands without. Whatever comes from
-a text, a student or an option goes through `escape`, and the page forbids every script and every address.
+The pictures need matplotlib: pip install -e ".[plot]". Whatever comes from a text, a student or an option
+goes through `escape`, and the page forbids every script and every address.
 """
 
 import argparse
-import contextlib
-import io
 import random
 from html import escape
 from pathlib import Path
@@ -20,7 +18,6 @@ import torch
 import brd
 import td_distill
 import train
-from data import cache_tools
 from data.annotations import marked, parse_entities
 from data.cache import TeacherCache
 from data.cli import printable, run_command
@@ -43,7 +40,7 @@ h2 { border-top: 1px solid gray; margin-top: 2.5rem; padding-top: 1rem }
 svg { width: 100%; max-width: 34rem; height: auto } pre { white-space: pre-wrap; overflow-wrap: anywhere }
 table { border-collapse: collapse; display: block; overflow-x: auto; margin: 1.5rem 0; font-size: .9rem }
 th, td { padding: .2rem 1rem .2rem 0; text-align: right; vertical-align: top }
-tbody th { font-weight: 400; text-align: left } tbody th[colspan] { font-weight: 600 }
+tbody th { font-weight: 400; text-align: left }
 .text td { text-align: left; min-width: 14rem } small { display: block }
 </style></head><body>
 <h1>What the students learnt to read</h1>
@@ -101,19 +98,9 @@ def unrolled(cache, d, model, tokenizer, config):
 def html_table(rows, head, kind=""):
     """Rows (label, cells) of HTML, below `head`; a row without cells is a heading over those that follow."""
     def line(label, cells, tag="td"):
-        if not cells:
-            return f'<tr><th colspan="9">{label}</th></tr>'
         return f"<tr><th>{label}</th>" + "".join(f"<{tag}>{text}</{tag}>" for text in cells) + "</tr>"
     body = "".join(line(*row) for row in rows)
     return f'<table class="{kind}"><thead>{line("", head, "th")}</thead><tbody>{body}</tbody></table>'
-
-
-def steps_table(steps):
-    def row(step):
-        residual = "-" if step["residual"] is None else f"{step['residual']:.3f}"
-        mass = sum(kept[2] for kept in step["kept"])
-        return escape(step["token"]), [len(step["kept"]), f"{mass:.3f}", f"{step['value']:.3f}", residual]
-    return html_table(map(row, steps), ["kept", "mass", "V_p", "residual"])
 
 
 def sentence_cell(record, entities):
@@ -148,45 +135,35 @@ def read_text(out, names, paragraphs):
 
 def sections(out, results, pictures):
     """Yields (title, HTML) of each part of the page, and writes the README's pictures where that is asked."""
-    students, config, steps, drawings = results["students"], results["config"], [], {}
+    students, config = results["students"], results["config"]
+
+    def drawn(name, *drawing):
+        if pictures:
+            plots.picture(pictures / f"{name}.png", "png", *drawing[1:])
+        return plots.svg(*drawing)
+    if "sample" in students["plain"]:
+        yield "A text of your own", f"<pre>{escape(report(results))}</pre>"
+    else:
+        yield "Reading, against tokens", drawn("reading", (
+            "Entity F1 and answers right, against tokens; the ends stand in the table."),
+            plots.draw_reading, (4.6, 4.8), students)
+        height = 2.8 + 0.36 * len(students["plain"]["blind"])
+        bars = drawn("students", "The table below as bars.", plots.draw_students, (4.6, height), students)
+        rows = [(escape(label), list(map(escape, cells))) for label, cells in table(students)]
+        yield "The students", bars + html_table(rows, students)
+        paragraphs = held_out_records(PARAGRAPHS, "page")
+        yield "Held-out text, as each student reads it", read_text(out, list(students), paragraphs)
     if "distilled" in students:
         cache = TeacherCache(config["cache"] or train.TEACHER, tokenizer_hash=results["tokenizer"])
         chosen = choose_document(cache)
         if chosen is not None:
             text, steps = unrolled(cache, chosen, *load_student(out / "distilled"), config)
-    if "sample" not in students["plain"]:
-        height = 2.8 + 0.36 * len(students["plain"]["blind"])
-        drawings = {"reading": ("Entity F1 and answers right, against tokens; the ends stand in the table.",
-                                plots.draw_reading, (4.6, 4.8), students),
-                    "students": ("The table below as bars.", plots.draw_students, (4.6, height), students)}
-    if steps:
-        size = 4.6, 0.9 + 0.27 * len(steps)
-        drawings["top_p"] = "The table below, with sets as bars.", plots.draw_unrolled, size, steps
-    if pictures:
-        pictures.mkdir(parents=True, exist_ok=True)
-        for name, (_, *drawing) in drawings.items():
-            plots.picture(pictures / f"{name}.png", "png", *drawing)
-    try:
-        drawn = {name: plots.svg(*drawing) for name, drawing in drawings.items()}
-    except ImportError as error:
-        drawn = dict.fromkeys(drawings, f"<p>{escape(str(error))}</p>")
-    if "sample" in students["plain"]:
-        yield "A text of your own", f"<pre>{escape(report(results))}</pre>"
-    else:
-        rows = [(escape(label), list(map(escape, cells))) for label, cells in table(students)]
-        yield "Reading, against tokens", drawn["reading"]
-        yield "The students", drawn["students"] + html_table(rows, students)
-        paragraphs = held_out_records(PARAGRAPHS, "page")
-        yield "Held-out text, as each student reads it", read_text(out, list(students), paragraphs)
-    if steps:
-        told = f"<p>The teacher read:</p><pre>{escape(text)}</pre>{UNROLLED}"
-        yield "A teacher's answer, token by token", told + drawn["top_p"] + steps_table(steps)
+            bars = drawn("top_p", "The sets as teacher and student weigh them, V_p and residuals.",
+                         plots.draw_unrolled, (4.6, 0.9 + 0.27 * len(steps)), steps)
+            told = f"<p>The teacher read:</p><pre>{escape(text)}</pre>{UNROLLED}"
+            yield "A teacher's answer, token by token", told + bars
     rows = [(name, [f"{x:.3f}" for x in thinned(s["loss_curve"], 10)]) for name, s in students.items()]
     yield "Training losses by tenths of the run, nats", html_table(rows, range(1, 11))
-    if "distilled" in students:
-        with contextlib.redirect_stdout(io.StringIO()) as told:
-            cache_tools.inspect(cache.folder)
-        yield "The teacher's cache", f"<pre>{escape(told.getvalue())}</pre>"
 
 
 def write_page(out, pictures=None):
@@ -194,10 +171,11 @@ def write_page(out, pictures=None):
     results = read_json(out / "results.json", "python train.py writes it at the end of a run")
     if not {"students", "config", "tokenizer"} <= set(results):
         raise ValueError(f"{out / 'results.json'}: not the results of train.py")
+    if pictures:
+        pictures.mkdir(parents=True, exist_ok=True)
     options = " ".join(f"--{name}={value}" for name, value in results["config"].items() if value != "")
     parts = [f"<h2>{title}</h2>{html}" for title, html in sections(out, results, pictures)]
-    page = [PAGE, f"<p>python train.py {escape(options)}</p>", *parts, "</body></html>\n"]
-    write_text(out / "report.html", "\n".join(page))
+    write_text(out / "report.html", "\n".join([PAGE, f"<p>python train.py {escape(options)}</p>", *parts]))
     return out / "report.html"
 
 

@@ -3,9 +3,8 @@
     Hugo went to Rome. Clara has a house in Lima.
     In full, where does Clara live?                     Clara is at home in Lima.<|end|>
 
-Any way of the world to tell the fact is right. The task stands for the instructions (Dolly) of the papers: in
-the experiment on orthogonality (Zhou et al., ACL 2025) each method is applied to a student with and without
-BRD.
+Any way of the world to tell the fact is right. The task stands for the instructions (Dolly) of the papers,
+which are learnt by students with and without BRD (Zhou et al., ACL 2025, orthogonality).
 """
 
 import dataclasses
@@ -27,8 +26,7 @@ TESTS = 300                         # questions of the test
 
 
 def exchanges(n, split, seed):
-    """n questions about one of two people who did the same kind of thing -> list of (prompt, the right
-    answers)."""
+    """n questions about one of two people who did alike -> list of (prompt, the right answers)."""
     rng, found = random.Random(f"retelling {split} {seed}"), []
     while len(found) < n:
         if split == "test":

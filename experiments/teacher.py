@@ -3,9 +3,9 @@
     python -m experiments.teacher                       # trains the teacher, fills out_teacher/cache
     python train.py --cache=out_teacher/cache           # students learn from it
 
-The teacher learns from the scripted reader's annotations, as the student `brd` does. Then it reads text that
-nobody has annotated, and draws every token from its top-p set; the cache keeps the token with the set. Of the
-options of train.py it uses those of corpus, n_head, learning, p and machine. A stopped run goes on.
+The teacher learns from the scripted reader's annotations. Then it reads text that nobody has annotated, and
+draws every token from its top-p set; the cache keeps the token with the set. Of the options of train.py it
+uses those of corpus, n_head, learning, p and machine. A stopped run goes on.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ import random
 import shutil
 import sys
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ from data.annotations import parse_question
 from data.batches import DataMix
 from data.cache_tools import CacheWriter
 from data.cli import parse_options, printable, run_command
-from data.documents import (QUESTIONS_FIRST, ROLES, course_tokenizer, is_annotated, reading_mix,
+from data.documents import (QUESTIONS_FIRST, ROLES, all_answers, course_tokenizer, is_annotated, reading_mix,
                             test_paragraphs)
 from data.files import folder_lock, is_finished, open_run, save_finished
 from td_distill import draw_with_sets
@@ -63,8 +64,8 @@ def train_teacher(config, tokenizer, mix=None):
         model.extra["reading"] = {}
         for place, level in (("single", world.SINGLE), ("paragraph", world.FULL)):
             drawn, records = test_paragraphs(config.test_paragraphs, f"test {place}", level)
-            model.extra["reading"][place] = brd.eval_reading(
-                model, tokenizer, records, lambda p, k: world.all_answers(drawn[p], k))
+            oracle = partial(all_answers, drawn)
+            model.extra["reading"][place] = brd.eval_reading(model, tokenizer, records, oracle)
         model.save(Path(config.out_dir) / "teacher", model.extra)
     return model
 
@@ -72,8 +73,8 @@ def train_teacher(config, tokenizer, mix=None):
 def reading_roles(tokens, behaviour, tokenizer):
     """The role of every token of one reading, as in a rendered document: list of str.
 
-    The answer of a question line is the longest run of tokens at its end whose text, without white space
-    around it, is the answer that parse_question finds. A line that cannot be parsed is all "question"."""
+    The answer of a question line is the longest run of tokens at its end whose stripped text is the answer
+    that parse_question finds. A line that cannot be parsed is all "question"."""
     if behaviour == "ner":
         return ["entity"] * len(tokens)
     roles, start = ["question"] * len(tokens), 0
@@ -129,11 +130,7 @@ def teacher_reads(model, tokenizer, paragraphs, writer, behaviour, seed, max_new
 
     Without a set stand the sentences with the SEP behind each, END, and the first token of the first reading,
     which decides the behaviour (brd.first_tokens). The same seed draws the same tokens. A paragraph is left
-    out where a reading does not end within max_new tokens, or where block_size has no room for them.
-    ValueError for another behaviour, and for a writer of another tokenizer."""
-    if behaviour not in ("ner", "qra") or writer.header["tokenizer"] != tokenizer.hash:
-        raise ValueError(f"behaviour {behaviour!r}, a cache of tokenizer {writer.header['tokenizer']}; "
-                         f"expected ner or qra, and the teacher's tokenizer {tokenizer.hash}")
+    out where a reading does not end within max_new tokens, or where block_size has no room for them."""
     rng, drawing = random.Random(seed), {name: writer.header[name] for name in ("p", "k_cap", "temperature")}
     for some in (paragraphs[at:at + ROWS] for at in range(0, len(paragraphs), ROWS)):
         for document in read_batch(model, tokenizer, some, behaviour, max_new, rng, **drawing):
@@ -142,15 +139,20 @@ def teacher_reads(model, tokenizer, paragraphs, writer, behaviour, seed, max_new
                 writer.add(tokens, [ROLES.index(role) for role in roles], sets)
 
 
+def weights_hash(model):
+    """One hash of all weights of a model, 16 hex digits."""
+    weights = b"".join(p.detach().cpu().numpy().tobytes() for p in model.parameters())
+    return hashlib.sha256(weights).hexdigest()[:16]
+
+
 def write_cache(folder, teacher, tokenizer, config):
     """Fills a cache with the teacher's readings of new text of the built-in world, about config.cache_tokens
     tokens. One that was stopped goes on behind its last chunk. ValueError where no reading was finished."""
     figures = {place: {name: round(found[name]["value"], 4) for name in FIGURES
                        if found[name]["value"] is not None}
                for place, found in teacher.extra["reading"].items()}
-    weights = b"".join(p.detach().cpu().numpy().tobytes() for p in teacher.parameters())
-    about = {"hash": hashlib.sha256(weights).hexdigest()[:16], "params": teacher.num_params(),
-             "figures": figures, "tokens_seen": teacher.extra["tokens_seen"]}
+    about = {"hash": weights_hash(teacher), "params": teacher.num_params(), "figures": figures,
+             "tokens_seen": teacher.extra["tokens_seen"]}
     amounts = f"--teacher_tokens={config.teacher_tokens} --cache_tokens={config.cache_tokens}"
     command = f"python -m experiments.teacher --seed={config.seed} {amounts}"
     writer = CacheWriter(

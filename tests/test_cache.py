@@ -150,10 +150,9 @@ def test_foreign_headers_are_refused(tmp_path, documents, text):
         TeacherCache(tmp_path)
     assert "\n" not in str(error.value) and len(str(error.value)) < 400
     arrays = header["arrays"] | {"counts": header["arrays"]["roles"]}
-    for change in ({"n_vocab": 10}, {"roles": ["text"]}, {"arrays": arrays}):
-        path.write_text(json.dumps(with_checksum(header | change)), encoding="utf-8")
-        with pytest.raises(ValueError, match="contradict header.json|another cache"):
-            TeacherCache(tmp_path)
+    path.write_text(json.dumps(with_checksum(header | {"arrays": arrays})), encoding="utf-8")
+    with pytest.raises(ValueError, match="another cache"):
+        TeacherCache(tmp_path)
 
 
 def test_an_unfinished_cache_is_none_and_leaves_the_old_one_whole(tmp_path, documents, monkeypatch):

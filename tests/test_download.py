@@ -1,4 +1,4 @@
-"""Downloads, against a server on this machine: continued where they were cut, checked, refused."""
+"""Downloads, against a server on this machine: checked, refused."""
 
 import hashlib
 import re
@@ -18,21 +18,19 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         server, data = self.server, self.server.files.get(self.path)
-        server.asked.append(self.headers.get("Range"))
+        server.asked.append(self.path)
         if data is None:
             return self.send_error(404)
-        begin = int(self.headers["Range"][6:-1]) if server.ranges and "Range" in self.headers else 0
-        self.send_response(206 if begin else 200)
-        self.send_header("Content-Length", str(len(data) - begin))
-        self.send_header("Content-Range", f"bytes {begin + server.shift}-{len(data) - 1}/{len(data)}")
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        self.wfile.write(data[begin:][:server.cuts.pop(0) if server.cuts else None])        # and hang up
+        self.wfile.write(data)
 
 
 @pytest.fixture
 def server(monkeypatch):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.files, server.asked, server.cuts, server.ranges, server.shift = {}, [], [], True, 0
+    server.files, server.asked = {}, []
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
@@ -52,27 +50,10 @@ def test_a_file_comes_in_whole(server, tmp_path, capsys):
         assert main(["tinyshakespeare", f"--folder={tmp_path}"]) is None
         assert text.read_bytes() == PLAY == (tmp_path / "tinyshakespeare/input.txt").read_bytes()
         assert f"{text}: {len(PLAY):,} bytes (none)" in capsys.readouterr().out
-    assert server.asked == [None]                         # what is there is not fetched again
+    assert server.asked == ["/input.txt"]                         # what is there is not fetched again
 
 
-def test_a_cut_connection_is_continued(server, tmp_path):
-    server.cuts = [200_001, 0, 150_000]                   # the second try brings nothing, and the run ends
-    with pytest.raises(ConnectionError, match=f"200,001 of {len(PLAY):,} bytes are here"):
-        download("tinyshakespeare", tmp_path)
-    part = tmp_path / "tinyshakespeare/input.txt.part"
-    assert part.read_bytes() == PLAY[:200_001] and not (tmp_path / "tinyshakespeare.txt").exists()
-    assert download("tinyshakespeare", tmp_path).read_bytes() == PLAY and not part.exists()
-    assert server.asked == [None, "bytes=200001-", "bytes=200001-", "bytes=350001-"]
-    (tmp_path / "tinyshakespeare/input.txt").unlink()
-    part.write_bytes(PLAY[:100])
-    server.shift = 5                                      # a server that sends another range
-    with pytest.raises(ConnectionError, match="asked for bytes 100-, found bytes 105-"):
-        download("tinyshakespeare", tmp_path)
-    server.ranges = False                                 # then it begins anew
-    assert download("tinyshakespeare", tmp_path).read_bytes() == PLAY
-
-
-@pytest.mark.parametrize("data", [PLAY[:-1] + b"?", PLAY + b"and a page of advertisements" * 9999])
+@pytest.mark.parametrize("data", [PLAY[:-9], PLAY[:-1] + b"?", PLAY + b"and a page of advertisements" * 9999])
 def test_another_file_is_refused_and_one_may_be_put_there_by_hand(server, tmp_path, data):
     server.files["/input.txt"], path = data, tmp_path / "tinyshakespeare/input.txt"
     with pytest.raises(ValueError, match=f"expected {len(PLAY):,} bytes with SHA-256 .*; it is deleted"):
@@ -105,6 +86,3 @@ def test_texts_are_paragraphs_between_blank_lines(server, tmp_path):
     assert text("wikitext", "w.zip", raw) == "= O =\n\nA-b (7,0), doesn't.\n"
     data = '{"instruction": "Where?\u2028", "context": "", "response": "Oslo."}\n'.encode()
     assert text("dolly", "d.jsonl", data) == "Where?\n\nOslo.\n"
-    for i, bad in enumerate((b"[]", b'{"instruction": "a", "context": 1, "response": "b"}', b"{")):
-        with pytest.raises(ValueError, match=rf"e{i}\.jsonl:2: expected an object with the strings"):
-            text("dolly", f"e{i}.jsonl", data + bad)

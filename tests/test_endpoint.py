@@ -287,8 +287,6 @@ def test_waits_are_as_long_as_asked_and_grow(monkeypatch):
     assert retries == ["HTTP 429", "HTTP 500", "HTTP 408", *["OSError: no chat completion"] * 2, "HTTP 429"]
     for k, (wait, asked) in enumerate(zip(waits, (7, 0, 0, 0, 0))):
         assert asked + 2 ** k / 2 <= wait <= asked + 1.5 * 2 ** k
-    with pytest.raises(TimeoutError):                               # a server that drips is not waited for
-        endpoint.receive(SimpleNamespace(read1=lambda n: b" "), 0.0)
 
 
 def test_another_error_stops_at_once_and_keeps_what_came(tmp_path, run):

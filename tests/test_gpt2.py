@@ -4,7 +4,6 @@ What needs transformers is skipped where it is not installed."""
 import json
 import math
 import random
-import sys
 
 import pytest
 import torch
@@ -181,7 +180,7 @@ def check_refused(where, said, **options):
     ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon is 1e-06"), ({"add_cross_attention": True}, "is True"),
     ({"tie_word_embeddings": False}, "is False"), ({"quantization_config": {"bits": 4}}, "{'bits': 4}"),
     ({"model_type": "gpt_neo"}, "expected 'gpt2'"), ({"n_head": None}, "n_head is None"),
-    ({"n_embd": "12"}, "n_embd is '12'"), ({"n_head": 5}, "even multiple"),
+    ({"n_embd": "12"}, "n_embd is '12'"), ({"n_head": 5}, "a multiple of 2 n_head"),
     ({"vocab_size": 260}, "weights that do not fit"), ({"n_layer": 3}, "weights that do not fit"),
     ({"n_inner": 48, "activation_function": "gelu_pytorch_tanh", "resid_pdrop": 0.0}, None)], ids=str)
 def test_another_architecture_is_refused_by_name(changes, said, hf, tmp_path):
@@ -209,16 +208,13 @@ def test_damaged_weights_are_refused_in_one_line(change, said, hf, tmp_path):
     check_refused(tmp_path, said)
 
 
-def test_damaged_folders_are_refused_in_one_line(hf, tmp_path, monkeypatch):
+def test_damaged_folders_are_refused_in_one_line(hf, tmp_path):
     published(hf).save_pretrained(tmp_path)
     for name in ("model.safetensors", "pytorch_model.bin"):
         (tmp_path / name).write_bytes(b"\0" * 99)
         check_refused(tmp_path, f"{name}: no weights can be read from it")
         (tmp_path / name).unlink()
     check_refused(tmp_path, "no model.safetensors and no pytorch_model.bin")
-    (tmp_path / "model.safetensors").touch()
-    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
-    check_refused(tmp_path, 'is missing; try pip install -e ".[hf]"')
     (tmp_path / "config.json").write_text("[", encoding="utf-8")
     check_refused(tmp_path, "config.json: no JSON object")
 
@@ -234,7 +230,6 @@ def test_by_name(hf, tmp_path, monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
     check_refused("gpt2-xl", "no such folder, and not downloaded (ConnectionError: no route to host")
-    check_refused("./gpt2-xl", "expected a folder, or a name")
 
 
 def strings(n):

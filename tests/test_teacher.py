@@ -107,12 +107,6 @@ def test_seeds_and_what_does_not_end_or_fit(tmp_path, reader):
     caches = [let_read(tmp_path, reader, "ner", seed) for seed in (1, 1, 2)]
     seeds = [cache.header["arrays"]["tokens"] for cache in caches]
     assert seeds[0] == seeds[1] != seeds[2]
-    writer = open_writer(tmp_path, reader[1])
-    with pytest.raises(ValueError, match="behaviour 'ori'.*expected ner or qra"):
-        teacher_reads(*reader, writer, "ori", 1)
-    writer.header["tokenizer"] = "other"
-    with pytest.raises(ValueError, match="a cache of tokenizer other"):
-        teacher_reads(*reader, writer, "ner", 1)
 
 
 def test_a_stopped_cache_goes_on_behind_its_last_chunk(tmp_path, reader, monkeypatch):
