@@ -349,7 +349,7 @@ def square(x, alpha=0.1):
 
 def literal(c, logits, *, cost=square, gamma=0.99, leak=0.0, expected=False, toward="zero", gauge="raw",
             stop_gradient=False, target_values=None):
-    """bellman_distill, and bellman_variant, position by position with lists for sets -> (loss, positions)."""
+    """bellman_distill, and to_teacher, position by position with lists for sets -> (loss, positions)."""
     def in_set(b, t):
         return [i for i, kept in zip(c.ids[b, t].tolist(), c.mask[b, t].tolist()) if kept]
 
