@@ -71,7 +71,7 @@ def run_command(main):
     except KeyboardInterrupt as stopped:
         print(f"{str(stopped) or 'stopped'}; the same command goes on from there", file=sys.stderr)
         sys.exit(130)
-    except (ModuleNotFoundError, ValueError, OSError) as error:
+    except (ModuleNotFoundError, NotImplementedError, ValueError, OSError) as error:
         extra = ""
         if isinstance(error, ModuleNotFoundError):
             extra = ": an extra, or a folder of the repository, see README.md"
