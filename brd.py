@@ -19,20 +19,20 @@ Shapes: B batch, T time, C channels, V vocabulary, R rows (candidates of all ite
 tokens.
 """
 
-import importlib
 import math
 import os
 import random
 import re
-import sys
 from collections import defaultdict
 from itertools import chain
 
 import torch
 from torch.nn.functional import cross_entropy
 
+from data import world
 from data.annotations import ALL_FORMS, NO_ENTITY, TYPES, parse_entities, parse_questions, question_texts
-from data.cli import run_command
+from data.cli import run_command, run_named
+from data.documents import test_paragraphs
 from data.figures import count_answer, count_entities, count_raised, mean_se, ratio_se
 from model import sample
 
@@ -276,6 +276,16 @@ def eval_reading(model, tokenizer, paragraphs, oracle=None, own_questions=True):
     return {name: ratio_se(groups) for name, groups in sums.items() if oracle or "raised." not in name}
 
 
+def eval_fresh_text(model, tokenizer, n):
+    """eval_reading on n single sentences and n paragraphs about two people, of pairs that no training text
+    tells -> {"single": figures, "paragraph": figures}; the same texts for every student."""
+    found = {}
+    for place, level in (("single", world.SINGLE), ("paragraph", world.FULL)):
+        drawn, records = test_paragraphs(n, f"test {place}", level)
+        found[place] = eval_reading(model, tokenizer, records, lambda p, k: world.all_answers(drawn[p], k))
+    return found
+
+
 def glance(model, tokenizer, records):
     """A short reading test without the student's own questions -> {name: value}, for the reading curve."""
     found = eval_reading(model, tokenizer, records, own_questions=False)
@@ -300,14 +310,8 @@ def read(model, tokenizer, text):
 
 def main(arguments=None):
     """The commands read, test and annotate; ValueError or OSError for a mistake of the user."""
-    command, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     commands = {"read": "adapters.read", "test": "experiments.blind", "annotate": "adapters.annotate"}
-    if command in commands:
-        importlib.import_module(commands[command]).main(rest)
-    elif command in ("-h", "--help"):
-        print(__doc__)
-    else:
-        raise ValueError(f"{command}: expected read, test or annotate; --help shows how")
+    run_named(commands, arguments, __doc__)
 
 
 if __name__ == "__main__":

@@ -33,16 +33,14 @@ logits of column t - 1. A training step:
 Shapes: B documents, T tokens of a document, K teacher tokens kept, V vocabulary, N rows of any kind.
 """
 
-import importlib
 import math
-import sys
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from data.cache import MASKED
-from data.cli import run_command
+from data.cli import run_command, run_named
 
 SLACK = 1e-6        # probabilities are float32: .5 + .3 is taken to reach p = .8
 
@@ -335,14 +333,8 @@ def cached_loss(model, rows, weights, terminal, config, denominator):
 
 def main(arguments=None):
     """The commands inspect, theory and compare; ValueError for another one."""
-    command, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     commands = {"inspect": "data.cache_tools", "theory": "course.theory", "compare": "experiments.compare"}
-    if command in commands:
-        importlib.import_module(commands[command]).main(rest)
-    elif command in ("-h", "--help"):
-        print(__doc__)
-    else:
-        raise ValueError(f"{command}: expected inspect, theory or compare; --help shows how")
+    run_named(commands, arguments, __doc__)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 import brd
 import td_distill
-from data import documents, files, machine, world
+from data import documents, files, machine
 from data.annotations import read_annotations, write_annotations
 from data.batches import LENGTH_STEP, DataMix, Rows, plan_batches
 from data.cache import TeacherCache, read_header
@@ -291,12 +291,9 @@ def train_students(names, config):
 def test_student(name, model, config, tokenizer):
     """The tests of one student, kept in out_dir/name/test.json: reading, blind tasks, plain text."""
     out = Path(config.out_dir)
-    path, reading, blind = out / name / "test.json", {}, {}
+    path, blind = out / name / "test.json", {}
     if not is_finished(out, f"{name}.test"):
-        for place, level in (("single", world.SINGLE), ("paragraph", world.FULL)):
-            drawn, records = documents.test_paragraphs(config.test_paragraphs, f"test {place}", level)
-            oracle = partial(documents.all_answers, drawn)
-            reading[place] = brd.eval_reading(model, tokenizer, records, oracle)
+        reading = brd.eval_fresh_text(model, tokenizer, config.test_paragraphs)
         if is_annotated(config.corpus):
             _, held_out = documents.annotated_text(config.corpus)
             reading["corpus"] = brd.eval_reading(model, tokenizer, held_out)

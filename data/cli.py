@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import difflib
 import functools
+import importlib
 import inspect
 import math
 import re
@@ -61,6 +62,19 @@ def check_range(name, value, above=None, most=math.inf):
         limit = "at least 0" if above is None else f"more than {above}"
         limit += f" and at most {most}" if most < math.inf else ""
         raise ValueError(f"--{name}={value}, but expected {limit}")
+
+
+def run_named(commands, arguments, doc):
+    """Runs the command that stands first in `arguments` with the rest of them. commands: {name: the module
+    whose main it is}, imported only when it is called. ValueError for another name."""
+    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if name in commands:
+        importlib.import_module(commands[name]).main(rest)
+    elif name in ("-h", "--help"):
+        print(doc)
+    else:
+        *names, last = commands
+        raise ValueError(f"{name}: expected {', '.join(names)} or {last}; --help shows how")
 
 
 def run_command(main):

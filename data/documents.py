@@ -196,11 +196,6 @@ def test_paragraphs(n, seed, level):
     return drawn, [world.annotate(rng, paragraph, i, level) for i, paragraph in enumerate(drawn)]
 
 
-def all_answers(paragraphs, p, k):
-    """What the scripted reader could ask at sentence k of paragraph p: {question: answer}."""
-    return world.all_answers(paragraphs[p], k)
-
-
 def plain_test(tokenizer):
     """500 fresh paragraphs of plain text, the same for every seed -> (Rows, bytes of their text)."""
     texts = list(world.plain(500, "test plain"))

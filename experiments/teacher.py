@@ -13,7 +13,6 @@ import random
 import shutil
 import sys
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,8 +25,7 @@ from data.annotations import parse_question
 from data.batches import DataMix
 from data.cache_tools import CacheWriter
 from data.cli import parse_options, printable, run_command
-from data.documents import (QUESTIONS_FIRST, ROLES, all_answers, course_tokenizer, is_annotated, reading_mix,
-                            test_paragraphs)
+from data.documents import QUESTIONS_FIRST, ROLES, course_tokenizer, is_annotated, reading_mix
 from data.files import folder_lock, is_finished, open_run, save_finished
 from td_distill import draw_with_sets
 
@@ -61,11 +59,7 @@ def train_teacher(config, tokenizer, mix=None):
             mix = DataMix(sources, shares, [QUESTIONS_FIRST, QUESTIONS_FIRST, 0.0])
         train.train_model("teacher", model, mix, config.teacher_tokens, config, tokenizer)
     if "reading" not in model.extra:
-        model.extra["reading"] = {}
-        for place, level in (("single", world.SINGLE), ("paragraph", world.FULL)):
-            drawn, records = test_paragraphs(config.test_paragraphs, f"test {place}", level)
-            oracle = partial(all_answers, drawn)
-            model.extra["reading"][place] = brd.eval_reading(model, tokenizer, records, oracle)
+        model.extra["reading"] = brd.eval_fresh_text(model, tokenizer, config.test_paragraphs)
         model.save(Path(config.out_dir) / "teacher", model.extra)
     return model
 

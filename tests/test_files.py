@@ -23,13 +23,7 @@ NAMES = dict.fromkeys(("README.txt", "run.json", "stages", "a", "plan.json"), "w
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forks of this process")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Faster for models as small as these, and a process with one thread can be forked."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def refused(words, function, *arguments):

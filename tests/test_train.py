@@ -30,13 +30,7 @@ TEXT, ENTITY, QUESTION, ANSWER, SEP, END = range(len(ROLES))
 N_VOCAB, CPU = 50, torch.device("cpu")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Faster for models as small as these."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # --- options ------------------------------------------------------------------------------------------------
