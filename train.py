@@ -26,7 +26,7 @@ from tqdm import tqdm
 import brd
 import td_distill
 from data import documents, files, machine
-from data.annotations import read_annotations, write_annotations
+from data.annotations import read_paragraphs, write_annotations
 from data.batches import LENGTH_STEP, DataMix, Rows, plan_batches
 from data.cache import TeacherCache, read_header
 from data.cli import check_range, parse_options, printable, run_command
@@ -35,7 +35,6 @@ from data.figures import bits_per_byte, thinned
 from data.files import is_finished, read_json, save_finished, write_json
 from data.machine import pick_device
 from data.muon import make_muon
-from data.own_text import own_text, text_files
 from data.report import FILES, STUDENTS, report
 from data.task_files import load_task
 from model import GPT, GPTConfig
@@ -252,7 +251,7 @@ def train_and_test(name, config, threads):
     tokenizer, model = course_tokenizer(config.corpus, config.n_vocab), finished_model(name, config)
     if model is None:
         model = finished_model("start", config)
-        annotated = read_annotations(Path(config.out_dir) / "annotations.jsonl")
+        annotated = read_paragraphs(Path(config.out_dir) / "annotations.jsonl")
         cache = None
         if name == "distilled":
             cache = TeacherCache(config.cache or TEACHER, tokenizer.n_vocab, tokenizer.hash)
@@ -340,6 +339,7 @@ def planned_tokens(config, tokenizer, rows, in_turn, seconds):
 def run_inputs(config, names):
     """What a run of these students reads -> {name: hash}; ValueError for a text or cache that will not do."""
     if names == ("plain",):
+        from data.own_text import text_files
         return {"text hash": files.hash_of(*text_files(config.corpus))}
     tokenizer = course_tokenizer(config.corpus, config.n_vocab)
     tasks = sorted((DATA / "tasks").glob("*.json"))
@@ -372,7 +372,10 @@ def main(arguments=None):
             saved = read_json(out / "results.json", "remove it, and it is written anew")
             print(f"{shown_out}: finished before; --redo starts over\n\n{report(saved)}")
             return
-        text = own_text(config, out) if own else None
+        text = None
+        if own:
+            from data.own_text import own_text                      # the built-in world does without
+            text = own_text(config, out)
         tokenizer = text.tokenizer if own else course_tokenizer(config.corpus, config.n_vocab)
         if config.minutes:
             rows = text.training if own else documents.reading_mix(100_000, config, tokenizer, "speed")[0][-1]

@@ -13,7 +13,8 @@ import re
 from collections import Counter
 from itertools import islice
 
-from data.annotations import KINDS, TYPES, check_text, entity_problem, question_problem
+from data.annotated import KINDS, check_text, entity_problem, question_problem
+from data.annotations import TYPES
 
 MAX_TEXT, MAX_BRACES = 200, 1000    # characters in a field of an item; places in a reply where JSON may begin
 # Letters of scripts that put spaces between words; Thai, Lao, Chinese and Japanese do not.

@@ -216,8 +216,9 @@ def is_annotated(corpus):
 @functools.cache
 def annotated_text(corpus):
     """Paragraphs of an annotated corpus -> (training, held out: every third), lists of lists of records.
-    ValueError for fewer than three, and as annotations.read_annotations raises."""
-    paragraphs = annotations.read_annotations(PRIMER if corpus == "primer" else corpus)
+    ValueError for fewer than three, and as data/annotated.py raises."""
+    from data.annotated import read_annotations         # the built-in world does without
+    paragraphs = read_annotations(PRIMER if corpus == "primer" else corpus)
     if len(paragraphs) < 3:
         raise ValueError(f"{corpus}: {len(paragraphs)} paragraphs, every third held out; expected at least 3")
     return [paragraph for i, paragraph in enumerate(paragraphs) if i % 3 != 2], paragraphs[2::3]

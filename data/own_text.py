@@ -47,10 +47,9 @@ def text_files(path):
 
 
 def blocks(path, size=BLOCK):
-    """The text of all files in parts of about `size` characters that end before a blank line; without any, in
-    parts of four times the size that end before a line end or a blank. Line ends become "\\n". ValueError for
-    what is not UTF-8 text, and for white space alone."""
-    rest, blank, glue = "", True, ""
+    """The text of all files in parts of about `size` characters that end before a line end, or before a blank
+    where there is none, all line ends as "\\n". ValueError for what is not UTF-8, and for blanks alone."""
+    rest, is_blank, glue = "", True, ""
     for file in text_files(path):
         rest, glue = rest + glue, "\n\n"
         try:
@@ -58,20 +57,23 @@ def blocks(path, size=BLOCK):
                 while part := source.read(size):
                     if "\0" in part:
                         raise ValueError(f"{file}: holds a NUL character; expected UTF-8 text")
-                    rest, blank = rest + part, blank and not part.strip()
-                    at = rest.rfind("\n\n") if len(rest) >= size else 0
-                    if at <= 0 and len(rest) > 4 * size:
-                        at = max(rest.rfind("\n"), 0) or max(rest.rfind(" "), 0) or len(rest)
-                    if at > 0:
+                    rest, is_blank = rest + part, is_blank and not part.strip()
+                    if len(rest) >= size:
+                        at = border(rest, len(rest))
                         yield rest[:at]
                         rest = rest[at:]
         except UnicodeDecodeError as error:
             byte = f"byte 0x{error.object[error.start]:02x}"
             raise ValueError(f"{file}: not UTF-8 ({error.reason}, {byte}); if it is Latin-1: "
                              f"iconv -f LATIN1 -t UTF-8 {file.name} > new.txt") from None
-    if blank:
-        raise ValueError(f"{path}: empty; expected text, paragraphs separated by blank lines")
+    if is_blank:
+        raise ValueError(f"{path}: empty; expected text")
     yield rest
+
+
+def border(text, end):
+    """Where to cut a text before `end`: at its last line end, else at its last blank, else at `end`."""
+    return max(text.rfind("\n", 0, end), 0) or max(text.rfind(" ", 0, end), 0) or end
 
 
 def read_text(path):
@@ -84,63 +86,51 @@ def paragraphs(text):
     return [p.strip() for p in re.split(r"\n\s*\n", text) if p.strip()]
 
 
-def pieces_of(path, by_paragraph):
-    """Lists of paragraphs, a list a block, or of sentences with the white space behind them."""
-    cut = paragraphs if by_paragraph else re.compile(r".+?(?:[.!?]+\s+|\n+|$)", re.S).findall
-    return filter(None, map(cut, blocks(path)))
+def halves(path, cut):
+    """(what is trained on, what is held out) of every block; the text is cut at about `cut` characters."""
+    seen = 0
+    for block in blocks(path):
+        at = min(len(block), max(0, cut - seen))
+        seen += len(block)
+        at = border(block, at) if 0 < at < len(block) else at
+        yield block[:at], block[at:]
 
 
 def survey(path):
-    """(by_paragraph, number of pieces to train on, sample of them: list of str); ValueError for one piece.
+    """(number of characters to train on, sample of them: list of str).
 
     Held out is the last tenth, at most HELD_OUT characters: neighbours share people and phrases, so a random
     sample would be easier than fresh text."""
-    for by_paragraph in True, False:                # a text with few blank lines is cut between sentences
-        counts = [(len(pieces), sum(map(len, pieces))) for pieces in pieces_of(path, by_paragraph)]
-        total, characters = map(sum, zip(*counts))
-        if total >= 10:
-            break
-    if total < 2:
-        raise ValueError(f"{path}: one sentence, which leaves nothing to hold out; expected a longer text")
-    held, left = 0, HELD_OUT
-    for n, size in reversed(counts):                # whole blocks from the end, and a part of one
-        held, left = held + int(n * min(1.0, left / size)), max(0, left - size)
-    cut = total - max(1, min(held, round(0.1 * total)))
-    every, sample, seen = max(1, characters / SAMPLE), [], 0
-    for i, pieces in enumerate(pieces_of(path, by_paragraph)):
-        if i // every > (i - 1) // every:                           # every so-many-th block
-            sample.append(("\n\n" if by_paragraph else "").join(pieces[:max(0, cut - seen)]))
-        seen += len(pieces)
-    return by_paragraph, cut, sample
+    total = sum(map(len, blocks(path)))
+    cut, every = total - max(1, min(HELD_OUT, total // 10)), max(1, total / SAMPLE)
+    return cut, [part for i, (part, _) in enumerate(halves(path, cut)) if i // every > (i - 1) // every]
 
 
 def encode_text(folder, config):
-    """Writes tokenizer, tokens and held-out text into the folder out/text. ValueError as blocks and survey
-    raise, and for a text that is shorter than two windows."""
-    by_paragraph, cut, sample = survey(config.corpus)
+    """Writes tokenizer, tokens and held-out text into the folder out/text. ValueError as blocks raises, and
+    for a text that is shorter than two windows."""
+    cut, sample = survey(config.corpus)
     if config.tokenizer == "bpe":
         tokenizer = train_bpe(sample, config.n_vocab)
     else:
         tokenizer = importlib.import_module("adapters.tokenizers").get_tokenizer(config.tokenizer)
-    glue, block, dtype = "\n\n" if by_paragraph else "", config.block_size, token_type(tokenizer.n_vocab)
-    ids, held_out, seen = np.empty(0, dtype), [], 0
+    block, dtype, held_out = config.block_size, token_type(tokenizer.n_vocab), []
+    ids = np.empty(0, dtype)
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "tokens.bin.tmp", "wb") as file:
-        for pieces in pieces_of(config.corpus, by_paragraph):
-            mine = pieces[:max(0, cut - seen)]
-            text = (glue if seen and mine else "") + glue.join(mine)
-            held_out, seen = held_out + pieces[len(mine):], seen + len(pieces)
+        for text, rest in halves(config.corpus, cut):
+            held_out.append(rest)
             ids = np.append(ids, np.array(tokenizer.encode(text), dtype))
             while len(ids) >= block:                        # each begins with the last id of the one before
                 file.write(ids[:block])
                 ids = ids[block - 1:]
         file.write(ids if len(ids) > 1 else b"")
-        size, n = file.tell() // dtype.itemsize, len(tokenizer.encode(glue.join(held_out)))
+        size, n = file.tell() // dtype.itemsize, len(tokenizer.encode("".join(held_out)))
     if size < 2 * block or n < 2:
         raise ValueError(f"{config.corpus}: {size} tokens to train on, {n} held out; expected {2 * block} "
                          "and 2: try a longer text, or a smaller --block_size")
     rename(folder / "tokens.bin.tmp", folder / "tokens.bin")
-    write_text(folder / "validation.txt", glue.join(held_out))
+    write_text(folder / "validation.txt", "".join(held_out))
     tokenizer.save(folder)
 
 

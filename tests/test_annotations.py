@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 
-from data import annotations
+from data import annotated, annotations
 from data.cli import printable
 
 ANNA = {"paragraph": 3, "sentence": 0, "text": "Anna took a train to Oslo.",
@@ -26,7 +26,7 @@ OTHER = [{**ANNA, "paragraph": 4, "text": "Anna took a train to Oslo!"}]
 
 def test_annotations_survive_a_round_trip(tmp_path):
     annotations.write_annotations(tmp_path / "a.jsonl", [PARAGRAPH, OTHER])
-    assert annotations.read_annotations(tmp_path / "a.jsonl") == [PARAGRAPH, OTHER]
+    assert annotated.read_annotations(tmp_path / "a.jsonl") == [PARAGRAPH, OTHER]
     assert [file.name for file in tmp_path.iterdir()] == ["a.jsonl"]          # nothing is left beside it
 
 
@@ -58,7 +58,7 @@ def test_a_bad_line_is_named_with_its_field(tmp_path, path, value, field):
     lines = [json.dumps(record) for record in PARAGRAPH + [altered(OTHER[0], path, value)]]
     (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     with pytest.raises(ValueError) as caught:
-        annotations.read_annotations(tmp_path / "a.jsonl")
+        annotated.read_annotations(tmp_path / "a.jsonl")
     assert str(caught.value).startswith(f"{tmp_path / 'a.jsonl'}:4: field '{field}' is ")
     assert "\n" not in str(caught.value)
 
@@ -66,23 +66,23 @@ def test_a_bad_line_is_named_with_its_field(tmp_path, path, value, field):
 def test_an_entity_that_no_form_can_show_is_refused():
     strange = {"text": "Anna: person, x", "type": "thing", "about": "label"}
     with pytest.raises(ValueError, match="cannot be told"):
-        annotations.check_record({**ANNA, "text": "A label says Anna: person, x", "entities": [strange]})
+        annotated.check_record({**ANNA, "text": "A label says Anna: person, x", "entities": [strange]})
 
 
 @pytest.mark.parametrize("torn", [b'{"paragraph": 4, "sent', '{"text": "é'.encode()[:-1]])
 def test_a_torn_last_line_is_ignored_but_no_other(tmp_path, torn):
     path, good = tmp_path / "a.jsonl", "".join(json.dumps(record) + "\n" for record in PARAGRAPH).encode()
     path.write_bytes(good + torn)
-    assert annotations.read_annotations(path) == [PARAGRAPH]
+    assert annotated.read_annotations(path) == [PARAGRAPH]
     path.write_bytes(good + torn + b"\n")
     with pytest.raises(ValueError, match=r"a\.jsonl:4: not a JSON object"):
-        annotations.read_annotations(path)
+        annotated.read_annotations(path)
     path.write_bytes(torn + b"\n" + good)
     with pytest.raises(ValueError, match=r"a\.jsonl:1: not a JSON object"):
-        annotations.read_annotations(path)
+        annotated.read_annotations(path)
     path.write_bytes(good + b'{"paragraph": 4}')              # whole JSON without a line break is a line
     with pytest.raises(ValueError, match=r"a\.jsonl:4: field 'sentence' is None"):
-        annotations.read_annotations(path)
+        annotated.read_annotations(path)
 
 
 # --- lines --------------------------------------------------------------------------------------------------
@@ -132,4 +132,4 @@ def test_control_characters_are_shown_not_obeyed():
 def test_a_line_that_is_no_object_is_named(tmp_path, line, found):
     (tmp_path / "a.jsonl").write_text(line + "\n", encoding="utf-8")
     with pytest.raises(ValueError, match=rf"a\.jsonl:1: expected a JSON object, found {found}"):
-        annotations.read_annotations(tmp_path / "a.jsonl")
+        annotated.read_annotations(tmp_path / "a.jsonl")

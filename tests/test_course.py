@@ -189,10 +189,13 @@ def test_the_recipes_for_another_world(which, names, tmp_path, monkeypatch):
         source = changed(source, change)
     world, seen, rng = imported(tmp_path / "other_world.py", source, monkeypatch), set(), random.Random(1)
     monkeypatch.setattr("data.world", world)
-    source = (ROOT / "data" / "annotations.py").read_text(encoding="utf-8")
-    annotations = imported(tmp_path / "other_annotations.py", source, monkeypatch)
+    monkeypatch.setitem(sys.modules, "data.world", world)
+    for name in ("annotations", "annotated"):
+        source = (ROOT / "data" / f"{name}.py").read_text(encoding="utf-8")
+        annotated = imported(tmp_path / f"other_{name}.py", source, monkeypatch)
+        monkeypatch.setitem(sys.modules, f"data.{name}", annotated)
     for record in sum(world.annotated(400, 1), []):
-        annotations.check_record(record)
+        annotated.check_record(record)
         seen |= {e["type"] for e in record["entities"]} | {q["kind"] for q in record["questions"]}
         seen |= set(record["text"].strip(".!").split())
     assert seen >= set(names.split())

@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 
-from data import annotations, documents, world
+from data import annotated, annotations, documents, world
 from data.annotations import ALL_FORMS, BRIDGES, OPENERS, parse_entities, parse_questions
 from data.documents import END, ROLES, SEP, encode_documents, render, render_reading
 from data.tokenizer import train_bpe
@@ -116,7 +116,7 @@ def test_random_words_hold_no_answer():
 
 def test_sources_hold_the_training_part_alone(tmp_path):
     """Every third paragraph of an annotated corpus is held out."""
-    whole = annotations.read_annotations(documents.PRIMER)
+    whole = annotated.read_annotations(documents.PRIMER)
     training, held_out = documents.annotated_text("primer")
     assert held_out == whole[2::3] and training == [p for i, p in enumerate(whole) if i % 3 < 2]
     annotations.write_annotations(tmp_path / "two.jsonl", whole[:2])

@@ -20,7 +20,7 @@ from unittest.mock import Mock
 import pytest
 
 from adapters import annotate, endpoint, prompts
-from data.annotations import KINDS, check_record, read_annotations
+from data.annotated import KINDS, check_record, read_annotations
 
 ROOT = Path(annotate.__file__).parents[1]
 KEY, PATH = "sk-a-key-to-be-kept-1234", "/v1/chat/completions"

@@ -51,9 +51,8 @@ def test_blocks_joined_are_the_text(tmp_path, blank, size):
         read_text(tmp_path / "5")
     found = list(blocks(tmp_path, size))
     assert "".join(found) == read_text(str(tmp_path)) == "\n\n".join(texts[name] for name in sorted(texts))
-    assert max(map(len, found)) <= 5 * size + 400
-    if "\n\n" in blank or "\n \n" in blank:
-        assert [p for block in found for p in paragraphs(block)] == paragraphs(read_text(tmp_path))
+    assert max(map(len, found)) <= 2 * size + 400
+    assert all(block[:1].isspace() for block in found[1:])      # so that no token crosses the border of a block
 
 
 @settings(max_examples=100, deadline=None)
@@ -68,7 +67,7 @@ def test_paragraphs_keep_every_word(text):
     (b"", "empty"), (b"\xef\xbb\xbf \r\n", "empty"), (b"Two. " * 900 + b"\0", "NUL"),
     (None, "no such file or folder"),
     (b"One.\n\n" * 500 + b"caf\xe9", "byte 0xe9.*iconv -f LATIN1 -t UTF-8 bad"), (b"cut \xc3", "byte 0xc3"),
-    ("text".encode("utf-16"), "not UTF-8"), (b"word", "one sentence.*longer text"),
+    ("text".encode("utf-16"), "not UTF-8"), (b"word", "tokens to train on"),
     (b"He left. She stayed.", "tokens to train on.*longer text, or a smaller --block_size")])
 def test_a_bad_text_is_named_in_one_line(tmp_path, content, words):
     path = tmp_path / "bad.txt"
@@ -92,12 +91,11 @@ def prepared(tmp_path, text):
 
 @pytest.mark.parametrize("blank", ["\n\n", ". "], ids=repr)
 def test_the_windows_in_the_file_are_those_of_the_whole_text(tmp_path, small_blocks, blank):
-    """Between paragraphs, or in a text with few blank lines between sentences; a tenth is held out."""
-    text = some_text(30_000, blank)
+    """Cut at line ends, or at blanks where there are few; a tenth is held out."""
+    text = some_text(30_000, blank).replace("\t", "a")           # a run of blanks may be cut in two
     found, _ = prepared(tmp_path, text)
     assert text.endswith(found.held_out_text) and abs(len(found.held_out_text) / len(text) - 0.1) < 0.03
-    read = text[:len(text) - len(found.held_out_text)].rstrip("\n")
-    tokens = [token for piece in re.split(r"(?=\n\n)", read) for token in found.tokenizer.encode(piece)]
+    tokens = found.tokenizer.encode(text[:len(text) - len(found.held_out_text)])
     whole = Rows.windows(tokens, 64, found.tokenizer.n_vocab)
     assert np.array_equal(found.training.lengths, whole.lengths)
     some = [rows.batch([3, 0, len(whole) - 1], np.ones(6, np.float32)) for rows in (found.training, whole)]
@@ -111,8 +109,8 @@ def test_what_is_held_out_is_bounded_and_the_sample_too(tmp_path, small_blocks, 
     monkeypatch.setattr(own_text, "SAMPLE", 10_000)
     text = some_text(60_000)
     found, config = prepared(tmp_path, text)
-    by_paragraph, _, sample = survey(config.corpus)
-    assert by_paragraph and 5000 < sum(map(len, sample)) < 15_000
+    _, sample = survey(config.corpus)
+    assert 5000 < sum(map(len, sample)) < 15_000
     assert 1500 < len(found.held_out_text) < 2300 and text.endswith(found.held_out_text)
     assert not any(found.held_out_text[:200] in part for part in sample)
 

@@ -5,7 +5,8 @@ from collections import Counter
 
 from adapters.sentences import sentences
 from data import world
-from data.annotations import TYPES, read_annotations
+from data.annotated import read_annotations
+from data.annotations import TYPES
 from data.documents import PRIMER, reading_documents
 from experiments.blind_tasks import WRAPPERS
 

@@ -8,7 +8,8 @@ from collections import Counter
 import pytest
 
 from data import world
-from data.annotations import TYPES, check_record
+from data.annotated import check_record
+from data.annotations import TYPES
 
 VALUES = {value for type_, words in world.WORDS.items() if type_ not in ("person", "day") for value in words}
 RESERVED = {word for words in world.RESERVED.values() for word in words}
