@@ -3,26 +3,20 @@
 The teacher, a language model or a program, annotates EVERY sentence of a text with two reading behaviours:
     NER  the entities in the sentence, each with a type and a short description
     QRA  questions raised about content, structure and attitude, each answered from the sentence
-The student learns three separate copies of each paragraph (data/documents.py) with the next-token loss:
-    ori  s1 s2 s3 <end>
-    ner  s1 <sep> Anna: person, traveller\\n Oslo: place, goal\\n <sep> s2 <sep> ... <sep> <end>
-    qra  s1 <sep> Where did Anna go? Oslo\\n <sep> s2 <sep> ... <sep> <end>
-After training it is tested blind, on tasks whose form it has never seen: of the candidate answers it takes
-the one
-with the highest log-probability, averaged over the candidate's tokens. Here: 1 the blind score, 2 reading.
+The student learns three separate copies of each paragraph (ori, ner, qra: data/documents.py) with the
+next-token loss. After training it is tested blind, on tasks whose form it has never seen: of the candidate
+answers it takes the one with the highest log-probability, averaged over the candidate's tokens.
 
     python brd.py read out/distilled "Anna took a train to Oslo."   # entities, questions (adapters/read.py)
     python brd.py test out/distilled data/tasks/*.json              # blind accuracy (experiments/blind.py)
     python brd.py annotate my.txt --teacher URL --model NAME        # an LLM annotates (adapters/annotate.py)
 
-Shapes: B batch, T time, C channels, V vocabulary, R rows (candidates of all items of a batch), N scored
-tokens.
+Shapes: T time, C channels, V vocabulary, R rows (candidates of all items of a batch), N scored tokens.
 """
 
 import math
 import os
 import random
-import re
 from collections import defaultdict
 from itertools import chain
 
@@ -30,22 +24,19 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from data import world
-from data.annotations import ALL_FORMS, NO_ENTITY, TYPES, parse_entities, parse_questions, question_texts
+from data.annotations import ALL_FORMS, NO_ENTITY, TYPES, question_texts
 from data.cli import run_command, run_named
-from data.documents import test_paragraphs
 from data.figures import count_answer, count_entities, count_raised, mean_se, ratio_se
 from model import sample
 
-# ------------------------------------------------------------------------------------------------------------
-# 1. The blind score: no task data, no examples; of the candidates the one that surprises the model least
+# --- 1. The blind score: no task data, no examples; the candidate that surprises the model least ----------
 
 TIE = 1e-6                    # scores closer than this differ by float32 rounding only
 CALIBRATE_FROM = 5            # calibration needs so many items for each candidate, in the mean
 
 
 def join(prompt, answer):
-    """Prompt and answer as running text, with the prompt's own white space between them, or else one
-    space."""
+    """Prompt and answer as running text, with the prompt's own white space between them, or one space."""
     kept = prompt.rstrip(" ")
     gap = prompt[len(kept):] or (" " if kept[-1:].strip() else "")
     return kept + gap + answer.lstrip(" ")
@@ -73,9 +64,8 @@ def split_tokens(tokenizer, prompt, candidates, block_size):
 
 @torch.no_grad()
 def score_batch(model, batch):
-    """Mean log-probabilities for a list of split items -> list of lists of float. A prompt is read once,
-    left-padded; its cache row is then taken once for each of its candidates, which are padded on the
-    right."""
+    """Mean log-probabilities for a list of split items -> list of lists of float. A prompt is read once; its
+    cache row is taken once for each of its candidates, which are padded on the right."""
     hidden, cache = model.prefill([context for context, _, _ in batch])                    # (B, T, C)
     device = hidden.device
     owner = torch.tensor([i for i, item in enumerate(batch) for _ in item[1]], device=device)          # (R,)
@@ -98,7 +88,6 @@ def score_batch(model, batch):
 def blind_scores(model, tokenizer, items, batch_tokens=16384):
     """The paper's blind test, (1/n) sum_i log P(y_i | prompt, y_<i) for every candidate y, in nats a token:
     list of (prompt, [y, ...]) -> (list of lists of float, number of prompts that were cut on the left).
-
     batch_tokens bounds rows x length of a batch of several items."""
     block_size = model.config.block_size
     split = [split_tokens(tokenizer, prompt, candidates, block_size) for prompt, candidates in items]
@@ -124,8 +113,7 @@ def tie_accuracy(scores, right):
 
 
 def calibrate(candidates, scores):
-    """Scores minus the mean score of the same candidate over all items -> lists of lists of float; None where
-    candidates occur less than CALIBRATE_FROM times in the mean."""
+    """Scores minus their candidate's mean; None where candidates occur under CALIBRATE_FROM times each."""
     seen = defaultdict(list)
     for word, score in zip(chain(*candidates), chain(*scores)):
         seen[word].append(score)
@@ -138,9 +126,7 @@ def calibrate(candidates, scores):
 
 def eval_task(model, tokenizer, task):
     """Blind accuracy on a task {"name", "items": [(prompt, candidates, indices of right ones), ...]} -> dict.
-
-    "centred" is the accuracy after `calibrate`, which removes the model's liking for a word as such. It uses
-    the unlabelled test items, so it is a second figure beside the blind one, never in its place."""
+    "centred", a second figure: after `calibrate`, without the model's liking for a word as such."""
     prompts, candidates, rights = zip(*task["items"])
     scores, cut = blind_scores(model, tokenizer, list(zip(prompts, candidates)))
     raw, rows = mean_se(list(map(tie_accuracy, scores, rights))), calibrate(candidates, scores)
@@ -150,9 +136,7 @@ def eval_task(model, tokenizer, task):
             "centred": centred, "cut": cut, "skipped": task.get("skipped", 0)}
 
 
-# ------------------------------------------------------------------------------------------------------------
-# 2. Reading in free running: the student sees a paragraph sentence by sentence, its own output stays in its
-# context
+# --- 2. Reading in free running: sentence by sentence; the student's own output stays in its context ------
 
 MAX_READING, MAX_ANSWER = 64, 16      # new tokens for the reading of a sentence and for one answer
 ROWS = 64                             # prompts generated together
@@ -175,11 +159,8 @@ def greedy(model, prompts, max_new, stop):
 
 @torch.no_grad()
 def first_tokens(model, tokenizer, prompts, sentences, behaviour, **drawing):
-    """The first token of the reading of a document's first sentence; it decides between a ner and a qra copy.
-
-    Both copies begin with sentence and separator. So for "ner" only tokens are allowed that begin a type,
-    "none" or a word of the sentence, as entity lines do, and for "qra" only the others. drawing: options of
-    sample."""
+    """The first token of the reading of a document's first sentence; it decides between a ner and a qra copy:
+    "ner" begins with a type, "none" or a word of the sentence, "qra" does not. drawing: options of sample."""
     taken = []
     for i in range(0, len(prompts), ROWS):
         hidden, _ = model.prefill([prompt[-model.config.block_size:] for prompt in prompts[i:i + ROWS]])
@@ -218,11 +199,8 @@ def free_reading(model, tokenizer, paragraphs, behaviour):
 
 
 def free_answers(model, tokenizer, paragraphs, rng, forms=ALL_FORMS):
-    """The student answers every question of the records -> for each paragraph a list of (question item,
-    answer str).
-
-    Questions stand in surface forms drawn with rng. Question j at sentence k is asked in all paragraphs at
-    once."""
+    """The student answers every question of the records, in forms drawn with rng -> for each paragraph a list
+    of (question item, answer). Question j at sentence k is asked in all paragraphs at once."""
     contexts, answers = [[] for _ in paragraphs], [[] for _ in paragraphs]
     ends, breaks = {tokenizer.sep, tokenizer.end}, line_ends(tokenizer)
     for k in range(max(map(len, paragraphs), default=0)):
@@ -251,13 +229,12 @@ def eval_reading(model, tokenizer, paragraphs, oracle=None, own_questions=True):
 
     entity_f1, entity_f1.person ...   micro F1 over the multiset of (text, type), n = reference entities
     entity_lines                      share of its entity lines that can be parsed
-    answer.all, .wh, .yes_no ...      exact match. attitude, structure: questions of that kind; yes_no: those
-                                      answered Yes or No; wh: the rest, without attitudes
+    answer.all, .wh, .yes_no ...      exact match; yes_no: answers Yes and No; wh: the rest, without attitudes
     rouge_l                           mean Rouge-L F of all answers
     raised                            share of the lines in its own questions and answers that can be parsed
-    raised.known, raised.right        with oracle(paragraph index, sentence index) -> {question: answer}: its
-                                      share of questions that the oracle knows, and answers in the same way
-    The question forms are drawn alike for every student. own_questions=False leaves out the last three."""
+    raised.known, raised.right        share of its questions that the oracle knows, and answers alike
+    oracle(paragraph index, sentence index) -> {question: answer}, or None: without the last two figures; the
+    question forms are drawn alike for every student. own_questions=False leaves out the last three."""
     sums = defaultdict(lambda: [[0, 0, 0] for _ in paragraphs])
     sentences = [[record["text"] for record in paragraph] for paragraph in paragraphs]
     found = free_reading(model, tokenizer, sentences, "ner")
@@ -277,11 +254,13 @@ def eval_reading(model, tokenizer, paragraphs, oracle=None, own_questions=True):
 
 
 def eval_fresh_text(model, tokenizer, n):
-    """eval_reading on n single sentences and n paragraphs about two people, of pairs that no training text
-    tells -> {"single": figures, "paragraph": figures}; the same texts for every student."""
+    """eval_reading on n sentences and n paragraphs about two people, of pairs that no training text tells ->
+    {"single": figures, "paragraph": figures}; the same texts for every student."""
     found = {}
     for place, level in (("single", world.SINGLE), ("paragraph", world.FULL)):
-        drawn, records = test_paragraphs(n, f"test {place}", level)
+        rng = random.Random(f"test {place}")
+        drawn = [world.draw_paragraph(rng, level, split="test") for _ in range(n)]
+        records = [world.annotate(rng, paragraph, i, level) for i, paragraph in enumerate(drawn)]
         found[place] = eval_reading(model, tokenizer, records, lambda p, k: world.all_answers(drawn[p], k))
     return found
 
@@ -291,21 +270,6 @@ def glance(model, tokenizer, records):
     found = eval_reading(model, tokenizer, records, own_questions=False)
     names = ("entity_f1", "answer.wh", "answer.yes_no", "answer.attitude")
     return {name: round(found[name]["value"], 4) for name in names if found[name]["value"] is not None}
-
-
-# ------------------------------------------------------------------------------------------------------------
-# 3. The command line
-
-
-def read(model, tokenizer, text):
-    """Text (str) -> list of {"text", "entities", "questions"}, one a sentence; ValueError for an empty
-    one."""
-    paragraph = [" ".join(part.split()) for part in re.split(r"(?<=[.!?])\s+", text) if part.strip()]
-    if not paragraph:
-        raise ValueError('no text to read; try "Anna took a train to Oslo."')
-    (found,), (raised,) = (free_reading(model, tokenizer, [paragraph], copy) for copy in ("ner", "qra"))
-    return [{"text": sentence, "entities": parse_entities(entities), "questions": parse_questions(questions)}
-            for sentence, entities, questions in zip(paragraph, found, raised)]
 
 
 def main(arguments=None):

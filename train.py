@@ -131,7 +131,7 @@ def add_gradients(model, sources, batches, config, loss):
     denominator = sum(float(weights[sources[batch.source].document(d)[1][1:]].sum())
                       for batch in batches for d in batch.documents)
     for batch in batches:
-        batch = replace(batch, documents=batch.documents[machine.rank()::machine.size()])
+        batch = batch._replace(documents=batch.documents[machine.rank()::machine.size()])
         if not len(batch.documents):                               # fewer documents than processes
             continue
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
@@ -294,8 +294,8 @@ def test_student(name, model, config, tokenizer):
     if not is_finished(out, f"{name}.test"):
         reading = brd.eval_fresh_text(model, tokenizer, config.test_paragraphs)
         if is_annotated(config.corpus):
-            _, held_out = documents.annotated_text(config.corpus)
-            reading["corpus"] = brd.eval_reading(model, tokenizer, held_out)
+            from data.annotated import annotated_text               # the built-in world does without
+            reading["corpus"] = brd.eval_reading(model, tokenizer, annotated_text(config.corpus)[1])
         for file in sorted((DATA / "tasks").glob("*.json")):
             blind[file.stem] = brd.eval_task(model, tokenizer, load_task(file))
         kept = {key: model.extra[key] for key in ("tokens_seen", "losses", "loss_curve", "reading_curve")}

@@ -83,7 +83,7 @@ def collect(text, replies, failures, options):
             given = {behaviour: outcome(behaviour, line, replies, options) for behaviour in FIELDS}
             problems = [f"{b}: {failures.get((b, line), why)}" for b, (_, _, why, _) in given.items() if why]
             if problems:
-                missing["control characters" if CONTROL.search(line) else problems[0]] += 1
+                missing[problems[0]] += 1
                 found.append([])        # a gap ends the paragraph
                 continue
             found[-1].append({"text": line, **{FIELDS[b]: items for b, (items, *_) in given.items()}})
@@ -105,10 +105,10 @@ def main(arguments=None):
     options, text = parse_arguments(arguments), []
     limit = options.limit
     for paragraph in paragraphs(read_text(options.text)):
-        text.append([" ".join(sentence.split()) for sentence in sentences(paragraph)][:limit])
+        paragraph = " ".join(CONTROL.sub(" ", paragraph).split())
+        text.append([sentence.strip() for sentence in sentences(paragraph)][:limit])
         limit -= len(text[-1])
-    good = [line for lines in text for line in lines if not CONTROL.search(line)]
-    jobs = list(dict.fromkeys((behaviour, line) for line in good for behaviour in FIELDS))
+    jobs = list(dict.fromkeys((behaviour, line) for lines in text for line in lines for behaviour in FIELDS))
     if options.dry_run:
         say(f"{len(jobs):,} requests to {options.url}; nothing is sent. The first of each behaviour:")
         for behaviour, line in jobs[:len(FIELDS)]:

@@ -20,7 +20,7 @@ from http.client import HTTPException
 from tqdm import tqdm
 
 from data.cli import brief, printable
-from data.files import digest, with_checksum
+from data.files import digest
 
 BACKOFF, LONGEST_WAIT = 1.0, 300    # seconds before the first retry, doubled each time; the longest wait
 GIVE_UP = 8                         # jobs in a row without a reply that end a run
@@ -55,7 +55,7 @@ def hide(text, secret):
 def keep(file, reply, secret):
     """Appends a reply (dict) to an unbuffered file, in one write -> the reply as it will be read."""
     reply = json.loads(hide(json.dumps(reply), secret))     # ASCII, so that the API key can be found in it
-    line = json.dumps(with_checksum(reply)).encode() + b"\n"
+    line = json.dumps({**reply, "sha256": digest(reply)}).encode() + b"\n"
     if file.write(line) < len(line):
         raise OSError(f"{file.name}: not written in full; is the disk full?")
     return reply
@@ -63,8 +63,7 @@ def keep(file, reply, secret):
 
 def endpoint_url(teacher):
     """"http://localhost:11434/v1" -> the address of its chat completions, or ValueError."""
-    host = r"([a-z0-9._-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?"
-    if not re.fullmatch(rf"https?://{host}(/[a-z0-9._~%/-]*)?", teacher, re.IGNORECASE | re.ASCII):
+    if not re.fullmatch(r"https?://([\w.-]+|\[[\da-fA-F:]+\])(:\d{1,5})?(/[\w.~%/-]*)?", teacher, re.ASCII):
         raise ValueError("--teacher: expected an address such as http://localhost:11434/v1, without a key")
     return teacher.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
 
@@ -117,10 +116,6 @@ def ask(body, options, stop, retries):
     it waits as the server asks in Retry-After, plus BACKOFF, doubled each time and multiplied by a random
     number. stop: an Event that ends the waiting; retries: a list, gets the reasons. ValueError as post."""
     for k in range(options.retries + 1):
-        if k:
-            retries.append(why)
-            if stop.wait(min(LONGEST_WAIT, wait + BACKOFF * 2 ** min(k - 1, 9) * random.uniform(0.5, 1.5))):
-                break
         try:
             return post(body, options), None
         except urllib.error.HTTPError as error:
@@ -129,6 +124,10 @@ def ask(body, options, stop, retries):
         except (OSError, HTTPException) as error:
             cause = error.reason if isinstance(error, urllib.error.URLError) else error
             why, wait = hide(brief(cause, 10**4), options.secret)[:120], 0.0
+        if k < options.retries:
+            retries.append(why)
+            if stop.wait(min(LONGEST_WAIT, wait + BACKOFF * 2 ** min(k, 9) * random.uniform(0.5, 1.5))):
+                break
     return None, why
 
 

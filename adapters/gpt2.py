@@ -1,7 +1,7 @@
 """GPT-2: its layers, published weights and tokenizers, and students as folders that transformers opens.
 
     model = GPT2.from_pretrained("gpt2-xl")                 # by name: huggingface_hub downloads it once
-    model = GPT2.from_pretrained("folder", n_vocab=50258)   # config.json, *.safetensors or *.bin
+    model = GPT2.from_pretrained("folder", n_vocab=50258)   # config.json, model*.safetensors
     tokenizer = read_tokenizer("folder")                    # tokenizer.json
     python model.py export out/student out/hf               # a student of this layout, for transformers
 
@@ -10,7 +10,6 @@ A field of config.json that asks for another architecture is refused, because on
 import argparse
 import json
 import math
-import os
 import re
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 
-from data.cli import brief, printable, run_command
+from data.cli import brief, printable
 from data.files import write_bytes, write_text
 from data.tokenizer import SEP, Tokenizer
 from model import GPT, Block, GPTConfig, KVCache, attend
@@ -107,24 +106,24 @@ class GPT2(GPT):
         """The model of a folder, or by name. ValueError for another architecture or damaged files. n_vocab:
         grow to so many ids, for `<|sep|>`, which GPT-2 lacks; a new embedding is the mean of the old ones."""
         folder = locate(where)
-        config, state = read_config(folder), read_weights(folder)
-        if n_vocab is not None:
-            wte = state["transformer.wte.weight"]                                      # (V, C)
-            if n_vocab < len(wte):
-                raise ValueError(f"{folder}: n_vocab is {n_vocab}, expected at least its {len(wte)} ids")
-            new = wte.mean(0, keepdim=True).expand(n_vocab - len(wte), -1)             # (n_vocab - V, C)
-            config.n_vocab, state["transformer.wte.weight"] = n_vocab, torch.cat([wte, new])
-        model = cls(config)
         try:
+            config, state = read_config(folder), read_weights(folder)
+            if n_vocab is not None:
+                wte = state["transformer.wte.weight"]                                  # (V, C)
+                if n_vocab < len(wte):
+                    raise ValueError(f"n_vocab is {n_vocab}, expected at least its {len(wte)} ids")
+                new = wte.mean(0, keepdim=True).expand(n_vocab - len(wte), -1)         # (n_vocab - V, C)
+                config.n_vocab, state["transformer.wte.weight"] = n_vocab, torch.cat([wte, new])
+            model = cls(config)
             model.load_state_dict(state)
-        except RuntimeError as error:
-            raise ValueError(f"{folder}: weights that do not fit config.json ({brief(error, 200)})") from None
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise ValueError(f"{folder}: no GPT-2 that is computed here ({brief(error, 200)})") from None
         return model.to(device)
 
 
 def locate(where):
     """A local folder as it is; a name such as "gpt2-xl" or "owner/model" as the folder of its download."""
-    if os.path.isdir(where):
+    if Path(where).is_dir():
         return where
     from huggingface_hub import snapshot_download as download
     try:
@@ -133,64 +132,46 @@ def locate(where):
         raise ValueError(f"{where}: no such folder, and not downloaded ({brief(error, 160)})") from None
 
 
-def read_json(path):
-    """The JSON object of a file as a dict; ValueError of one line where there is none."""
-    try:
-        return dict(json.loads(Path(path).read_bytes()))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path}: no JSON object, as Hugging Face's format has ({brief(error)})") from None
-
-
 def read_config(folder):
-    """The GPT2Config of a folder; ValueError of one line for another architecture."""
-    path = os.path.join(folder, "config.json")
-    found = read_json(path)
-    if found.get("model_type") != "gpt2":
-        raise ValueError(f"{path}: model_type is {found.get('model_type')!r:.60}, expected 'gpt2'")
-    try:
-        config = GPT2Config(**{ours: found.get(theirs) for ours, theirs in FIELDS.items()})
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    """The GPT2Config of a folder; ValueError for another architecture."""
+    found = json.loads(Path(folder, "config.json").read_bytes())
+    if found["model_type"] != "gpt2":
+        raise ValueError(f"model_type is {found['model_type']!r:.60}, expected 'gpt2'")
+    config = GPT2Config(**{ours: found.get(theirs) for ours, theirs in FIELDS.items()})
     for name, values in {**COMPUTED, "n_inner": (None, 4 * config.n_embd)}.items():
         if found.get(name, values[0]) not in values:
-            raise ValueError(f"{path}: {name} is {found[name]!r:.60}, but only {values[0]!r} is computed")
+            raise ValueError(f"{name} is {found[name]!r:.60}, but only {values[0]!r} is computed")
     return config
 
 
 def read_weights(folder):
     """The weights of a folder, in one file or more -> a state dict of GPT2; ValueError if damaged."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
-    paths = sorted(Path(folder).glob("model*.safetensors")) or sorted(Path(folder).glob("pytorch_model*.bin"))
+    paths, state = sorted(Path(folder).glob("model*.safetensors")), {}
     if not paths:
-        raise ValueError(f"{folder}: no model.safetensors and no pytorch_model.bin here, whole or in parts")
-    state = {}
+        raise ValueError("no model.safetensors, whole or in parts")
     for path in paths:
         try:
-            old = path.suffix == ".bin"
-            tensors = torch.load(path, map_location="cpu", weights_only=True) if old else load_file(path)
-            tensors = dict(tensors)
-        except Exception as error:  # a foreign file fails in many ways
-            raise ValueError(f"{path}: no weights can be read from it ({brief(error)})") from None
+            tensors = load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path.name}: {error}") from None
         for name, tensor in tensors.items():
-            if re.search(r"\.attn\.(masked_)?bias$", name):  # not a parameter but the causal mask
-                continue
-            if not tensor.is_floating_point() or not tensor.isfinite().all():
-                raise ValueError(f"{path}: {name}, {tensor.dtype}, is not all finite floating point numbers")
-            name = name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
-            state[name] = tensor.T if name.endswith(TRANSPOSED) else tensor
-    wte = state.get("transformer.wte.weight")
-    if wte is None or not torch.equal(state.pop("lm_head.weight", wte), wte):
-        raise ValueError(f"{folder}: expected an embedding wte.weight that is also the head lm_head.weight")
+            # Not parameters: the head is the embedding, and a bias of attention itself is the causal mask.
+            if name != "lm_head.weight" and not re.search(r"\.attn\.(masked_)?bias$", name):
+                name = "transformer." + name.removeprefix("transformer.")
+                state[name] = tensor.T if name.endswith(TRANSPOSED) else tensor
     return state
 
 
 def read_tokenizer(folder):
     """The Tokenizer of tokenizer.json, with a new `<|sep|>` behind the last id where there is none.
     ValueError for anything but a byte-level BPE whose merges are in the order of their ids."""
-    path, settings = Path(folder) / "tokenizer.json", Path(folder) / "tokenizer_config.json"
-    found, end = read_json(path), read_json(settings).get("eos_token") if settings.is_file() else None
-    end = end.get("content") if isinstance(end, dict) else end or "<|endoftext|>"
+    path, settings = Path(folder, "tokenizer.json"), Path(folder, "tokenizer_config.json")
     try:
+        found = json.loads(path.read_bytes())
+        end = json.loads(settings.read_bytes()).get("eos_token") if settings.is_file() else None
+        end = end["content"] if isinstance(end, dict) else end or "<|endoftext|>"
         pattern, bpe = pattern_of(found), found["model"]
         specials = {token["content"]: token["id"] for token in found["added_tokens"]}
         words = {token: i for token, i in bpe["vocab"].items() if token not in specials}
@@ -202,7 +183,7 @@ def read_tokenizer(folder):
         if merges != merges_of(ranks):
             raise ValueError("its merges are not in the order of its ids")
         return Tokenizer("gpt2" if pattern == GPT2_PATTERN else "bpe", ranks, pattern, specials, end, SEP)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not a byte-level BPE that tiktoken can apply ({brief(error)})") from None
 
 
@@ -210,11 +191,11 @@ def pattern_of(found):
     """The pattern by which a tokenizer.json (a dict) cuts words; ValueError where it cuts in another way."""
     *before, last = found["pre_tokenizer"].get("pretokenizers", [found["pre_tokenizer"]])
     cuts = [(step["type"], step["behavior"], step["invert"]) for step in before]
-    if (found["model"]["type"], last["type"]) == ("BPE", "ByteLevel") and not (
-            found.get("normalizer") or last.get("add_prefix_space")):
-        if last.get("use_regex", True) and not cuts:
+    changed, by_default = found.get("normalizer") or last.get("add_prefix_space"), last.get("use_regex", True)
+    if (found["model"]["type"], last["type"]) == ("BPE", "ByteLevel") and not changed:
+        if by_default and not cuts:
             return GPT2_PATTERN
-        if not last.get("use_regex", True) and cuts == [("Split", "Isolated", False)]:
+        if not by_default and cuts == [("Split", "Isolated", False)]:
             return before[0]["pattern"]["Regex"]
     raise ValueError("it cuts or changes texts as GPT-2 does not")
 
@@ -223,11 +204,7 @@ def merges_of(ranks):
     """{bytes: id} -> the merges "left right", in Hugging Face's spelling, in the order in which they apply.
 
     The merge of a token joins the two parts that tokens of lower ids leave of it. If they leave more, it has
-    none, and is found only where it is a whole word (`ignore_merges`).
-
-    >>> merges_of({b"a": 0, b"b": 1, b"ab": 2, b"aab": 3})
-    ['a b', 'a ab']
-    """
+    none, and is found only where it is a whole word (`ignore_merges`)."""
     merges = []
     for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
         parts = [bytes([b]) for b in token]
@@ -250,7 +227,6 @@ def tokenizer_files(tokenizer, block_size):
     """{file name: JSON object} with which transformers' AutoTokenizer gives the ids of the Tokenizer."""
     names = {i: name for name, i in sorted(tokenizer.specials.items(), key=lambda item: item[1])}
     vocab = {spell(token): i for token, i in tokenizer.ranks.items()} | tokenizer.specials
-    vocab = dict(sorted(vocab.items(), key=lambda item: item[1]))
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     added = [{"id": i, "content": name, **flags} for i, name in names.items()]
     # "{1,3}+" (cl100k_base) is possessive in tiktoken's regular expressions, but a repeated {1,3} in these.
@@ -273,8 +249,6 @@ def export(model, tokenizer, folder):
     config, folder = model.config, Path(folder)
     if model.layout != "gpt2":
         raise ValueError(f"layout is {model.layout!r}, which transformers has no model for; expected 'gpt2'")
-    if tokenizer.n_vocab != config.n_vocab:
-        raise ValueError(f"the tokenizer has {tokenizer.n_vocab} ids, the model {config.n_vocab}")
     if folder.exists():
         raise ValueError(f"{folder}: is there already; name a new folder, so that nothing is overwritten")
     from safetensors.torch import save
@@ -290,6 +264,7 @@ def export(model, tokenizer, folder):
 
 
 def main(arguments=None):
+    """The command `model.py export`; ValueError as `export` and GPT.load raise."""
     parser = argparse.ArgumentParser(prog="model.py", description="Writes a student as transformers has it.")
     parser.add_argument("command", choices=("export",))
     parser.add_argument("checkpoint", help="a student of GPT-2's layout, such as out/student")
@@ -298,7 +273,3 @@ def main(arguments=None):
     model = GPT.load(options.checkpoint)
     export(model, Tokenizer.load(options.checkpoint), options.folder)
     print(f"{printable(options.folder)}: {model.num_params():,} parameters, to be opened by transformers")
-
-
-if __name__ == "__main__":
-    run_command(main)

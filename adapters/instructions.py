@@ -12,32 +12,28 @@ from data.cli import brief
 ANSWER = "\n\nAnswer:"        # what a prompt ends with; the response follows behind a space
 
 
-def field(record, names):
-    """The first of the fields that is there, as text without white space around it; None if none is."""
-    for name in names:
-        if isinstance(record.get(name), str):
-            return record[name].strip()
-    return None
+def field(record, *names):
+    """The first of the fields that is there, as text without white space around it; "" if none is."""
+    return next((record[name].strip() for name in names if isinstance(record.get(name), str)), "")
 
 
 def read_instructions(path):
     """A JSONL file -> list of (prompt, response), two str each. ValueError "file:line: ..." for a bad one."""
     pairs = []
     with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line.decode("utf-8"))
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{path}:{number}: not JSON in UTF-8 ({brief(error)})") from None
-            asked = field(record, ("instruction", "prompt")) if isinstance(record, dict) else None
-            response = asked and field(record, ("output", "response"))
-            if not response:
-                raise ValueError(f'{path}:{number}: expected an object with "instruction" (and "input" or '
-                                 '"context") or "prompt", and "output" or "response", none of them empty')
-            given = field(record, ("input", "context"))
-            pairs.append((asked + (f"\n\n{given}" if given else "") + ANSWER, response))
+        lines = [(number, line) for number, line in enumerate(file, 1) if line.strip()]
+    for number, line in lines:
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}:{number}: not JSON in UTF-8 ({brief(error)})") from None
+        record = record if isinstance(record, dict) else {}
+        asked, given = field(record, "instruction", "prompt"), field(record, "input", "context")
+        response = field(record, "output", "response")
+        if not asked or not response:
+            raise ValueError(f'{path}:{number}: expected an object with "instruction" (and "input" or '
+                             '"context") or "prompt", and "output" or "response", none of them empty')
+        pairs.append((asked + (f"\n\n{given}" if given else "") + ANSWER, response))
     if not pairs:
         raise ValueError(f"{path}: no prompts; expected one JSON object a line")
     return pairs

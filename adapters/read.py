@@ -10,17 +10,30 @@
 import argparse
 import json
 import random
+import re
 import sys
 
 import brd
-from data.annotations import marked
-from data.cli import printable, run_command
+from data.annotated import marked
+from data.annotations import lines_of, parse_entities, parse_question
+from data.cli import printable
 from data.tokenizer import Tokenizer
 from model import GPT
 
 
+def read(model, tokenizer, text):
+    """Text (str) -> list of {"text", "entities", "questions"}, one a sentence; ValueError without any."""
+    paragraph = [" ".join(part.split()) for part in re.split(r"(?<=[.!?])\s+", text) if part.strip()]
+    if not paragraph:
+        raise ValueError('no text to read; try "Anna took a train to Oslo."')
+    (found,), (raised,) = (brd.free_reading(model, tokenizer, [paragraph], b) for b in ("ner", "qra"))
+    return [{"text": sentence, "entities": parse_entities(entities),
+             "questions": list(filter(None, map(parse_question, lines_of(questions))))}
+            for sentence, entities, questions in zip(paragraph, found, raised)]
+
+
 def answer(model, tokenizer, records, question):
-    """The student's answer to a question after the last of these sentences (what brd.read returns) -> str."""
+    """The student's answer to a question after the last of these sentences (what read returns) -> str."""
     asked = [{"text": record["text"], "questions": []} for record in records]
     asked[-1]["questions"] = [{"question": question, "kind": "content", "answer": ""}]
     ((_, found),), = brd.free_answers(model, tokenizer, [asked], random.Random(0), forms=1)
@@ -39,7 +52,7 @@ def main(arguments=None):
     if not options.text and sys.stdin.isatty():
         print("Type a sentence, or a paragraph in one line; the end of the input (Ctrl-D) ends.")
     for text in [" ".join(options.text)] if options.text else filter(str.strip, sys.stdin):
-        records = brd.read(model, tokenizer, text)
+        records = read(model, tokenizer, text)
         if options.ask:
             print(printable(answer(model, tokenizer, records, options.ask)), flush=True)
             continue
@@ -50,7 +63,3 @@ def main(arguments=None):
             print(printable(marked(record["text"], record["entities"])), flush=True)
             for own in record["questions"]:
                 print(f"    {printable(own['question'])} {printable(own['answer'])}", flush=True)
-
-
-if __name__ == "__main__":
-    run_command(main)

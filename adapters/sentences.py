@@ -1,17 +1,12 @@
 """A paragraph -> its sentences.
 
-    python -m adapters.sentences my_book.txt        # or a folder; prints counts and the first sentences
     sentences("Anna took a train. It was late.")    # ["Anna took a train. ", "It was late."]
 
 The rules know English abbreviations. Where an abbreviation leaves it open they do not cut, because two
 sentences in one still make sense and half a sentence does not. A known error: `"Stop!" Anna said.` is cut.
 """
-import argparse
 import re
 from itertools import pairwise
-
-from data.cli import printable, run_command
-from data.own_text import paragraphs, read_text
 
 MAX_SENTENCE = 500      # characters, some 150 tokens; what is longer (a table, no stops) is cut between words
 STOPS = ".!?…。！？।؟"
@@ -20,11 +15,9 @@ OPENERS = "\"'“‘«„([{*_¿¡—–-「『（"   # may stand before the fir
 
 # A stop after these is part of the word. A title stands before a name, so a capital letter tells nothing.
 TITLES = "Mr Mrs Ms Mme Mlle Messrs Dr Prof Rev Hon Gen Col Maj Capt Cmdr Lt Sgt Gov Sen Rep Mt".split()
-NEVER_LAST = "e.g i.e cf vs viz approx".split()
-MONTHS = "jan feb mar apr jun jul aug sep sept oct nov dec".split()
-BEFORE_NUMBER = "no nos p pp vol ch fig figs sec art eq".split() + MONTHS
-# These, initials ("J.") and dotted words ("U.S.", "a.m.") end a sentence if a word of STARTERS follows.
-MAY_BE_LAST = "st jr sr inc ltd co corp dept est bros ave al ca".split()
+BEFORE_NUMBER = "no nos p pp vol ch fig sec art eq jan feb mar apr jun jul aug sep sept oct nov dec".split()
+# These, initials ("J.") and dotted words ("U.S.", "e.g.") end a sentence if a word of STARTERS follows.
+MAY_BE_LAST = "st jr sr inc ltd co corp dept est bros ave al ca cf vs viz approx".split()
 STARTERS = set("""The A An This That These Those He She It They We You I His Her Its Their My Our Your In On
     At For From With By As If When While After Before Since Until Then There Here But And Or So Yet Nor Not No
     Yes What Who Whose Why How Where Which Now Once One Some Many Most All Each Every Another Both Nobody
@@ -51,7 +44,7 @@ def sentences(paragraph):
     for word, following in pairwise([*WORD.findall(paragraph), ""]):
         sentence.append(word)
         has_letter = has_letter or any(map(str.isalpha, word))      # "1." and "..." belong to what follows
-        if not following or (has_letter and ends(word, following) and not is_speaker(sentence)):
+        if not following or (has_letter and ends(word, following)):
             found.append("".join(sentence))
             sentence, has_letter = [], False
     return [piece for s in found for piece in ([s] if len(s) <= MAX_SENTENCE else CHUNK.findall(s))]
@@ -68,7 +61,7 @@ def ends(word, following):
     if stop != ".":
         return True                                     # "?", "!", "?!", "..."
     stem = re.split(r"[^\w.'’]", stem)[-1].strip("'’")  # "(e.g" -> "e.g", "Rolls-Royce" -> "Royce"
-    if (stem[:1].isupper() and stem.capitalize() in TITLES) or stem.lower() in NEVER_LAST:
+    if stem[:1].isupper() and stem.capitalize() in TITLES:
         return False
     if stem.lower() in BEFORE_NUMBER:
         return not opening[:1].isdigit()                # No. 5, but: She said no. Five left.
@@ -77,27 +70,3 @@ def ends(word, following):
         first = re.match(rf"{LETTER}+\b(?!\.)", opening)           # a whole word, and not itself an initial
         return bool(first) and first.group() in STARTERS
     return True
-
-
-def is_speaker(words):
-    """Whether the words are the line of a play that names the speaker, "ROMEO.": it stays with the speech."""
-    line = "".join(words[:6])                           # a name is short; and the time stays linear
-    return len(words) <= 5 and line.isupper() and line.count("\n") == 1 and line.endswith(".\n")
-
-
-def main(arguments=None):
-    """Prints how many paragraphs and sentences a text has, and its first sentences."""
-    parser = argparse.ArgumentParser(prog="adapters.sentences", description="Cuts a text into sentences.")
-    parser.add_argument("path", help="a UTF-8 text file, or a folder with .txt and .md files")
-    parser.add_argument("--show", type=int, default=8, help="sentences to print [%(default)s]")
-    options = parser.parse_args(arguments)
-    cut = [(i, line) for i, p in enumerate(paragraphs(read_text(options.path))) for line in sentences(p)]
-    lengths = sorted(len(line.strip()) for _, line in cut)
-    print(f"{printable(options.path)}: {cut[-1][0] + 1:,} paragraphs, {len(cut):,} sentences; "
-          f"characters a sentence: median {lengths[len(lengths) // 2]}, longest {lengths[-1]}")
-    for i, line in cut[:options.show]:
-        print(f"  {i}: {printable(' '.join(line.split()))}")
-
-
-if __name__ == "__main__":
-    run_command(main)

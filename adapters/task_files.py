@@ -7,24 +7,22 @@ r"""Task files as they are published -> items that a model can be tested on.
 An item is (prompt, candidates, indices of the right ones). If the answer is free it is (prompt, [], {"24"}):
 the texts any of which must be generated, word for word.
 
-    .json    BIG-bench: "examples" with "target_scores" (the candidates of the highest score are right); with
-             "target" alone, or where "preferred_score" is "exact_str_match", the answer is generated. A
-             folder without task.json is a task of subtasks: the folders in it that have one.
+    .json    BIG-bench: "examples" with "target_scores" (the highest score is right); with "target" alone, or
+             "preferred_score": "exact_str_match", the answer is generated. A folder: its task.json, or those
+             of the folders in it.
     .json    BIG-bench-Hard: nothing but "examples" of "input" and "target". Candidates are the options in the
-             input, (A) (B) ... or - Yes - No; without options the targets of the file, where they are few;
-             else it is generated. An example whose target is not among several options is skipped.
+             input, (A) (B) ... or - Yes - No, or the targets of the file where they are few; else the answer
+             is generated. An example whose target is not among several options is skipped.
     .jsonl   one object a line, and .tsv, one row a line below a line of names: FORMATS. A line without label
              ("-", -1) is skipped. Several languages in one file are several tasks.
 """
 import json
-import math
 import random
 import re
 from collections import Counter
 from pathlib import Path
 
 from brd import join
-from data.cli import brief
 
 # What BIG-bench does where a file is silent. In a file without layout and canary, the inputs are the prompts.
 BIG_BENCH = {"task_prefix": "", "example_input_prefix": "\nQ: ", "example_output_prefix": "\nA: ",
@@ -73,10 +71,6 @@ def big_bench(task, fewshot, seed):
     """A BIG-bench JSON task (a dict with "examples"); listed choices are shuffled by seed -> (items, 0)."""
     default = BIG_BENCH if "canary" in task or any(key in task for key in BIG_BENCH) else PLAIN
     layout = {key: task.get(key, default[key]) for key in BIG_BENCH}
-    for key, value in layout.items():
-        if type(value) is not type(PLAIN[key]):
-            expected = "a string" if PLAIN[key] is not False else "true or false"
-            raise ValueError(f"'{key}' is {value!r:.60}, expected {expected}")
     scored, targeted = (all(key in x for x in task["examples"]) for key in ("target_scores", "target"))
     free = targeted and (not scored or task.get("preferred_score") == "exact_str_match")
     examples = []
@@ -86,13 +80,12 @@ def big_bench(task, fewshot, seed):
         if free:
             targets = target if isinstance(target, list) else [target]
             right = {word.strip() for word in targets if isinstance(word, str) and word.strip()}
-        elif isinstance(scores, dict) and len(scores) > 1 and all(map(str.strip, scores)) and all(
-                type(score) in (int, float) and abs(score) < math.inf for score in scores.values()):
-            words = list(scores)
-            right = {j for j, word in enumerate(words) if scores[word] == max(scores.values())}
+        elif isinstance(scores, dict) and len(scores) > 1:
+            words, best = list(scores), max(scores.values())
+            right = {j for j, word in enumerate(words) if scores[word] == best}
         if not isinstance(text, str) or not right:
-            raise ValueError(f"example {i}: expected a string 'input', and 'target_scores' (numbers of two "
-                             "or more candidates) or 'target' (a string or strings)")
+            raise ValueError(f"example {i}: expected a string 'input', and 'target_scores' (of two or more "
+                             "candidates) or 'target' (a string or strings)")
         if layout["append_choices_to_input"]:
             listed = random.Random(f"{seed} {i}").sample(words, len(words))
             text += "".join(layout["choice_prefix"] + word for word in listed)
@@ -102,11 +95,7 @@ def big_bench(task, fewshot, seed):
 
 
 def options_of(text):
-    """The candidates that a BIG-bench-Hard input lists: ["(A)", "(B)"] or ["Yes", "No"]; [] if it lists none.
-
-    >>> options_of("Which is red?\nOptions:\n(A) the lamp\n(B) the chair")
-    ['(A)', '(B)']
-    """
+    """The candidates that a BIG-bench-Hard input lists, ["(A)", "(B)"] or ["Yes", "No"]; [] without any."""
     _, listed, tail = text.rpartition("Options:\n")
     found = re.findall(r"^(?:(\([A-Z]\)) |- (.*\S))", tail, re.MULTILINE) if listed else []
     return [letter or word for letter, word in found]
@@ -114,14 +103,13 @@ def options_of(text):
 
 def big_bench_hard(task, fewshot, seed):
     """A BIG-bench-Hard JSON task (Suzgun et al. 2022) -> (items, number of skipped examples)."""
-    pairs = [(example.get("input"), example.get("target")) for example in task["examples"]]
-    for i, pair in enumerate(pairs):
-        if not all(isinstance(text, str) and text.strip() for text in pair):
+    pairs = []
+    for i, example in enumerate(task["examples"]):
+        text, target = example.get("input"), example.get("target")
+        if not (isinstance(text, str) and isinstance(target, str) and target.strip()):
             raise ValueError(f"example {i}: expected strings 'input' and 'target', not empty")
-    pairs = [(text, target.strip()) for text, target in pairs]
+        pairs.append((text, target.strip()))
     options = [options_of(text) for text, _ in pairs]
-    if any(options) and not all(options):
-        raise ValueError(f"example {options.index([])}: no options in the input, though others have them")
     closed = sorted({target for _, target in pairs})
     if not any(options) and 2 <= len(closed) <= min(MAX_CLOSED, CLOSED_SHARE * len(pairs)):
         options = [closed] * len(pairs)
@@ -137,60 +125,50 @@ def big_bench_hard(task, fewshot, seed):
 def rows_of(path):
     """A .jsonl or .tsv file in UTF-8 -> list of (line number, row as a dict), without empty lines."""
     with open(path, encoding="utf-8-sig", newline="\n") as file:
-        lines = [(number, line) for number, line in enumerate(file, 1) if line.strip()]
+        lines = [(number, line.rstrip("\r\n")) for number, line in enumerate(file, 1) if line.strip()]
     names, rows = [], []
     if path.suffix == ".tsv" and lines:
-        names = lines.pop(0)[1].rstrip("\r\n").split("\t")        # no quoting: a " is a quotation mark
+        names = lines.pop(0)[1].split("\t")             # no quoting: a " is a quotation mark
     for number, line in lines:
-        cells = line.rstrip("\r\n").split("\t")
-        if names and len(cells) != len(names):
-            raise ValueError(f"line {number}: {len(cells)} columns, expected {', '.join(names)}")
         try:
-            rows.append((number, dict(zip(names, cells)) if names else {**json.loads(line)}))
+            row = dict(zip(names, line.split("\t"), strict=True)) if names else {**json.loads(line)}
         except (ValueError, TypeError, RecursionError):
-            raise ValueError(f"line {number}: expected a JSON object, found {line.strip():.40}") from None
+            expected = f"the columns {', '.join(names)}" if names else "a JSON object"
+            raise ValueError(f"line {number}: expected {expected}, found {line.strip():.40}") from None
+        rows.append((number, row))
     return rows
 
 
 def format_of(rows):
     """(fields, template, {label: candidate}) of the first of FORMATS that fits the rows of rows_of."""
+    names, labels = list(rows[0][1]) if rows else [], set()
     known = [(fields, *rest) for spellings, *rest in FORMATS for fields in spellings]
-    fitting = [entry for entry in known if rows and set(entry[0]) <= set(rows[0][1])]
-    if not fitting:
-        found = f"line {rows[0][0]} has the fields {', '.join(rows[0][1]):.40}" if rows else "no lines"
-        expected = " | ".join(dict.fromkeys(",".join(fields) for fields, *_ in known))
-        raise ValueError(f"{found}; expected those of a task: {expected}")
-    for number, row in rows:
-        for (*texts, label), *_ in fitting:
-            filled = [x for x in texts if type(row.get(x)) in (str, int) and str(row[x]).strip()]
-            if filled != texts or label not in row:
-                raise ValueError(f"line {number}: expected {', '.join(texts)}, {label}, none of them empty")
-    for fields, template, words in fitting:
-        first = {str(row[fields[-1]]): number for number, row in reversed(rows)}    # label -> its first line
-        labels = set(first) - set(UNLABELLED)
-        # Numbers mean something only together: 0 and 1 alone are entailment and neutral in one file only.
-        if labels == set(words) or (labels < set(words) and not any(map(str.isdigit, labels))):
-            return fields, template, words
-    found = f"the labels {', '.join(sorted(labels)):.80}"
-    if unknown := labels.difference(*(words for *_, words in fitting)):
-        label = min(unknown, key=first.get)
-        found = f"line {first[label]}: label {label!r:.60}"
-    raise ValueError(f"{found}; expected labels of one kind, and all of them where they are numbers: "
-                     f"{' | '.join(', '.join(words) for *_, words in fitting)}")
+    for fields, template, words in known:
+        if set(fields) <= set(names):
+            labels = {str(row.get(fields[-1])) for _, row in rows} - set(UNLABELLED)
+            # Numbers mean something only together: 0 and 1 alone are entailment and neutral in one file only.
+            if labels == set(words) or (labels < set(words) and not any(map(str.isdigit, labels))):
+                return fields, template, words
+    found = f"the fields {', '.join(names):.60} with the labels {', '.join(sorted(labels)):.60}"
+    expected = " | ".join(f"{','.join(fields)} ({','.join(words)})" for fields, _, words in known)
+    raise ValueError(f"{found}; expected, with all labels where they are numbers: {expected}")
 
 
 def labelled_rows(path, fewshot, seed):
     """A file of one of FORMATS -> {language, "" if there is none: (items, number skipped)}."""
     rows = rows_of(path)
-    (*texts, label), template, words = format_of(rows)
+    (*names, label), template, words = format_of(rows)
     languages = {}
-    for _, row in rows:
+    for number, row in rows:
         examples, skipped = languages.setdefault(str(row.get("language", "")), ([], []))
+        texts = [str(row.get(name, "")).strip() for name in names]
+        if not all(texts):
+            raise ValueError(f"line {number}: expected {', '.join(names)}, none of them empty")
         if str(row[label]) in UNLABELLED:
             skipped.append(row)
         else:
-            text = template.format(*(str(row[name]).strip() for name in texts))
-            examples.append((text, list(words.values()), {list(words).index(str(row[label]))}))
+            right = {list(words).index(str(row[label]))}
+            examples.append((template.format(*texts), list(words.values()), right))
     return {language: (with_shots(examples, fewshot, seed), len(skipped))
             for language, (examples, skipped) in languages.items()}
 
@@ -210,22 +188,17 @@ def load_tasks(path, fewshot=0, seed=0):
         if path.suffix in (".jsonl", ".tsv"):
             tasks = labelled_rows(path, fewshot, seed)
         else:
-            with open(path, encoding="utf-8-sig") as file:
-                task = json.load(file)
+            task = json.loads(path.read_text(encoding="utf-8-sig"))
             examples = task.get("examples") if isinstance(task, dict) else None
-            if not isinstance(examples, list) or not examples:
-                raise ValueError("expected an object with a list 'examples', or a name in .jsonl or .tsv")
-            if path.name != "task.json" and task.get("name"):
-                name = str(task["name"])
-            task["examples"] = [x if isinstance(x, dict) else {} for x in examples]     # {} is refused below
-            scored = any("target_scores" in example for example in task["examples"])
-            plain = set(task) <= {"examples", "canary"} and not scored
+            if not (isinstance(examples, list) and examples and all(isinstance(x, dict) for x in examples)):
+                raise ValueError("expected 'examples', a list of objects, or a name in .jsonl or .tsv")
+            if path.name != "task.json":
+                name = str(task.get("name") or name)
+            plain = set(task) <= {"examples", "canary"} and not any("target_scores" in x for x in examples)
             tasks = {"": (big_bench_hard if plain else big_bench)(task, fewshot, seed)}
         if not any(items for items, _ in tasks.values()):
             raise ValueError("no example has a label")
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON or not UTF-8 ({brief(error, 80)})") from None
-    except ValueError as error:
+    except (ValueError, TypeError, RecursionError) as error:    # TypeError: a field of another type
         raise ValueError(f"{path}: {error}") from None
     return [{"name": f"{name}/{language}" if len(tasks) > 1 else name, "items": items, "skipped": skipped}
             for language, (items, skipped) in tasks.items() if items]

@@ -9,9 +9,7 @@ from data.tokenizer import SEP, Tokenizer
 
 def get_tokenizer(name):
     """A published encoding, such as "gpt2" or "cl100k_base", as a Tokenizer with its own end and `<|sep|>`.
-
-    The environment variable TIKTOKEN_CACHE_DIR names the folder that keeps the download. ValueError of one
-    line for a name that tiktoken does not know, and where the download fails."""
+    ValueError for a name that tiktoken does not know, and where the download fails."""
     known = sorted(tiktoken.list_encoding_names())
     if name not in known:
         raise ValueError(f"unknown tokenizer {name!r}; known: {', '.join(known)}")

@@ -1,15 +1,18 @@
-"""The file of records that an annotator wrote, read strictly: a wrong line is named with its field.
+"""Records that an annotator wrote: their file, read strictly, its parts, and a sentence with its entities.
 
     paragraphs = read_annotations("annotations.jsonl")      # data/annotations.py shows a record
 """
 
+import functools
 import json
+import re
 from pathlib import Path
 
 from data.annotations import ENTITY_FORMS, TYPES, fill, parse_entity, parse_question
 from data.world import RAISED
 from data.cli import CONTROL, brief
 
+PRIMER = Path(__file__).resolve().parent / "primer" / "primer.jsonl"
 KINDS = ("content", "structure", *RAISED)
 FIELDS = {"entities": ("text", "type", "about"), "questions": ("kind", "question", "answer")}
 
@@ -62,6 +65,13 @@ def question_problem(item, sentence):
         return f"question' is '{question:.60}', answer '{answer:.60}': one begins with a word of a form"
 
 
+def marked(sentence, entities):
+    """("Anna left.", [Anna, person]) -> "[Anna|person] left."; the longest entity is marked first."""
+    types = {entity["text"]: entity["type"] for entity in entities if entity["text"] in sentence}
+    words = "|".join(re.escape(text) for text in sorted(types, key=len, reverse=True)) or "(?!)"
+    return re.sub(rf"(?<!\w)(?:{words})(?!\w)", lambda match: f"[{match[0]}|{types[match[0]]}]", sentence)
+
+
 def read_annotations(path):
     """A file of records -> list of paragraphs. A bad line raises ValueError "file:line: field 'x' ..."; an
     incomplete last line, as an interrupted annotator leaves it, is ignored."""
@@ -83,3 +93,13 @@ def read_annotations(path):
             raise ValueError(f"{path}:{i}: {error}") from None
         paragraphs[-1].append(record)
     return paragraphs
+
+
+@functools.cache
+def annotated_text(corpus):
+    """Paragraphs of "primer" or a file -> (training, held out: every third), lists of lists of records.
+    ValueError for fewer than three, and as read_annotations raises."""
+    paragraphs = read_annotations(PRIMER if corpus == "primer" else corpus)
+    if len(paragraphs) < 3:
+        raise ValueError(f"{corpus}: {len(paragraphs)} paragraphs, every third held out; expected at least 3")
+    return [paragraph for i, paragraph in enumerate(paragraphs) if i % 3 != 2], paragraphs[2::3]

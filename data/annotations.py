@@ -33,7 +33,6 @@ def read_paragraphs(path):
 
 
 # The forms vary: a student that has seen a single form fails in any other. The plain form comes first.
-
 ENTITY_FORMS = ("{text}: {type}, {about}", "{text} is {a} {type}, {about}", "{type}: {text}, {about}",
                 "{text} ({type}, {about})", "{text} = {type}, {about}")
 OPENERS = tuple("|Q:|Question:|Ask:|Now,|Tell us:|So,|Please say:|Query:|One asks:|And|I wonder,|Question 1:"
@@ -62,8 +61,7 @@ def entity_line(text, type, about, form):
 
 
 def question_texts(question, forms, rng):
-    """("Where is she?", 8, rng) -> [" Q:", " Where is she?", " A:"]. Opener and bridge are drawn from the
-    first `forms` ones; each is empty with probability 1/2."""
+    """("Where is she?", 8, rng) -> [" Q:", " Where is she?", " A:"]; every other opener, bridge is empty."""
     drawn = []
     for options in (OPENERS, BRIDGES):
         is_plain = forms == 1 or rng.random() < 0.5
@@ -91,18 +89,6 @@ def parse_entities(text):
     return list(filter(None, map(parse_entity, lines_of(text))))
 
 
-def parse_questions(text):
-    """Text of several lines -> list of {"question", "answer"}; other lines are left out."""
-    return list(filter(None, map(parse_question, lines_of(text))))
-
-
 def lines_of(text):
     """The lines that are not blank."""
     return [line for line in text.split("\n") if line.strip()]
-
-
-def marked(sentence, entities):
-    """("Anna left.", [Anna, person]) -> "[Anna|person] left."; the longest entity is marked first."""
-    types = {entity["text"]: entity["type"] for entity in entities if entity["text"] in sentence}
-    words = "|".join(re.escape(text) for text in sorted(types, key=len, reverse=True)) or "(?!)"
-    return re.sub(rf"(?<!\w)(?:{words})(?!\w)", lambda match: f"[{match[0]}|{types[match[0]]}]", sentence)

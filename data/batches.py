@@ -1,14 +1,9 @@
 """Documents as flat arrays, and the order in which a run reads them. Amounts of text are measured in
 predicted tokens: all tokens of a document but its first, without padding.
 
-    rows = Rows.pack(documents, n_vocab)                                # documents: list of (ids, roles)
-    plan = plan_batches(DataMix([rows, cache], [.7, .3]), tokens=1_000_000, step_tokens=1024, seed=1)
-    ids, targets, weights = rows.batch(plan[0].documents, role_weights)
-
 Shapes: B documents, T positions. A document fills one row and is never cut; rows of similar length share a
 batch, so there is little padding.
 """
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -24,8 +19,7 @@ def token_type(n_vocab):
 
 
 class Rows:
-    """D documents: tokens (N,) uint16 or uint32; roles (N,) uint8, indices into data.documents.ROLES;
-    starts (D + 1,) int64; lengths (D,) int64."""
+    """tokens (N,) uint16 or 32; roles (N,) uint8, places in ROLES; starts (D + 1,), lengths (D,) int64."""
 
     def __init__(self, tokens, roles, starts):
         self.tokens, self.roles, self.starts = tokens, roles, starts
@@ -42,12 +36,6 @@ class Rows:
         roles = np.fromiter((r for _, roles in documents for r in roles), np.uint8, starts[-1])
         return cls(tokens, roles, starts)
 
-    @classmethod
-    def windows(cls, ids, block, n_vocab):
-        """A list of ids -> documents of `block` tokens; each begins with the last token of the one before."""
-        windows = [ids[i:i + block] for i in range(0, len(ids) - 1, block - 1)]
-        return cls.pack([(window, [0] * len(window)) for window in windows], n_vocab)
-
     def document(self, d):
         """(tokens, roles) of document d, two arrays of its length."""
         place = slice(self.starts[d], self.starts[d + 1])
@@ -55,7 +43,6 @@ class Rows:
 
     def batch(self, documents, role_weights):
         """Padded rows: ids (B, T) int64, targets (B, T) int64, weights (B, T) float32, 0 on padding.
-
         documents: indices of B documents; role_weights (len(ROLES),) float32: of a target of each role."""
         T = padded(int(self.lengths[documents].max()) - 1)
         place, lengths = np.arange(T + 1), self.lengths[documents][:, None]                # (T + 1,), (B, 1)
@@ -77,17 +64,15 @@ class DataMix(NamedTuple):
     start_at: list = None    # the place (0..1) in the run at which each source comes in; None: 0 for all
 
 
-@dataclass
-class Batch:
+class Batch(NamedTuple):
     source: int              # which of the sources
     documents: np.ndarray    # indices into it
     tokens: int              # predicted tokens
 
 
 def reading_order(lengths, tokens, seed):
-    """Document indices that hold about `tokens` tokens to predict, and their place (0..1) in the run. The
-    order is kept but for a shuffle among neighbours. If the source is longer than needed, documents are left
-    out evenly; if it is shorter, it is read again in random order."""
+    """Indices of documents with about `tokens` predicted tokens, shuffled among neighbours, and their place
+    (0..1) in the run. A longer source is thinned out evenly, a shorter one read again in random order."""
     rng, n, epoch_tokens = np.random.default_rng(seed), len(lengths), int(lengths.sum())
     if epoch_tokens < 1:
         raise ValueError(f"{n} documents without a token to predict; expected one of two tokens at least")

@@ -1,16 +1,12 @@
 """The teacher's cache: documents, and for every token that the teacher drew the set of tokens from which it
 was drawn, with log-probabilities. Made once (data/cache_tools.py), memory-mapped by every student.
 
-    cache = TeacherCache("data/teacher", n_vocab=tokenizer.n_vocab, tokenizer_hash=tokenizer.hash)
-    batch = cache.batch([0, 5, 2])
-
 Ragged rows in flat arrays, and a header in JSON:
 
     tokens.bin     uint16, uint32 if n_vocab > 65536    the tokens of all documents
     documents.bin  uint32 or uint64, documents + 1      document i is tokens[documents[i] : documents[i + 1]]
     roles.bin      uint8                                role of a token: an index into the header's "roles"
-    counts.bin     uint8, uint16 if k_cap > 255         size of the set from which a token was drawn; 0: the
-                                                        token was given, not drawn, and is a hard target
+    counts.bin     uint8, uint16 if k_cap > 255         size of a drawn token's set; 0: given, a hard target
     ids.bin        as tokens.bin                        the sets, one after another
     logprobs.bin   float16                              the teacher's log-probabilities of these ids
     header.json    written last: a folder without it is no cache
@@ -43,8 +39,8 @@ def read_header(folder):
 
 
 class TeacherCache:
-    """A cache opened for reading. header: dict; lengths (documents,): tokens of each document. ValueError for
-    no cache, damaged arrays, and where vocabulary or tokenizer are not the given ones."""
+    """A cache for reading. header: dict; lengths (documents,): tokens of each document. ValueError for no
+    cache, damaged arrays, and where vocabulary or tokenizer are not the given ones."""
 
     def __init__(self, folder, n_vocab=None, tokenizer_hash=None):
         self.folder, self.header = str(folder), read_header(folder)
@@ -52,7 +48,7 @@ class TeacherCache:
         own = tokenizer_hash or made[0], n_vocab or made[1]
         if own != made:
             raise ValueError(f"{folder}: made with tokenizer {made[0]} of {made[1]} ids, but the student has "
-                             f"{own[0]} of {own[1]}; teacher and student must share one tokenizer: {AGAIN}")
+                             f"{own[0]} of {own[1]}; {AGAIN}")
         self.arrays = {name: self.open_array(name, **self.header["arrays"][name]) for name in ARRAYS}
         self.starts = np.asarray(self.arrays["documents"], dtype=np.int64)                 # (documents + 1,)
         self.lengths = np.diff(self.starts)
@@ -83,7 +79,7 @@ class TeacherCache:
 
         tokens, roles (B, T) long; real (B, T) bool, False for padding; ids (B, T, K) long, log_probs
         (B, T, K) float32, mask (B, T, K) bool, K the largest set of the batch, at least 1. Padding: 0, MASKED
-        and False. mask.any(-1) is True where the teacher drew. ValueError for a document longer than T."""
+        and False. ValueError for a document longer than T."""
         rows = [self.document(int(i)) for i in indices]
         longest = max(len(row[0]) for row in rows)
         T = longest if T is None else T

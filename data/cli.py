@@ -1,13 +1,8 @@
 """The command line that all programs share: options from a dataclass, one line for a mistake, exit codes.
-
-    config = parse_options(Config, ["--minutes=30"], __doc__)    # a field is an option, its comment the help
-    run_command(main)                                            # exit code 0, 2 (a mistake), 130 (Ctrl-C)
 """
 
 import argparse
 import dataclasses
-import difflib
-import functools
 import importlib
 import inspect
 import math
@@ -31,28 +26,22 @@ def brief(error, limit=120):
 
 def parse_options(config_class, arguments, doc):
     """--name=value arguments (list of str) -> an instance of a dataclass; a wrong one raises ValueError.
-
     The help is `doc` and the comment behind each field in the source of the class and its base classes."""
     def refuse(message):
         raise ValueError(f"{message}; --help explains every option")
     source = "".join(inspect.getsource(kind) for kind in config_class.__mro__[-2::-1])      # object has none
     comments = dict(re.findall(r"^    (\w+): .*?# (.*)$", source, re.M))
-    layout = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=26, width=110)
-    parser = argparse.ArgumentParser(usage="%(prog)s [--name=value ...]", description=doc,
-                                     formatter_class=layout, allow_abbrev=False)
-    parser.error, names = refuse, ["help"]
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s [--name=value ...]", description=doc, allow_abbrev=False,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
+            prog, max_help_position=26, width=110))
+    parser.error = refuse
     for field in dataclasses.fields(config_class):
-        names.append(field.name)
         kind = {"type": field.type, "metavar": field.type.__name__}
         if field.type is bool:
             kind = {"action": "store_true"}
         text = f"{comments[field.name]} [{field.default}]".replace("%", "%%")
         parser.add_argument(f"--{field.name}", default=field.default, help=text, **kind)
-    for name in (argument.split("=")[0][2:] for argument in arguments if argument.startswith("--")):
-        if name not in names:
-            near = difflib.get_close_matches(name, names, 1)
-            hint = f"did you mean --{near[0]}?" if near else "--help lists them all"
-            raise ValueError(f"unknown option --{name}; {hint}")
     return config_class(**vars(parser.parse_args(arguments)))
 
 
@@ -65,16 +54,14 @@ def check_range(name, value, above=None, most=math.inf):
 
 
 def run_named(commands, arguments, doc):
-    """Runs the command that stands first in `arguments` with the rest of them. commands: {name: the module
-    whose main it is}, imported only when it is called. ValueError for another name."""
+    """Runs the first of `arguments` with the rest of them; commands: {name: the module whose main it is}."""
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in commands:
         importlib.import_module(commands[name]).main(rest)
     elif name in ("-h", "--help"):
         print(doc)
     else:
-        *names, last = commands
-        raise ValueError(f"{name}: expected {', '.join(names)} or {last}; --help shows how")
+        raise ValueError(f"{name}: expected one of {', '.join(commands)}; --help shows how")
 
 
 def run_command(main):
@@ -86,8 +73,7 @@ def run_command(main):
         print(f"{str(stopped) or 'stopped'}; the same command goes on from there", file=sys.stderr)
         sys.exit(130)
     except (ModuleNotFoundError, NotImplementedError, ValueError, OSError) as error:
-        extra = ""
-        if isinstance(error, ModuleNotFoundError):
-            extra = ": an extra, or a folder of the repository, see README.md"
-        print(f"error: {printable(str(error))}{extra}", file=sys.stderr)
+        missing = isinstance(error, ModuleNotFoundError)
+        hint = ": an extra, or a folder of the repository, see README.md" if missing else ""
+        print(f"error: {printable(str(error))}{hint}", file=sys.stderr)
         sys.exit(2)

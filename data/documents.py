@@ -10,7 +10,6 @@ weight in the loss.
 
 import functools
 import random
-from pathlib import Path
 
 import numpy as np
 
@@ -23,7 +22,6 @@ ROLES = ("text", "entity", "question", "answer", "sep", "end")
 SEP, END = ("", "sep"), ("", "end")
 BEHAVIOURS = ("ori", "ner", "qra")
 PLAIN_TOKENS, QRA_TOKENS = 10, 56       # predicted tokens of an average document, rounded down
-PRIMER = Path(__file__).resolve().parent / "primer" / "primer.jsonl"
 PIECE = 3                               # sentences of a natural paragraph in one document
 QUESTIONS_FIRST = 0.1                   # part of a reading student's run that is questions alone
 # Words for vary_layout, without answers, words that speak of the task itself, and short words.
@@ -47,12 +45,10 @@ def render_reading(record, behaviour, rng, forms=ALL_FORMS):
 
 
 def render(paragraph, behaviour, rng, forms=ALL_FORMS, join_prob=0.0):
-    """One paragraph (list of records) -> one document (list of pieces); behaviour: one of BEHAVIOURS.
-
-    rng: a random.Random that draws the surface of every line. forms: how many surface forms may be drawn, 1 =
-    only the plain one. join_prob: how often a sentence is read only together with the next one. Every piece
-    but the first begins with a space, so that pieces encoded one by one are the tokens of the running text.
-    ValueError for another behaviour."""
+    """One paragraph (list of records) -> one document (list of pieces); behaviour: one of BEHAVIOURS, else
+    ValueError. rng: a random.Random that draws one of the first `forms` surface forms for every line, 1 = the
+    plain one. join_prob: how often a sentence is read only together with the next one. Every piece but the
+    first begins with a space, so that pieces encoded one by one are the tokens of the running text."""
     if behaviour not in BEHAVIOURS or forms < 1:
         raise ValueError(f"behaviour {behaviour!r}, {forms} forms; expected ori, ner or qra and at least 1")
     pieces, waiting = [], []
@@ -81,8 +77,7 @@ def phrase(rng):
 
 def vary_layout(document, rng):
     """A rendered document as running text: without separator tokens, with line breaks, and with random words
-    around passage, question and entity. A blind task has a layout that was never read, and a student that
-    knows one layout alone takes a strange word before the answer for a sign of it."""
+    around passage, question and entity, since a blind task has a layout that was never read."""
     gap, joint = rng.choice(("", "\n", "\n\n")), rng.choice((" ", "\n"))
     first, before, after, reworded = phrase(rng), phrase(rng), phrase(rng), rng.random() < 0.5
     varied = [(first, "text")] if first else []
@@ -96,17 +91,15 @@ def vary_layout(document, rng):
         elif role == "question":  # the phrases stand in place of its opener and bridge
             if text.endswith("?"):
                 varied += [(joint + part, role) for part in (before, text[1:], after) if part]
-        elif role == "sep":
-            if gap:
-                varied.append((gap, role))
-        else:
+        elif role != "sep":
             varied.append((joint + text if first and i == 0 else text, role))
+        elif gap:
+            varied.append((gap, role))
     return varied
 
 
 def encode_documents(documents, tokenizer):
-    """Documents (lists of pieces) -> list of (ids, roles), two equally long lists of int; roles index ROLES.
-    Each distinct piece is encoded once."""
+    """Documents -> list of (ids, roles), lists of int of equal length. A distinct piece is encoded once."""
     distinct = list({text for document in documents for text, _ in document if text})
     known = dict(zip(distinct, tokenizer.encode_batch(distinct)))
     special, encoded = {"sep": [tokenizer.sep], "end": [tokenizer.end]}, []
@@ -160,19 +153,17 @@ def world_paragraphs(tokens, config, seed):
 
 
 def reading_mix(tokens, config, tokenizer, seed, paragraphs=None):
-    """([D_ORI, D_NER, D_QRA] as Rows, their shares) of the built-in world, enough for `tokens` tokens;
-    paragraphs: those of world_paragraphs, where they are made already."""
+    """([D_ORI, D_NER, D_QRA] as Rows, their shares) of the built-in world, enough for `tokens` tokens."""
     shares = [config.plain_share, config.ner_share, 1 - config.plain_share - config.ner_share]
     paragraphs = paragraphs or world_paragraphs(tokens, config, seed)
     plain = plain_rows(world.plain(int(tokens * shares[0] / PLAIN_TOKENS) + 1, f"{seed} D_ORI"), tokenizer)
-    ner, qra = (reading_rows(paragraphs, behaviour, tokenizer, seed, config.block_size)
-                for behaviour in ("ner", "qra"))
+    ner, qra = (reading_rows(paragraphs, b, tokenizer, seed, config.block_size) for b in ("ner", "qra"))
     return [plain, ner, qra], shares
 
 
 def data_mix(name, config, tokenizer, paragraphs, cache=None):
     """What one student reads -> DataMix; name: "plain", "brd" or "distilled", which reads a TeacherCache too.
-    paragraphs: those of world_paragraphs. An annotated corpus takes corpus_share of all tokens."""
+    paragraphs: of world_paragraphs. An annotated corpus takes corpus_share of all tokens."""
     own, share = [], 0.0
     if is_annotated(config.corpus):
         own = text_sources(config.corpus, tokenizer, config.block_size, config.seed)
@@ -187,13 +178,6 @@ def data_mix(name, config, tokenizer, paragraphs, cache=None):
     # Questions come first and alone: other tasks hold up a reader who is still guessing.
     start_at = [0.0 if i == 2 else QUESTIONS_FIRST for i in range(len(sources + own))]
     return DataMix(sources + own, [part * (1 - share) for part in shares] + of_own, start_at)
-
-
-def test_paragraphs(n, seed, level):
-    """n fresh paragraphs of pairs that no training text tells -> (paragraphs, their records)."""
-    rng = random.Random(seed)
-    drawn = [world.draw_paragraph(rng, level, split="test") for _ in range(n)]
-    return drawn, [world.annotate(rng, paragraph, i, level) for i, paragraph in enumerate(drawn)]
 
 
 def plain_test(tokenizer):
@@ -213,20 +197,10 @@ def is_annotated(corpus):
     return corpus == "primer" or corpus.endswith(".jsonl")
 
 
-@functools.cache
-def annotated_text(corpus):
-    """Paragraphs of an annotated corpus -> (training, held out: every third), lists of lists of records.
-    ValueError for fewer than three, and as data/annotated.py raises."""
-    from data.annotated import read_annotations         # the built-in world does without
-    paragraphs = read_annotations(PRIMER if corpus == "primer" else corpus)
-    if len(paragraphs) < 3:
-        raise ValueError(f"{corpus}: {len(paragraphs)} paragraphs, every third held out; expected at least 3")
-    return [paragraph for i, paragraph in enumerate(paragraphs) if i % 3 != 2], paragraphs[2::3]
-
-
 def text_sources(corpus, tokenizer, block_size, seed):
-    """[D_ORI, D_NER, D_QRA] as Rows of an annotated corpus' training part. A paragraph is cut into pieces of
-    PIECE sentences, and annotated ones are read four times over in other surface forms."""
+    """[D_ORI, D_NER, D_QRA] as Rows of an annotated corpus' training part, in pieces of PIECE sentences;
+    annotated ones are read four times over in other surface forms."""
+    from data.annotated import annotated_text           # the built-in world does without
     pieces = [paragraph[i:i + PIECE] for paragraph in annotated_text(corpus)[0]
               for i in range(0, len(paragraph), PIECE)]
     rows = [plain_rows([[record["text"] for record in piece] for piece in pieces], tokenizer)]
@@ -239,10 +213,10 @@ def text_sources(corpus, tokenizer, block_size, seed):
 
 @functools.cache                    # a process asks for it more than once, and it takes a second
 def course_tokenizer(corpus, n_vocab):
-    """A BPE of a fixed sample of the built-in world, and of the training part of an annotated corpus, if any.
-    Without one, every run and the teacher's cache in data/teacher share this vocabulary."""
+    """A BPE of a fixed sample of the built-in world, and of the training part of an annotated corpus."""
     rng, paragraphs = random.Random("tokenizer"), list(world.annotated(4000, "tokenizer"))
     if is_annotated(corpus):        # twenty times over, so that its words weigh like the world's own
+        from data.annotated import annotated_text
         paragraphs += annotated_text(corpus)[0] * 20
     texts = ["".join(text for text, _ in render(paragraph, behaviour, rng))
              for paragraph in paragraphs for behaviour in ("ner", "qra")]

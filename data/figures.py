@@ -12,10 +12,8 @@ from data.batches import DataMix, plan_batches
 
 
 def ratio_se(groups):
-    """sum of a / sum of b with its standard error -> {"value", "se", "n"}; groups: list of (a, b, n).
-
-    A group is an independent unit: a paragraph, because its questions are not independent draws. Delta method
-    over m units: se^2 = m/(m-1) sum (a - value b)^2 / (sum b)^2."""
+    """sum of a / sum of b with its standard error -> {"value", "se", "n"}; groups: list of (a, b, n), each an
+    independent unit: a paragraph. Delta method: se^2 = m/(m-1) sum (a - value b)^2 / (sum b)^2."""
     groups = [group for group in groups if group[1]]
     total, n, m = sum(b for _, b, _ in groups), sum(n for *_, n in groups), len(groups)
     value = sum(a for a, *_ in groups) / total if groups else None
@@ -53,8 +51,7 @@ def bits_per_byte(model, rows, text_bytes):
 
 
 def rouge_l(text, reference):
-    """Rouge-L F (Lin 2004): harmonic mean of precision and recall of the longest common subsequence of words,
-    lower case, not stemmed. rouge_l("the red lamp", "a red old lamp") = 2 * 2 / (3 + 4)."""
+    """Rouge-L F (Lin 2004) of the longest common subsequence of words, in lower case, not stemmed."""
     a, b = (re.findall(r"\w+", t.lower()) for t in (text, reference))
     row = [0] * (len(b) + 1)                              # row[j]: the longest for the words so far and b[:j]
     for word in a:
@@ -64,11 +61,8 @@ def rouge_l(text, reference):
     return 2 * row[-1] / (len(a) + len(b)) if a and b else float(text.strip() == reference.strip())
 
 
-# The counts below yield (name, a, b, n): what each figure of brd.eval_reading gains by one item.
-
-
 def count_entities(record, text):
-    """For the entity lines of one sentence; F1 = hits / mean of those wanted and given."""
+    """Yields (name, a, b, n), what figures of brd.eval_reading gain by the entity lines of one sentence."""
     both = record["entities"], parse_entities(text)
     wanted, given = ([(entity["text"], entity["type"]) for entity in entities] for entities in both)
     for name, kept in [("entity_f1", TYPES)] + [(f"entity_f1.{t}", (t,)) for t in TYPES]:
@@ -79,19 +73,16 @@ def count_entities(record, text):
 
 
 def count_answer(item, answer):
-    """For one answer to a given question."""
+    """The same for one answer to a given question."""
     group = "yes_no" if item["answer"] in ("Yes", "No") else "wh"
-    names = ["all", "attitude" if item["kind"] == "attitude" else group]
-    if item["kind"] == "structure":
-        names.append("structure")
-    for name in names:
+    groups = {"attitude": ["attitude"], "structure": [group, "structure"]}.get(item["kind"], [group])
+    for name in ["all", *groups]:
         yield f"answer.{name}", answer == item["answer"], 1, 1
     yield "rouge_l", rouge_l(answer, item["answer"]), 1, 1
 
 
 def count_raised(text, known):
-    """For the student's own questions at one sentence; known: {question: answer} that an oracle gives, or
-    None."""
+    """The same for a student's own questions; known: {question: answer} that an oracle gives, or None."""
     for line in lines_of(text):
         own = parse_question(line)
         yield "raised", own is not None, 1, 1

@@ -4,8 +4,6 @@
         open_run(out, identity, names)               # a folder belongs to one set of options and inputs
         if not is_finished(out, "brd"):              # a finished stage is not done again
             ... save_finished(out, "brd", out / "brd" / "model.pt")
-
-With torchrun only the first process writes (data/machine.py).
 """
 
 import contextlib
@@ -19,11 +17,6 @@ from pathlib import Path
 import torch
 
 from data import machine
-
-try:
-    import fcntl
-except ImportError:         # on Windows a folder is not locked
-    fcntl = None
 
 OTHER = "use another --out_dir, or --redo to start over"
 AGAIN = "remove it, and the stage is done again"
@@ -53,7 +46,7 @@ def rename(beside, path):
 
 
 def write_bytes(path, content):
-    """Writes a file beside its place and renames it; makes the folder. OSError where the disk is full."""
+    """Writes a file beside its place and renames it; makes the folder; the first process (rank 0) alone."""
     if machine.rank():
         return
     beside = Path(f"{path}.tmp")
@@ -76,14 +69,9 @@ def digest(value):
     return hashlib.sha256(json.dumps(json.loads(json.dumps(value)), sort_keys=True).encode()).hexdigest()
 
 
-def with_checksum(value):
-    """A dict (any JSON) -> the same with its digest as "sha256"."""
-    return {**value, "sha256": digest(value)}
-
-
 def write_json(path, value):
     """Writes a dict with its checksum; see write_bytes."""
-    write_text(path, json.dumps(with_checksum(value), indent=1, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps({**value, "sha256": digest(value)}, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_json(path, remedy):
@@ -102,7 +90,8 @@ def folder_lock(out):
     out.mkdir(parents=True, exist_ok=True)
     with open(out / ".lock", "a+", encoding="utf-8") as file:
         try:
-            if fcntl and not machine.rank():                    # the first process holds it for all
+            if os.name == "posix" and not machine.rank():       # the first process holds it for all
+                import fcntl                                    # Windows has none: no lock there
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             file.seek(0)
@@ -115,8 +104,8 @@ def folder_lock(out):
 def open_run(out, identity, names, redo=False):
     """Opens the folder of a run. run.json holds its identity: a dict of options and of hashes of inputs.
 
-    names: {file or folder that such runs write: what it is}. redo removes them, and so does every start while
-    no stage is finished and no training saved. ValueError names what differs from the earlier run."""
+    names: {file or folder that such runs write: what it is}; they are removed with redo, and while no stage
+    is finished and no training saved. ValueError names what differs from the earlier run."""
     path, here = out / "run.json", [out / name for name in names if (out / name).exists()]
     if here and not path.exists():
         raise ValueError(f"{here[0]}: there is no run.json of a run that wrote it; use another --out_dir")
@@ -139,8 +128,7 @@ def open_run(out, identity, names, redo=False):
 
 
 def is_finished(out, stage):
-    """Whether a stage is finished and its files are there. ValueError for a file that has changed since,
-    and for a note that is damaged or of another run."""
+    """Whether a stage is finished and its files are there; ValueError for a changed file, a foreign note."""
     path = out / "stages" / f"{stage}.json"
     finished = path.exists()
     if finished:
@@ -166,8 +154,7 @@ def save_finished(out, stage, *files):
 
 
 def save_training(path, model, optimizers, state):
-    """Writes all that the next step of a training depends on, behind a checksum; see write_bytes. state: a
-    dict with "plan", a hash of what is read, and what was noted so far."""
+    """Writes all that the next step depends on. state: a dict, its "plan" a hash of what the run reads."""
     file = io.BytesIO()
     torch.save({"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers],
                 "rng": torch.get_rng_state(), "state": state}, file)
@@ -175,8 +162,7 @@ def save_training(path, model, optimizers, state):
 
 
 def load_training(path, model, optimizers, state):
-    """Puts model and optimizers where save_training left them -> the state then, or the one given if there is
-    no file. ValueError for a damaged file, and for a training with another plan."""
+    """Undoes save_training -> its state; the given one without a file. ValueError: damaged, another plan."""
     if not path.exists():
         return state
     content = path.read_bytes()

@@ -1,11 +1,7 @@
 """What the machine offers: a device, worker processes for two students at a time, several processes for one.
 
-    device, dtype = pick_device("auto")
-    with worker_pool(2) as pool: ...                     # two students at the same time, a core each
-    torchrun --nproc_per_node=2 train.py                 # one student on two GPUs, or in two processes
-
-With torchrun every process runs the whole program. Of each batch a process computes every size-th document,
-and gradients are summed. The first process (rank 0) writes for all.
+With torchrun (see train.py) every process runs the whole program. Of each batch it computes every size-th
+document, gradients are summed, and the first process (rank 0) writes for all.
 """
 
 import atexit
@@ -18,8 +14,7 @@ import signal
 import sys
 import threading
 import time
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 
 import torch
 import torch.distributed as dist
@@ -55,8 +50,8 @@ def follow_parent():
 
 @contextlib.contextmanager
 def worker_pool(n):
-    """A ProcessPoolExecutor of n processes. After Ctrl-C or an error they save what they train and end first:
-    they are started while Ctrl-C is ignored, and get SIGTERM instead. OSError where one was killed."""
+    """A ProcessPoolExecutor of n processes. They ignore Ctrl-C; after it, or an error, they get SIGTERM, save
+    what they train and end first. OSError where one was killed."""
     with ProcessPoolExecutor(n, multiprocessing.get_context("spawn"), initializer=follow_parent) as pool:
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         for _ in range(n):
@@ -71,18 +66,16 @@ def worker_pool(n):
                     worker.terminate()
                 time.sleep(0.2)
             pool.shutdown(cancel_futures=True)
-            if isinstance(error, BrokenProcessPool):
+            if isinstance(error, BrokenExecutor):
                 raise OSError("a worker process was killed; is there enough memory?") from None
             raise
 
 
 @contextlib.contextmanager
 def delayed_stop():
-    """Within, Ctrl-C and SIGTERM only set the Event that is given: a training step is finished and saved
-    first. KeyboardInterrupt at the end if it is set then."""
+    """Within, Ctrl-C and SIGTERM only set the given Event; KeyboardInterrupt at the end if it is set then."""
     wanted = threading.Event()
-    before = {number: signal.signal(number, lambda *_: wanted.set())
-              for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {n: signal.signal(n, lambda *_: wanted.set()) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield wanted
     finally:
@@ -124,8 +117,7 @@ def sum_gradients(model, *numbers):
     if size() == 1:
         return numbers
     for p in model.parameters():
-        if p.grad is None:                                   # no document of this step came here
-            p.grad = torch.zeros_like(p)
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad      # None: no document came here
         dist.all_reduce(p.grad)
     total = next(model.parameters()).new_tensor(numbers)
     dist.all_reduce(total)

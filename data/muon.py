@@ -1,4 +1,4 @@
-"""Muon (Jordan et al. 2024) for the matrices of a model, in a number format that the processor is fast in."""
+"""Muon (Jordan et al. 2024) for matrices, in float32 where the processor has no bfloat16 instructions."""
 
 import torch
 
@@ -6,22 +6,17 @@ from data.machine import pick_device
 
 
 class Float32Muon(torch.optim.Muon):
-    """torch.optim.Muon with the Newton-Schulz iteration in float32: a CPU without bfloat16 instructions takes
-    many times as long for bfloat16. Learning rates as with adjust_lr_fn="match_rms_adamw"."""
+    """torch.optim.Muon with adjust_lr_fn="match_rms_adamw" and its Newton-Schulz iteration in float32."""
 
     @torch.no_grad()
     def step(self):
         """One step; every parameter is a matrix (A, B)."""
         for group in self.param_groups:
             a, b, c = group["ns_coefficients"]
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if "momentum_buffer" not in state:
-                    state["momentum_buffer"] = torch.zeros_like(p)
-                state["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
-                update = p.grad.lerp(state["momentum_buffer"], group["momentum"])          # Nesterov
+            for p in (p for p in group["params"] if p.grad is not None):
+                momentum = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+                momentum.lerp_(p.grad, 1 - group["momentum"])
+                update = p.grad.lerp(momentum, group["momentum"])                          # Nesterov
                 tall = p.size(0) > p.size(1)
                 x = update.T if tall else update
                 x = x / x.norm().clamp(min=group["eps"])

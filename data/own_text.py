@@ -134,6 +134,12 @@ def encode_text(folder, config):
     tokenizer.save(folder)
 
 
+def windows(ids, block, n_vocab):
+    """A list of ids -> Rows of `block` tokens; each begins with the last token of the one before."""
+    parts = [ids[i:i + block] for i in range(0, len(ids) - 1, block - 1)]
+    return Rows.pack([(part, [0] * len(part)) for part in parts], n_vocab)
+
+
 def own_text(config, out):
     """The text of config.corpus as OwnText, made in out/text once; ValueError as encode_text."""
     folder, block = out / "text", config.block_size
@@ -145,5 +151,5 @@ def own_text(config, out):
     tokens = np.memmap(folder / "tokens.bin", token_type(tokenizer.n_vocab), "r")
     starts = np.append(np.arange(0, len(tokens), block), len(tokens))
     rows = Rows(tokens, np.broadcast_to(np.uint8(0), len(tokens)), starts)          # one role for all
-    held_out = Rows.windows(tokenizer.encode(text), block, tokenizer.n_vocab)
+    held_out = windows(tokenizer.encode(text), block, tokenizer.n_vocab)
     return OwnText(tokenizer, rows, held_out, text)

@@ -1,15 +1,11 @@
-"""The blind tasks in data/tasks: BIG-bench JSON with "target_scores" -> items (adapters/task_files.py reads
-more)."""
+"""The blind tasks in data/tasks: BIG-bench JSON with "target_scores"; adapters/task_files.py reads more."""
 
 import json
 from pathlib import Path
 
 
 def load_task(path):
-    """A task file -> {"name", "items"}; an item is (prompt, candidates, indices of the right ones).
-
-    ValueError of one line for a file without such examples.
-    """
+    """A task file -> {"name", "items"}; an item is (prompt, candidates, indices of the right ones)."""
     path, items = Path(path), []
     try:
         for example in json.loads(path.read_text(encoding="utf-8"))["examples"]:

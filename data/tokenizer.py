@@ -4,9 +4,6 @@ It starts from the 256 bytes and learns merges: the two neighbouring tokens that
 corpus become one new token, until the vocabulary is as large as asked for. PATTERN cuts a text into words
 before, and no merge crosses the border of a word.
 
-    tokenizer = train_bpe(["low lower lowest"] * 100, n_vocab=300)
-    tokenizer.decode(tokenizer.encode("slow"))          # "slow"
-
 Ids: 0-255 are the bytes, then one id for each merge in the order of learning, then the two special tokens
 `<|end|>` (end of a document) and `<|sep|>` (between text and annotation).
 """
@@ -21,15 +18,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import tiktoken
-from tqdm import tqdm
 
 from data.files import read_json, write_json, write_text
 
 END, SEP = "<|end|>", "<|sep|>"
 MIN_COUNT = 2       # a pair that occurs once saves one token in the whole corpus, and would hardly be trained
 # Python's `re` cuts words in training, tiktoken's Rust engine in encoding. Their \w, \d and \s differ, so the
-# pattern names its characters: ASCII letters, then whole blocks of Unicode that hold scripts. Runs are
-# bounded, because the time to merge inside a word grows with the square of its length.
+# pattern names its characters: ASCII letters, then blocks of Unicode that hold scripts. Runs are bounded.
 LETTERS = "A-Za-z\u00aa\u00b5\u00ba\u00c0-\u1fff\u2c00-\u2dff\u3040-\U0010ffff"
 BLANKS = " \t\r\v\f"
 PATTERN = (
@@ -67,9 +62,8 @@ class Tokenizer:
     def decode_bytes(self, ids):
         """Ids (list, array or 1-D tensor of int) -> bytes. ValueError for an id outside the vocabulary."""
         ids = [int(i) for i in ids]
-        for i in ids:
-            if not 0 <= i < self.n_vocab:
-                raise ValueError(f"token id {i} is outside the vocabulary, 0 to {self.n_vocab - 1}")
+        if outside := [i for i in ids if not 0 <= i < self.n_vocab]:
+            raise ValueError(f"token id {outside[0]} is outside the vocabulary, 0 to {self.n_vocab - 1}")
         return self._encoding.decode_bytes(ids)
 
     def decode(self, ids):
@@ -78,8 +72,8 @@ class Tokenizer:
 
     def save(self, folder):
         """Write tokenizer.tiktoken (a line a token: base64, space, id) and tokenizer.json (the rest)."""
-        by_id = sorted(self.ranks.items(), key=lambda item: item[1])
-        lines = [f"{base64.b64encode(token).decode('ascii')} {i}\n" for token, i in by_id]
+        by_id = sorted(self.ranks, key=self.ranks.get)
+        lines = [f"{base64.b64encode(token).decode()} {self.ranks[token]}\n" for token in by_id]
         write_text(Path(folder) / "tokenizer.tiktoken", "".join(lines))
         write_json(Path(folder) / "tokenizer.json", self.card | {"hash": self.hash})
 
@@ -112,15 +106,12 @@ def train_bpe(texts, n_vocab):
     """Learn a byte-level BPE with n_vocab ids: 256 bytes, n_vocab - 258 merges, 2 special tokens.
 
     texts: iterable of str, in any order. There are fewer ids if too few pairs occur MIN_COUNT times. Of
-    equally frequent pairs the one with the smaller ids, left then right, is merged. ValueError for an
-    n_vocab below 258, or one str in place of a list."""
+    equally frequent pairs the one with the smaller ids, left then right, is merged."""
     if n_vocab < 258:
         raise ValueError(f"n_vocab is {n_vocab}, but 256 bytes and 2 special tokens need at least 258")
     if isinstance(texts, str):
         raise ValueError("train_bpe takes a list of texts, not one string; try train_bpe([text], n_vocab)")
-    counts = Counter()
-    for text in texts:
-        counts.update(match.group() for match in re.finditer(PATTERN, text))
+    counts = Counter(match.group() for text in texts for match in re.finditer(PATTERN, text))
     words = [list(word.encode("utf-8", "replace")) for word in counts]      # ids of every distinct word
     tokens = [bytes([b]) for b in range(256)]                               # id -> the bytes it stands for
     for left, right in learn_merges(words, list(counts.values()), n_vocab - 258):
@@ -133,8 +124,7 @@ def learn_merges(words, freqs, n_merges):
     """The merges, a list of (left id, right id); merge number k makes token 256 + k. `words` is rewritten.
 
     words: lists of ids, one for each distinct word; freqs: how often each occurs. Two tables avoid a recount
-    after every merge: the count of every pair, and the words that hold it. The best pair comes from a heap.
-    """
+    after a merge: the count of every pair, and the words that hold it. The best pair comes from a heap."""
     pair_counts, holders = Counter(), defaultdict(set)
     for w, (word, freq) in enumerate(zip(words, freqs)):
         for pair in pairwise(word):
@@ -143,13 +133,11 @@ def learn_merges(words, freqs, n_merges):
     heap = [(-count, pair) for pair, count in pair_counts.items()]      # smallest first: count, then ids
     heapq.heapify(heap)
     merges = []
-    progress = tqdm(total=n_merges, desc="merges", disable=None, leave=False)
     while heap and len(merges) < n_merges:
         negative, pair = heapq.heappop(heap)
         count = pair_counts[pair]
         if count != -negative:
-            # An old entry: a merge since then took some of the pair's occurrences. Counts only fall, so it
-            # comes too early, never too late, and goes back to its place.
+            # An old entry: a merge took some of the pair's occurrences. It came too early and goes back.
             if count:
                 heapq.heappush(heap, (-count, pair))
             continue
@@ -169,8 +157,6 @@ def learn_merges(words, freqs, n_merges):
             if change > 0:                          # only pairs with the new token gain
                 heapq.heappush(heap, (-pair_counts[changed], changed))
         merges.append(pair)
-        progress.update()
-    progress.close()
     return merges
 
 

@@ -2,18 +2,16 @@
 
     python data/world.py [SEED]         # three paragraphs with their annotations
 
-A paragraph tells one to four facts about one or two people. All facts are drawn at random, so a student has
-to read. The reader knows the facts behind the sentences and is always right:
+A paragraph tells one to four facts, drawn at random, about one or two people. The reader knows the facts
+behind the sentences and is always right:
 
     Clara took a train to Lima on Friday. Hugo did not go to Rome. She felt proud.
     content    Where did Clara go? Lima       Is it true that Hugo travelled to Rome? No
     structure  Who is she? Clara              Looking back: when did Clara go to Lima? Friday
     attitude   Is this good or bad? good
 
-Two things are kept out of the training text, so that tests measure reading:
-- held-out pairs: a quarter of all (person, argument) pairs, `held_out`, occur in the test split only, in
-  right answers and in wrong ones;
-- reserved words: a few names of every type occur in plain text and are never annotated.
+Kept out of the training text, so that tests measure reading: a quarter of all (person, argument) pairs,
+`held_out`, in right answers and in wrong ones. A few reserved names of every type are never annotated.
 
 All words and sentences are in world.json. A new kind of fact is an entry of its "kinds", a new type of entity
 one of its "words"; a new kind of question is an entry of RAISED.
@@ -26,8 +24,6 @@ from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Callable, NamedTuple
-
-# --- words and sentences: the tables of world.json ----------------------------------------------------------
 
 TABLES = json.loads(Path(__file__).with_name("world.json").read_text(encoding="utf-8"))
 SHE, HE, GOOD, BAD = (TABLES[name] for name in ("she", "he", "good", "bad"))
@@ -83,7 +79,6 @@ SINGLE = Level(sentences=(1, 1), people=1)
 
 
 # --- paragraphs ---------------------------------------------------------------------------------------------
-
 @dataclass
 class Fact:
     """What one sentence tells. kind: a key of KINDS, "mood" or "saying"."""
@@ -192,7 +187,6 @@ def draw_paragraph(rng, at=FULL, split="train", reserved=False, asides=0.2):
 
 
 # --- the scripted reader ------------------------------------------------------------------------------------
-
 def entities(fact):
     """The named entities of one sentence in the order of the text: list of {"text", "type", "about"}."""
     if fact.kind not in KINDS:
@@ -325,8 +319,6 @@ def annotate(rng, paragraph, index=0, at=FULL):
              "questions": questions(rng, paragraph, k, at)} for k, fact in enumerate(paragraph.facts)]
 
 
-# --- the corpus ---------------------------------------------------------------------------------------------
-
 def level(part, levels=LEVELS):
     """The Level at the place `part` (0..1) of a corpus."""
     return next(entry for entry in levels if part <= entry.until or entry is levels[-1])
@@ -352,10 +344,9 @@ def main():
     rng = random.Random(sys.argv[1] if len(sys.argv) > 1 else "1")
     for at in (LEVELS[0], FULL, FULL):
         for record in annotate(rng, draw_paragraph(rng, at), at=at):
-            print(record["text"])
-            print("    " + "; ".join(f"{e['text']}: {e['type']}, {e['about']}" for e in record["entities"]))
-            for question in record["questions"]:
-                print(f"    {question['kind']:10}{question['question']} {question['answer']}")
+            named = "; ".join(f"{e['text']}: {e['type']}, {e['about']}" for e in record["entities"])
+            asked = (f"{q['kind']:10}{q['question']} {q['answer']}" for q in record["questions"])
+            print(record["text"], named, *asked, sep="\n    ")
         print()
 
 

@@ -1,12 +1,7 @@
-"""The claims of experiments/claims.py, and their arms: what each student reads.
-
-A new arm is a line of ARMS; a new kind of annotated text is a branch of `annotated`.
-"""
+"""The claims of experiments/claims.py, and their arms: what each student reads."""
 
 import functools
-import random
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +10,6 @@ from data import world
 from data.batches import DataMix
 from data.documents import (PLAIN_TOKENS, QRA_TOKENS, QUESTIONS_FIRST, course_tokenizer, plain_rows,
                             reading_rows)
-from data.world import Level
 from experiments import claim_items, retelling
 
 RATE = train.Config.learning_rate   # of starts
@@ -23,14 +17,12 @@ NER_TOKENS = 40                     # tokens of an average paragraph in D_NER, r
 APART = 0.98                        # tokens of D_QRA read sentence by sentence, in those of whole paragraphs
 BINDING_TOKENS = 500_000            # of questions, after which students tell two people apart
 BINDING_LENGTH, LATER_LENGTH = 94, 68       # tokens of an average document of D_QRA until then, and after
-FEELINGS = ("Is this {0} or {1}?", "Does this sound {0} or {1}?", "Would you say {0} or {1}?",
-            "What is it, {0} or {1}?")
 
 
-@dataclass(frozen=True)
-class Arm:
+class Arm(NamedTuple):
+    """One way to train a student."""
     what: str                       # how it differs from the default student
-    read: str = "brd"               # "plain", or annotated text: "brd", "sentences", "attitudes", "short"
+    read: str = "brd"               # "plain", or annotated text: "brd", "sentences", "short"
     shares: tuple = (0.1, 0.1)      # of D_ORI and D_NER; the rest is D_QRA
     tokens: float = 1.0             # what it reads after its start, in tokens of a default student
     start: str = "start"            # the arm that it starts from; "": new weights
@@ -50,20 +42,12 @@ ARMS = {
     "ner_more": Arm("as brd, with four times the D_NER", shares=(0.1 / 1.3, 0.4 / 1.3), tokens=1.3),
     "uniform_no_ner": Arm("every token weighs 1, no D_NER", shares=(0.1, 0.0), answer_weight=1.0),
     "sentence": Arm("sentence by sentence, no questions that need another one", "sentences"),
-    "ori_25": Arm("D_ORI .25", shares=(0.25, 0.1)), "ori_50": Arm("D_ORI .5", shares=(0.5, 0.1)),
-    "plain_10": Arm("plain text, as many tokens as brd has of it", "plain", tokens=0.1),
-    "plain_25": Arm("plain text, as many tokens as ori_25 has of it", "plain", tokens=0.25),
-    "plain_50": Arm("plain text, as many tokens as ori_50 has of it", "plain", tokens=0.5),
     "brd_eighth": Arm("an eighth of the tokens", tokens=0.125), "brd_quarter": Arm("a quarter", tokens=0.25),
     "brd_half": Arm("half of the tokens", tokens=0.5), "brd_double": Arm("twice the tokens", tokens=2.0),
-    "attitudes": Arm("attitudes also asked as a choice of two feelings", "attitudes"),
     "short": Arm("the levels of train.py, without the binding curriculum", "short"),
 }
-BITS_ONLY = ("plain_10", "plain_25", "plain_50")        # arms that are tested on plain text alone
 CONTROL = ("plain", "brd")          # arms also tested without paragraphs, and compared with the teacher
 AFTER = tuple(f"{first}+{method}" for first in CONTROL for method in retelling.METHODS)
-LEARNT = tuple(f"{first}:{setting}" for first in CONTROL for setting in ("relaxed", "supervised"))
-TAUGHT = ("5", "6", "8")            # claims that need a teacher
 
 
 class Claim(NamedTuple):
@@ -97,10 +81,7 @@ CLAIMS = {
                ("brd_quarter - brd_eighth", "brd_half - brd_quarter", "brd - brd_half", "brd_double - brd")),
     "8": Claim("blind, relaxed, supervised", "54.2 blind, 67.1 relaxed",
                ("brd - plain", "brd:relaxed - plain:relaxed", "brd:supervised - plain:supervised")),
-    "mix": Claim("the share of D_ORI, beside plain text with as many tokens of it", "not published",
-                 ("brd - plain_10", "ori_25 - plain_25", "ori_50 - plain_50"), ("bits a byte",)),
-    "mends": Claim("sentiment in other words, who, swapped facts", "not published",
-                   ("attitudes - brd", "brd - short"), ("sentiment_words", "who", "swapped")),
+    "binding": Claim("what the binding curriculum teaches", "not published", ("brd - short",), ("who",)),
 }
 
 
@@ -119,7 +100,7 @@ class Size(NamedTuple):
 
 class Job(NamedTuple):
     """One student with its test."""
-    arm: str                        # of ARMS, AFTER or LEARNT
+    arm: str                        # of ARMS or AFTER, or one of CONTROL with ":relaxed" or ":supervised"
     seed: int
     rate: float                     # learning rate of the student of ARMS
     out: str
@@ -159,13 +140,6 @@ def family(arm):
     return "plain" if ARMS[re.split("[+:]", arm)[0]].read == "plain" else "brd"
 
 
-def arms_of(claims):
-    """(students, what is learnt after them) that these claims need; those that take longest first."""
-    arms = dict.fromkeys(arm for claim in claims for arm in CLAIMS[claim].arms)
-    students = sorted((arm for arm in arms if arm in ARMS), key=lambda arm: -ARMS[arm].tokens)
-    return students, [arm for arm in arms if arm not in ARMS]
-
-
 def binding_curriculum(tokens):
     """(number of paragraphs, levels) for `tokens` tokens of D_QRA that teach which person a fact belongs to.
 
@@ -176,8 +150,8 @@ def binding_curriculum(tokens):
     part, two = binding / n, {"alike": 0.8, "swapped": 0.8}
 
     def after(until, sentences, people=2, **other):
-        return Level(part + (1 - part) * until, sentences, people, join_prob=0.6, varied=0.6, **other)
-    first = Level(part, (2, 2), denied=0.0, alike=1.0, join_prob=1.0, forms=1, wh=12, whether=False)
+        return world.Level(part + (1 - part) * until, sentences, people, join_prob=0.6, varied=0.6, **other)
+    first = world.Level(part, (2, 2), denied=0.0, alike=1.0, join_prob=1.0, forms=1, wh=12, whether=False)
     return int(n) + 1, (first, after(0.1, (1, 1), 1, swapped=0.0, claims=0.3), after(0.4, (1, 2), **two),
                         after(0.7, (1, 3), **two), after(1.0, (1, 4), **two))
 
@@ -191,26 +165,9 @@ def alone(record):
     return {**record, "sentence": 0, "questions": [q for q in record["questions"] if q["kind"] in kinds]}
 
 
-def as_feelings(record, rng):
-    """Six in ten of the questions for an attitude, good or bad, become a choice of two feelings that the
-    sentence does not hold. No answer is a word of the task sentiment_words (world.MOODS)."""
-    def reworded(item):
-        if item["kind"] != "attitude" or item["answer"] == "neutral" or rng.random() > 0.6:
-            return item
-        good, bad = (world.pick(rng, [word for word in words if word not in record["text"]])
-                     for words in (world.GOOD, world.BAD))
-        offered = sorted((good, bad), key=lambda _: rng.random())
-        answer = good if item["answer"] == "good" else bad
-        return {**item, "question": world.pick(rng, FEELINGS).format(*offered), "answer": answer}
-    return {**record, "questions": [reworded(item) for item in record["questions"]]}
-
-
 def annotated(read, n, seed, levels):
     """n annotated paragraphs of these levels; "sentences" makes each of their sentences a paragraph."""
     paragraphs = list(world.annotated(n, seed, levels))
-    if read == "attitudes":
-        rng = random.Random(f"attitudes {seed}")
-        return [[as_feelings(record, rng) for record in paragraph] for paragraph in paragraphs]
     if read == "sentences":
         return [[alone(record)] for paragraph in paragraphs for record in paragraph]
     return paragraphs
@@ -225,13 +182,13 @@ def mix_of(job):
     arm, tokens = ARMS[job.arm], config.student_tokens
 
     def plain(tokens, name):
-        texts = claim_items.plain(int(tokens / PLAIN_TOKENS) + 1, f"{job.seed} {name}")
-        return plain_rows(list(texts), tokenizer)
+        n = int(tokens / PLAIN_TOKENS) + 1
+        return plain_rows(claim_items.plain(n, f"{job.seed} {name}"), tokenizer)
     if arm.read == "plain":
         return DataMix([plain(tokens, "plain" if arm.start else job.arm)], [1.0])
     ori, ner = arm.shares
     qra = round(1 - ori - ner, 6)
-    usual = tokens * (1 - sum(Arm.shares))                        # tokens of questions that brd reads
+    usual = tokens * (1 - sum(ARMS["brd"].shares))                        # tokens of questions that brd reads
     if arm.read == "short":
         begin, n, levels = QUESTIONS_FIRST, usual / QRA_TOKENS, world.LEVELS
     else:

@@ -1,7 +1,5 @@
 """The tables of experiments/claims.py, made from a file of results alone.
 
-    print("\\n".join(show(*read("experiments/results/claims.jsonl"))))
-
 Errors. Within a seed all arms answer the same items; every seed has its own items, start and training text.
 With d[s, i] the credit of one arm, or the difference of two on the same item, and d[s] its mean over the n
 items of seed s, a value is the mean of d[s] over S seeds, and its error the larger of
@@ -21,12 +19,18 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments import claim_items
-from experiments.claim_arms import ARMS, CLAIMS, CONTROL
-from experiments.claim_tests import LEARNT, unpacked
+from experiments.claim_arms import CLAIMS, CONTROL
 from experiments.retelling import METHODS
 
-EQUAL, SPILL = 0.01, 300     # arms may differ in tokens by this part and by some documents, which are not cut
-SURE = 3.0                   # standard errors from which on a difference is called one
+
+def packed(credits):
+    """Credits (floats) as a str, a sign an item: 1 right, 0 wrong, = a tie that holds the right answer."""
+    return "".join({1.0: "1", 0.0: "0"}.get(credit, "=") for credit in credits)
+
+
+def unpacked(signs):
+    """(n,) float64 of a string of packed; NaN for the sign -, an item that was learnt from."""
+    return np.array([{"1": 1.0, "0": 0.0, "=": 0.5}.get(sign, np.nan) for sign in signs])
 
 
 class Value(NamedTuple):
@@ -37,9 +41,7 @@ class Value(NamedTuple):
     @property
     def times(self):
         """The mean in standard errors."""
-        if self.error == 0:
-            return math.copysign(math.inf, self.mean) if self.mean else 0.0
-        return self.mean / self.error
+        return self.mean / self.error if self.error else 0.0
 
 
 def squared_error(values):
@@ -54,11 +56,6 @@ def estimate(blocks):
     squares = sum(squared_error(row) for seeds in blocks for row in seeds)
     over_items = math.sqrt(squares) / len(means) / len(blocks)
     return Value(float(means.mean()), float(np.fmax(over_items, math.sqrt(squared_error(means)))))
-
-
-def mean_accuracy(tasks):
-    """The mean over tasks of packed credits {task: str}."""
-    return float(np.mean([np.nanmean(unpacked(signs)) for signs in tasks.values()]))
 
 
 class Results:
@@ -76,7 +73,6 @@ class Results:
         rows = []
         for seed, run in self.runs[arm].items():
             found = run[key] if task is None else run[key][task]
-            found = found["value"] if isinstance(found, dict) else found
             row = unpacked(found) if isinstance(found, str) else np.atleast_1d(np.array(found, float))
             row[[i for i in self.near.get((seed, task), ()) if i < len(row)]] = np.nan
             rows.append(row)
@@ -88,37 +84,24 @@ class Results:
             return None
         blocks = [self.credits(arm, task, key) for task in tasks]
         if minus:
-            self.check_tokens(arm, minus)
             blocks = [[a - b for a, b in zip(rows, self.credits(minus, task, key), strict=True)]
                       for rows, task in zip(blocks, tasks)]
         return estimate(blocks)
 
-    def check_tokens(self, arm, other):
-        """ValueError where two arms that should have read the same number of tokens did not."""
-        a, b = ARMS.get(arm), ARMS.get(other)
-        if a and b and (a.tokens, a.start) == (b.tokens, b.start):
-            for seed, run in self.runs[arm].items():
-                mine, theirs = run["seen"], self.runs[other][seed]["seen"]
-                if abs(mine - theirs) > EQUAL * theirs + SPILL:
-                    raise ValueError(f"{arm} has read {mine:,} tokens with seed {seed}, {other} {theirs:,}: "
-                                     "no comparison at equal tokens")
-
 
 def parts_of(claim):
     """The rows of a claim's table: [(label, tasks, key of the results, ending of the arms' names)]."""
-    tasks = LEARNT if claim == "8" else list(claim_items.TASKS)
+    tasks = claim_items.LEARNT if claim == "8" else list(claim_items.TASKS)
     if claim == "5":               # every method after plain text and BRD, on the blind tasks and its own
         return [*((f"{method}, blind", tasks, "tasks", f"+{method}") for method in METHODS),
                 *((f"{method}, own task", [None], "retelling", f"+{method}") for method in METHODS),
-                ("task distillation", LEARNT, "tasks", ":relaxed"),
-                ("nothing, these tasks", LEARNT, "tasks", ""), ("nothing, blind", tasks, "tasks", "")]
+                ("task distillation", claim_items.LEARNT, "tasks", ":relaxed"),
+                ("nothing, these tasks", claim_items.LEARNT, "tasks", ""),
+                ("nothing, blind", tasks, "tasks", "")]
     key = "agreement" if claim == "6" else "tasks"
     parts = [(task, [task], key, "") for task in tasks] + [("mean of tasks", tasks, key, "")]
     if claim not in ("6", "8"):
-        parts.append(("bits a byte", [None], "bits", ""))
-        parts += [(f"reads: {name}", [name], "reading", "") for name in ("who", "wh", "yes", "swapped")]
-    if claim == "1":
-        parts.append(("without the text", tasks, "blank", ""))
+        parts += [("bits a byte", [None], "bits", ""), ("without the text", tasks, "blank", "")]
     return parts
 
 
@@ -131,7 +114,8 @@ def table(claim, results):
         pairs = ([arm + ending for arm in column.split(" - ")] for column in columns)
         values = [results.value(arm, tasks, key, *minus) for arm, *minus in pairs]
         chance = np.mean([1 / claim_items.TASKS[task][2] for task in tasks]) if key == "tasks" else None
-        rows.append((label, chance, values))
+        if any(value for name, value in zip(columns, values) if " - " in name):
+            rows.append((label, chance, values))
     return columns, rows
 
 
@@ -148,53 +132,39 @@ def lines_of(columns, rows):
     for label, chance, values in rows:
         cells = [f"{cell(*pair):>{w}}" for *pair, w in zip(columns, values, wide)]
         yield f"{label:22}{'' if chance is None else f'{chance:.2f}':>7}" + "".join(cells)
-    yield ""
-
-
-def in_words(claim, difference, value):
-    """What a difference says. The paper has more in each, but less for further training and for claim 6."""
-    times = -value.times if claim == "6" or difference == "further - pretrained" else value.times
-    if not abs(times) > SURE:
-        return "not told apart"
-    if CLAIMS[claim].paper == "not published":
-        return "more" if times > 0 else "less"
-    return "as in the paper" if times > 0 else "the other way"
 
 
 def summary(claim, columns, rows):
-    """Lines of Markdown, a difference a line: the paper's figure, ours with its error, and what it says."""
+    """Lines of Markdown, a difference a line: the paper's figure, and ours with its error."""
     for label, _, values in rows:
         for name, value in zip(columns, values):
             if value and " - " in name and label.endswith(CLAIMS[claim].rows):
                 yield (f"| {claim} | {CLAIMS[claim].paper} | {label}: {name} | {value.mean:+.3f} ± "
-                       f"{value.error:.3f} | {value.times:+.1f} | {in_words(claim, name, value)} |")
+                       f"{value.error:.3f} | {value.times:+.1f} |")
 
 
 def show(head, rows):
     """Lines: what was run, a table a claim for which there is every arm, and the summary in Markdown."""
     results = Results(rows)
-    yield (f"{head['command']}; {head['seeds']} seeds, wrappers {head['wrappers']} ({head['sha256'][:12]}), "
-           f"torch {head['torch']}")
+    yield f"{head['seeds']} seeds, wrappers {head['wrappers']} ({head['sha256'][:12]}), torch {head['torch']}"
+    yield f"sizes: {json.dumps(head['size'])}"
     yield f"learning rates: {json.dumps(head['rates'])}"
     yield f"{sum(map(len, results.near.values()))} items left out, near-duplicates of training text"
     yield "± the larger of the standard errors over seeds and over items, and a difference in such errors"
-    yield ""
-    found = {claim: table(claim, results) for claim in head["claims"]
-             if set(CLAIMS[claim].arms) <= set(results.runs)}
-    for claim, columns_and_rows in found.items():
-        yield f"{claim}: {CLAIMS[claim].title}. In the paper: {CLAIMS[claim].paper}"
-        yield from lines_of(*columns_and_rows)
-    yield "| claim | in the paper | here | difference ± SE | in SE | verdict |"
-    yield "|---|---|---|---|---|---|"
-    for claim, columns_and_rows in found.items():
-        yield from summary(claim, *columns_and_rows)
+    lines = ["", "| claim | in the paper | here | difference ± SE | in SE |", "|---|---|---|---|---|"]
+    for claim, entry in CLAIMS.items():
+        columns, rows = table(claim, results) if set(entry.arms) <= set(results.runs) else ([], [])
+        if rows:
+            yield from ("", f"{claim}: {entry.title}. In the paper: {entry.paper}", *lines_of(columns, rows))
+            lines += summary(claim, columns, rows)
+    yield from lines
 
 
 def read(path):
     """(head, rows) of a file of results; ValueError for another file."""
     try:
         head, *rows = map(json.loads, Path(path).read_text(encoding="utf-8").splitlines())
-        _ = head["claims"], head["rates"]["tried"], [(row["arm"], row["seed"]) for row in rows]
+        _ = head["rates"]["tried"], [(row["arm"], row["seed"]) for row in rows]
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path}: expected the results of experiments.claims, a line a student") from None
     return head, rows

@@ -1,7 +1,7 @@
 """The claims of Basic Reading Distillation (Zhou et al., ACL 2025): every arm and seed, tables with errors.
 
     python -m experiments.claims                    # all of it, two hours on two cores; a stopped run goes on
-    python -m experiments.claims 1 3 --seeds=3      # some claims, of 1 to 8, mix, mends (claim_arms.CLAIMS)
+    python -m experiments.claims 1 3 --seeds=3      # some claims, of 1 to 8 and binding (claim_arms.CLAIMS)
     python -m experiments.claims --wrappers=data/tasks/wrappers/final.json     # the same students, reworded
     python -m experiments.claims --show experiments/results/claims.jsonl       # the tables of runs kept here
 
@@ -9,7 +9,7 @@ All arms of a seed start from the same weights and read the same number of token
 (claim_arms.py) says otherwise. Plain text and reading each try the learning rates RATES on the seed TUNING
 and keep the one of the best mean accuracy; all arms that change something of BRD have BRD's rate. Items that
 are near-duplicates of what any arm of that seed has read are left out. Every finished student and test is a
-file in --out_dir; results-WRAPPERS.jsonl is made of them, a line a student.
+file in --out_dir; results-WRAPPERS.jsonl is made of them, a line a student with its credit for every item.
 """
 
 import argparse
@@ -17,26 +17,69 @@ import json
 import sys
 from concurrent.futures import as_completed
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from tqdm import tqdm
 
+import brd
 from data.cli import check_range, printable, run_command
 from data.documents import course_tokenizer, plain_test
 from data.figures import bits_per_byte
-from data.files import folder_lock, is_finished, open_run, read_json, sha256_of, write_json, write_text
+from data.files import folder_lock, open_run, read_json, sha256_of, write_json, write_text
 from data.machine import worker_pool
-from experiments import claim_items, claim_tables, claim_tests, retelling
-from experiments.claim_arms import (AFTER, ARMS, BITS_ONLY, CLAIMS, CONTROL, RATE, TAUGHT, Job, Size,
-                                    arms_of, config_of, family, mix_of)
+from experiments import blind, claim_items, claim_tables, retelling
+from experiments.claim_arms import (AFTER, ARMS, CLAIMS, CONTROL, RATE, Job, Size, config_of, family,
+                                    mix_of)
+from experiments.claim_tables import packed, unpacked
 from experiments.teacher import TeacherConfig, train_teacher
 from train import finished_model, new_model, train_model
 
 RATES, TUNING = (0.005, 0.01, 0.02), 0      # learning rates tried, and the seed that they are chosen on
-TEACHER_SEED = 1000                         # of the teacher's texts
+LABELS, AGREED = 32, 60      # items of a task to learn from; items on which student and teacher are compared
 DEV = claim_items.WRAPPERS / "dev.json"
 REMEDY = "remove it, and it is made again"
-FILES = {"stages": "a note for each finished student", "rates.json": "the learning rates that were tried"}
+
+
+def scored(model, tokenizer, items):
+    """Packed credits of items (prompt, candidates, {index of the right one})."""
+    prompts, candidates, rights = zip(*items)
+    scores, _ = brd.blind_scores(model, tokenizer, list(zip(prompts, candidates)))
+    return packed(map(brd.tie_accuracy, scores, rights))
+
+
+def learnt(model, tokenizer, tasks, setting, teacher, seed):
+    """{task: packed credits} of students that have learnt LABELS items of a task, answered by the teacher of
+    a folder (setting "relaxed") or rightly ("supervised"), and are tested on the others."""
+    teacher, device = teacher if setting == "relaxed" else None, str(next(model.parameters()).device)
+    options = SimpleNamespace(setting=setting, labels=LABELS, teacher=teacher, seed=seed, device=device)
+    learn, results = blind.adapter(model, tokenizer, options), {}
+    for name in claim_items.LEARNT:
+        student, rest = learn(tasks[name])
+        credits, left = iter(scored(student, tokenizer, rest["items"])), {id(item) for item in rest["items"]}
+        results[name] = "".join(next(credits) if id(item) in left else "-" for item in tasks[name]["items"])
+    return results
+
+
+@torch.no_grad()
+def agreement(model, teacher, tokenizer, tasks):
+    """{task: [cross-entropy -sum pT log pS of each of its first AGREED items]} in nats over the whole
+    vocabulary, at the token where the answer begins (Zhou et al., the study of cross-entropies by task)."""
+    found = {}
+    for name, task in tasks.items():
+        contexts = [brd.split_tokens(tokenizer, prompt, candidates, model.config.block_size)[0]
+                    for prompt, candidates, _ in task["items"][:AGREED]]
+        log_s, log_t = (m.logits(m.prefill(contexts)[0][:, -1]).log_softmax(-1) for m in (model, teacher))
+        found[name] = [round(float(x), 3) for x in -(log_t.exp() * log_s).sum(-1)]            # of (n, V)
+    return found
+
+
+def near(tasks, sources, tokenizer):
+    """{task: indices of items that are near-duplicates of a document of these Rows}."""
+    special = {tokenizer.sep, tokenizer.end}
+    texts = (tokenizer.decode([t for t in rows.document(d)[0].tolist() if t not in special])
+             for rows in sources for d in range(len(rows)))
+    return claim_items.near_duplicates(tasks, texts)
 
 
 def student(job):
@@ -60,35 +103,30 @@ def test(job):
     tasks = claim_items.load_tasks(job.wrappers, job.seed, job.size.items)
     figures = {"arm": job.arm, "seed": job.seed, "rate": job.rate, "seen": model.extra["tokens_seen"]}
     if setting:
-        figures |= claim_tests.learnt(model, tokenizer, tasks, setting, f"{job.out}/teacher", job.seed)
-    elif job.arm not in BITS_ONLY:
-        figures |= claim_tests.blind(model, tokenizer, tasks, job.arm in CONTROL and job.seed != TUNING)
+        figures["tasks"] = learnt(model, tokenizer, tasks, setting, f"{job.out}/teacher", job.seed)
+    else:
+        figures["tasks"] = {name: scored(model, tokenizer, task["items"]) for name, task in tasks.items()}
+    if job.arm in CONTROL and job.seed != TUNING:
+        figures["blank"] = {name: scored(model, tokenizer, task["blank"]) for name, task in tasks.items()}
     if job.arm in AFTER:
-        figures["retelling"] = claim_tests.packed(retelling.test(model, tokenizer, seed=job.seed))
+        figures["retelling"] = packed(retelling.test(model, tokenizer, seed=job.seed))
     if job.arm in ARMS:
         figures["bits"] = round(bits_per_byte(model, *plain_test(tokenizer)), 5)
-        if job.arm not in BITS_ONLY:
-            figures["near"] = claim_tests.near(tasks, mix_of(job).sources, tokenizer)
-        if ARMS[job.arm].read != "plain":
-            figures["reading"] = claim_tests.reading(model, tokenizer)
+        figures["near"] = near(tasks, mix_of(job).sources, tokenizer)
     write_json(job.test, figures)
 
 
 def teach(job):
-    """The teachers: a reader, the same after the task of claim 5, and the latter's answers."""
+    """The teachers: a reader, the same after the task of claim 5, and a cache of the latter's answers."""
     torch.set_num_threads(1)
     size, tokenizer = job.size, course_tokenizer("world", 1024)
     config = TeacherConfig(seed=job.seed, learning_rate=RATE, out_dir=job.out, teacher_tokens=size.teacher,
                            teacher_layer=size.teacher_layer, teacher_embd=size.teacher_embd)
-    reads = job._replace(arm="brd", seed=TEACHER_SEED, size=size._replace(tokens=size.teacher))
-    mix = None if is_finished(Path(job.out), "teacher") else mix_of(reads)
-    reader = train_teacher(config, tokenizer, mix)
+    reads = job._replace(arm="brd", seed=1000, size=size._replace(tokens=size.teacher))
+    reader = train_teacher(config, tokenizer, mix_of(reads))
     config = retelling.config_of(config, size.retelling)
-    model = retelling.instructed_teacher(reader, tokenizer, config)
+    retelling.instructed_teacher(reader, tokenizer, config)
     retelling.source("SeqKD", tokenizer, config)
-    if not job.test.exists():
-        answers = claim_tests.packed(retelling.test(model, tokenizer))
-        write_json(job.test, {"arm": "teacher", "seed": job.seed, "retelling": answers})
 
 
 def agree(job):
@@ -97,71 +135,57 @@ def agree(job):
     if "agreement" not in figures:
         models = student(job), finished_model("teacher", config_of(job)).eval()
         tasks = claim_items.load_tasks(job.wrappers, job.seed, job.size.items)
-        figures["agreement"] = claim_tests.agreement(*models, course_tokenizer("world", 1024), tasks)
+        figures["agreement"] = agreement(*models, course_tokenizer("world", 1024), tasks)
         write_json(job.test, figures)
 
 
 def run(options, size):
     """Makes all that the claims need and that is not there yet, then the file of results -> its path."""
-    out, claims, seeds = Path(options.out_dir), options.claims, range(1, 1 + options.seeds)
-    students, later = arms_of(claims)
+    claims, seeds = options.claims or CLAIMS, range(1, 1 + options.seeds)
+    arms = sorted({arm for claim in claims for arm in CLAIMS[claim].arms})
 
     def job(arm, seed, rate=RATE, wrappers=options.wrappers):
-        return Job(arm, seed, rate, str(out), str(wrappers), size)
+        return Job(arm, seed, rate, options.out_dir, str(wrappers), size)
 
     def work(function, jobs, what):
         futures = [pool.submit(function, one) for one in jobs]
         for future in tqdm(as_completed(futures), what, len(futures), disable=None, leave=False):
             future.result()
     with worker_pool(options.workers) as pool:
-        taught = [job("teacher", 1)] if any(claim in TAUGHT for claim in claims) else []
-        teachers = [pool.submit(teach, one) for one in taught]
-        longer = [job("pretrained", seed) for seed in seeds if "pretrained" in students]
+        teachers = [pool.submit(teach, job("teacher", 1))] if {"5", "6", "8"}.intersection(claims) else []
+        longer = [job("pretrained", seed) for seed in seeds if "pretrained" in arms]
         work(student, [job("start", seed) for seed in (TUNING, *seeds)] + longer, "starts")
-        rates = tuned(out, {family(arm) for arm in students}, job, work)
-
-        def tests(arms):
-            return [job(arm, seed, rates[family(arm)] if arm != "pretrained" else RATE)
-                    for arm in arms for seed in seeds]
-        work(test, tests(students), "students")
+        rates = tuned({family(arm) for arm in arms}, job, work)
+        tests = [job(arm, seed, rates[family(arm)] if arm != "pretrained" else RATE)
+                 for arm in arms for seed in seeds]
+        work(test, [one for one in tests if one.arm in ARMS], "students")
         for teacher in teachers:
             teacher.result()
-        work(test, tests(later), "after")
-        work(agree, tests(CONTROL if "6" in claims else ()), "teacher and students")
-    return collect(options, size, rates, tests(students + later) + taught)
-
-
-def tuned(out, families, job, work):
-    """{family: learning rate} of the best mean accuracy in dev wrappers; kept in rates.json."""
-    path = out / "rates.json"
-    rates = read_json(path, REMEDY) if path.exists() else {"tried": {}}
-    missing = sorted(families - set(rates))
-    trials = {(arm, rate): job(arm, TUNING, rate, DEV) for arm in missing for rate in RATES}
-    work(test, trials.values(), "learning rates")
-    for arm in missing:
-        tasks = [read_json(trials[arm, rate].test, REMEDY)["tasks"] for rate in RATES]
-        tried = [round(claim_tables.mean_accuracy(found), 4) for found in tasks]
-        rates["tried"][arm] = dict(zip(map(str, RATES), tried))
-        rates[arm] = RATES[tried.index(max(tried))]
-        write_json(path, rates)
-    return rates
-
-
-def collect(options, size, rates, jobs):
-    """Writes results-WRAPPERS.jsonl, a head and a line a student -> its path."""
-    stem, sizes = Path(options.wrappers).stem, size._asdict()
-    command = ["python -m experiments.claims", *options.claims, f"--seeds={options.seeds}"]
-    head = {"command": " ".join(command + [f"--{name}={value}" for name, value in sizes.items()]),
-            "wrappers": stem, "sha256": sha256_of(options.wrappers), "size": sizes, "rates": rates,
-            "seeds": options.seeds, "claims": options.claims, "torch": torch.__version__}
-    rows = [head, *(read_json(job.test, REMEDY) for job in jobs)]
-    path = Path(options.out_dir) / f"results-{stem}.jsonl"
+        work(test, [one for one in tests if one.arm not in ARMS], "after")
+        if "6" in claims:
+            work(agree, [one for one in tests if one.arm in CONTROL], "teacher and students")
+    head = {"wrappers": Path(options.wrappers).stem, "sha256": sha256_of(options.wrappers), "rates": rates,
+            "seeds": options.seeds, "size": size._asdict(), "torch": torch.__version__}
+    rows = [head, *(read_json(one.test, REMEDY) for one in tests)]
+    path = Path(options.out_dir) / f"results-{head['wrappers']}.jsonl"
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return path
 
 
-def parse(arguments):
-    """The options, claims in the order of CLAIMS. ValueError names what is wrong."""
+def tuned(families, job, work):
+    """{family: learning rate of the best mean accuracy in dev wrappers, "tried": {family: accuracies}}."""
+    rates, trials = {"tried": {}}, {arm: [job(arm, TUNING, rate, DEV) for rate in RATES] for arm in families}
+    work(test, sum(trials.values(), []), "learning rates")
+    for arm, jobs in trials.items():
+        signs = ["".join(read_json(one.test, REMEDY)["tasks"].values()) for one in jobs]
+        tried = [round(float(unpacked(some).mean()), 4) for some in signs]
+        rates["tried"][arm] = dict(zip(map(str, RATES), tried))
+        rates[arm] = RATES[tried.index(max(tried))]
+    return rates
+
+
+def main(arguments=None):
+    """A run and its tables, or tables alone; ValueError or OSError for what the user can mend."""
     parser = argparse.ArgumentParser(prog="claims", description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("claims", nargs="*", metavar="CLAIM", help=f"of {', '.join(CLAIMS)} [all]")
@@ -171,31 +195,19 @@ def parse(arguments):
     parser.add_argument("--show", metavar="FILE", help="print the tables of a file of results, and stop")
     for name, value in {"seeds": 3, **Size()._asdict()}.items():
         parser.add_argument(f"--{name}", type=int, default=value, help=f"[{value:,}]")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     for name in ("seeds", "workers", *Size._fields):
         check_range(name, getattr(options, name), above=0)
-    for claim in options.claims:
-        if claim not in CLAIMS:
-            raise ValueError(f"claim {claim}; expected {', '.join(CLAIMS)}")
-    options.claims = [claim for claim in CLAIMS if claim in options.claims or not options.claims]
-    return options
-
-
-def show(path):
-    """Prints the tables of a file of results."""
+    if unknown := [claim for claim in options.claims if claim not in CLAIMS]:
+        raise ValueError(f"claim {unknown[0]}; expected {', '.join(CLAIMS)}")
+    path = options.show
+    if not path:
+        claim_items.read_wrappers(options.wrappers)                 # for its errors
+        size, out = Size(*(getattr(options, name) for name in Size._fields)), Path(options.out_dir)
+        with folder_lock(out):
+            open_run(out, size._asdict(), {"stages": "a note for each finished student"})
+            path = run(options, size)
     print("\n".join(map(printable, claim_tables.show(*claim_tables.read(path)))))
-
-
-def main(arguments=None):
-    """A run and its tables, or tables alone; ValueError or OSError for what the user can mend."""
-    options = parse(sys.argv[1:] if arguments is None else arguments)
-    if options.show:
-        return show(options.show)
-    claim_items.read_wrappers(options.wrappers)
-    size, out = Size(*(getattr(options, name) for name in Size._fields)), Path(options.out_dir)
-    with folder_lock(out):
-        open_run(out, size._asdict(), FILES)
-        show(run(options, size))
 
 
 if __name__ == "__main__":

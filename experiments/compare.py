@@ -1,9 +1,8 @@
 """Every objective of distillation on one task: one start, one teacher, equal tokens, its own learning rate.
 
-    python td_distill.py compare                              all rows of experiments/objectives.py, 5 seeds
-    python td_distill.py compare --rows="KD p=.8,BD"          only these
-    python td_distill.py compare --rows="KD p=1,GKD" --seconds=10,40     cached answers against own ones
-    python td_distill.py compare --show=experiments/results/grammar.jsonl     the runs that the README reports
+    python td_distill.py compare                        all rows of experiments/objectives.py, 5 seeds
+    python td_distill.py compare --rows="KD p=1,GKD" --seconds=10,40        these two, by CPU seconds
+    python td_distill.py compare --show=experiments/results/grammar.jsonl   the runs that the README reports
 
 All rows of a seed begin with the same student and read equal tokens, those of one cache in the same order.
 Each row tries every learning rate on a seed and on prompts of their own, and runs all seeds of the table with
@@ -13,7 +12,6 @@ rows are added to it. Shapes: B documents, T positions, V vocabulary.
 
 import copy
 import json
-import math
 import sys
 import time
 from concurrent.futures import as_completed
@@ -107,31 +105,19 @@ def run(job):
 
 DECODINGS = {"T=1": dict(temperature=1.0), "T=.7": dict(temperature=0.7),
              "nucleus": dict(temperature=1.0, top_p=0.8), "greedy": dict(temperature=0)}
-DRAWS, LENGTHS = 4, (8, 16, 32)     # answers to a prompt at T = 1; lengths at which errors are accumulated
+DRAWS = 4                           # answers to a prompt at T = 1
 
 
 @torch.no_grad()
-def position_figures(model, teacher, documents):
-    """[student's log-probs, teacher's, KL(teacher || student)], each (answer,), for each (prompt, answer)."""
-    figures = []
+def answer_nll(model, documents):
+    """Cross-entropy of a model on the answers of documents (prompt, answer), in nats a token."""
+    found = []
     for at in range(0, len(documents), 64):
         some = documents[at:at + 64]
         tokens = pad_sequence([torch.tensor(p + a) for p, a in some], batch_first=True)      # (B, T + 1)
-        log_s, log_t = (m(tokens[:, :-1]).log_softmax(-1) for m in (model, teacher))         # (B, T, V)
-        kl, taken = (log_t.exp() * (log_t - log_s)).sum(-1), tokens[:, 1:, None]             # (B, T)
-        columns = log_s.gather(-1, taken)[..., 0], log_t.gather(-1, taken)[..., 0], kl
-        for b, (p, a) in enumerate(some):
-            figures.append([column[b, len(p) - 1:len(p) + len(a) - 1] for column in columns])
-    return figures
-
-
-def excess_errors(own, teachers):
-    """Exposure bias in percent, by length l: 100 (R(l) - eps(l)) / eps(l), R and eps the summed mean KL of
-    the first l tokens, in the student's own answers and in the teacher's."""
-    def accumulated(kls, length):
-        reached = [[kl[t] for kl in kls if len(kl) > t] for t in range(length)]
-        return sum(float(torch.stack(column).mean()) for column in reached if column)
-    return {f"excess {n}": 100 * (accumulated(own, n) / accumulated(teachers, n) - 1) for n in LENGTHS}
+        taken = model(tokens[:, :-1]).log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0]        # (B, T)
+        found += [row[len(p) - 1:len(p) + len(a) - 1] for row, (p, a) in zip(taken, some)]
+    return -float(torch.cat(found).mean())
 
 
 def measure(model, task, numbers, seed):
@@ -143,14 +129,11 @@ def measure(model, task, numbers, seed):
         right = [task.judge(i, answer) for i, answer in zip(list(numbers) * n, answers)]
         figures |= {name: sum(right) / len(right), f"length {name}": sum(map(len, answers)) / len(answers)}
         if name == "T=1":
-            own = position_figures(model, task.teacher, list(zip(prompts, answers)))
+            figures["teacher nll"] = answer_nll(task.teacher, list(zip(prompts, answers)))
             good = {(i, tuple(a)) for i, a, ok in zip(list(numbers) * n, answers, right) if ok}
             figures["distinct"] = len(good) / len(answers)
-    theirs = position_figures(model, task.teacher, [(task.prompts[i], task.answers[i]) for i in numbers])
-    figures["teacher nll"] = -float(torch.cat([log_t for _, log_t, _ in own]).mean())
-    figures["coverage"] = -float(torch.cat([log_s for log_s, _, _ in theirs]).mean())
-    figures["kl"] = float(torch.cat([kl for *_, kl in theirs]).mean())
-    return figures | excess_errors([kl for *_, kl in own], [kl for *_, kl in theirs])
+    figures["coverage"] = answer_nll(model, [(task.prompts[i], task.answers[i]) for i in numbers])
+    return figures
 
 
 def finished(path):
@@ -197,7 +180,7 @@ def compare(out, size, rows, options):
 
 
 PAIRED = ("T=1", "T=.7", "nucleus", "greedy", "coverage", "distinct", "length T=1")
-COLUMNS = (*PAIRED, "teacher nll", "excess 32", "cpu seconds")
+COLUMNS = (*PAIRED, "teacher nll", "cpu seconds")
 
 
 def line(label, cells):
@@ -222,32 +205,17 @@ def table(results):
             yield line(f"{row} - {control}", cells)
 
 
-def time_to(curve, quality):
-    """Seconds at which a curve {seconds: quality} first reaches a quality, linear between its points in log
-    seconds; infinite where it never does."""
-    points = sorted(curve.items())
-    for (t0, q0), (t1, q1) in zip([points[0], *points], points):
-        if q1 >= quality:
-            return t1 if q1 == q0 else t0 * (t1 / t0) ** ((quality - q0) / (q1 - q0))
-    return math.inf
-
-
-def curves(results, figure="T=1"):
-    """Lines: quality against CPU seconds, and the time that each row takes to a quality of the first row."""
+def curves(results):
+    """Lines: the share of right answers at T = 1 against CPU seconds."""
     rows, budgets = (list(dict.fromkeys(keys)) for keys in zip(*results))
-    found = {key: mean_se([run.get(figure, 0) for run in runs]) for key, (_, runs) in results.items()}
-    means = {row: {budget[1]: found[row, budget]["value"] for budget in budgets} for row in rows}
-    yield line(f"{figure} after CPU seconds", [f"{seconds:g}" for _, seconds in budgets])
-    yield from (line(row, [cell(found[row, budget]) for budget in budgets]) for row in rows)
+    yield line("T=1 after CPU seconds", [f"{seconds:g}" for _, seconds in budgets])
     for row in rows:
-        goal = min(max(means[row].values()), max(means[rows[0]].values()))
-        ratio = time_to(means[row], goal) / time_to(means[rows[0]], goal)
-        yield f"{row} is at {goal:.3f} after {ratio:.2f} times the seconds of {rows[0]}"
+        found = [[run.get("T=1", 0) for run in results[row, budget][1]] for budget in budgets]
+        yield line(row, [cell(mean_se(values)) for values in found])
 
 
 def show(path):
-    """Lines: the tables of a results.jsonl, one for each size of student and budget; runs of rows that are no
-    more in OBJECTIVES are left out."""
+    """Lines: the tables of a results.jsonl, one for each size and budget, of the rows of OBJECTIVES."""
     order, groups = list(OBJECTIVES), {}
     runs = [run for run in finished(path).values() if run["row"] in order and run["seed"] != TUNING]
     for run in sorted(runs, key=lambda r: (order.index(r["row"]), r["seconds"], r["seed"])):

@@ -15,7 +15,6 @@ from data.documents import ROLES
 from data.files import hash_of, is_finished, read_json, save_finished, write_json
 from experiments import grammar
 from experiments.grammar import END, N_VOCAB
-from experiments.losses import narrow_cache
 from experiments.objectives import OBJECTIVES, learn
 from model import GPT, GPTConfig
 from td_distill import draw_with_sets
@@ -40,13 +39,12 @@ class Task(NamedTuple):
     max_new: int                    # longest answer
     weights: torch.Tensor           # (roles,) float32: what a token of each role weighs
     student: GPTConfig              # of some number of channels
-    sources: dict                   # (source, p) of a row of OBJECTIVES -> Rows or TeacherCache
+    sources: dict                   # source of a row of OBJECTIVES -> Rows or TeacherCache
 
 
 SIZE = Size(4000, 4, 800, 5_000_000, 1_000_000, 72)
 TEXT, ANSWER = ROLES.index("text"), ROLES.index("answer")
 SHAPE = {"n_vocab": N_VOCAB, "block_size": 96, "n_head": 4}
-CACHES = ("free", 1.0), ("free", 0.8), ("nucleus", 0.8)         # how answers are drawn, mass of the sets
 
 
 def grammar_prompts(n, seed):
@@ -87,10 +85,10 @@ def open_task(out, size):
                 judge=lambda i, answer: grammar.valid(prompts[i], answer),
                 weights=torch.tensor([float(role == "answer") for role in ROLES]),
                 student=GPTConfig(n_layer=2, n_embd=64, **SHAPE),
-                sources={("references", 1.0): grammar_rows(known, "references")})
+                sources={"references": grammar_rows(known, "references")})
     if not is_finished(out, "teacher"):
         texts = grammar_rows(grammar_prompts(size.teacher_tokens // 42, "teacher"), "teacher")
-        reading, config = task._replace(sources={("references", 1.0): texts}), train.Config(device="cpu")
+        reading, config = task._replace(sources={"references": texts}), train.Config(device="cpu")
         torch.manual_seed(1)
         teacher = GPT(GPTConfig(n_layer=4, n_embd=128, **SHAPE))
         learn("teacher", teacher, size.teacher_tokens, config, OBJECTIVES["SFT"], reading)
@@ -101,14 +99,11 @@ def open_task(out, size):
         answers = teacher.generate(prompts, size.max_new, stop=END, seed=1)
         write_json(out / "answers.json", {"answers": answers})
     about = {"hash": hash_of(out / "teacher" / "model.pt"), "params": teacher.num_params()}
-    for draw, p in CACHES:
+    for draw, p in (("free", 1.0), ("nucleus", 0.8)):       # mass of the sets that answers are drawn from
         folder = out / "caches" / f"{draw}-{p}"
         if not (folder / "header.json").exists():
-            if draw == "free" and p < 1:
-                narrow_cache(task.sources["free", 1.0], folder, p)
-            else:
-                write_answers(folder, teacher, about, known, size.max_new, p)
-        task.sources[draw, p] = TeacherCache(folder)
-    task.sources["own", 1.0] = task.sources["free", 1.0]        # prompts; the student draws its own answers
+            write_answers(folder, teacher, about, known, size.max_new, p)
+        task.sources[draw] = TeacherCache(folder)
+    task.sources["own"] = task.sources["free"]                  # prompts; the student draws its own answers
     answers = read_json(out / "answers.json", "remove it, and they are drawn again")["answers"]
     return task._replace(teacher=teacher, answers=answers)

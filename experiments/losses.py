@@ -1,4 +1,4 @@
-"""Additions to td_distill.py: the terms of a loss straight from the head, and a narrower cache.
+"""Additions to td_distill.py: the terms of a loss straight from the head.
 
 Shapes: B documents, T tokens, K teacher tokens kept, V vocabulary, C channels, N rows of any kind.
 """
@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 
 import td_distill as td
-from data.cache_tools import CacheWriter
 
 HEAD_CELLS = 1 << 19    # logits at a time: 2 MB in float32 fit the cache of a core
 
@@ -40,7 +39,7 @@ class HeadTerms(torch.autograd.Function):
     def backward(ctx, grad_z, grad_log_Z):
         hidden, weight, ids, logits, log_Z = ctx.saved_tensors
         grad_hidden = td.at_least_float32(torch.zeros_like(hidden))
-        grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+        grad_weight = torch.empty_like(weight)
         for chunk in vocabulary_chunks(*logits.shape):
             grad = (logits[chunk] - log_Z).exp_().mul_(grad_log_Z)          # (chunk, N)
             here = (ids >= chunk.start) & (ids < chunk.stop)
@@ -48,8 +47,7 @@ class HeadTerms(torch.autograd.Function):
             grad.scatter_add_(0, place.T, torch.where(here, grad_z, 0).T)
             grad = grad.to(hidden.dtype)
             grad_hidden += grad.T @ weight[chunk].to(hidden.dtype)
-            if grad_weight is not None:
-                grad_weight[chunk] = grad @ hidden
+            grad_weight[chunk] = grad @ hidden
         return grad_hidden, grad_weight, None
 
 
@@ -63,19 +61,3 @@ def head_terms(hidden, weight, ids, taken):
     z, log_Z = HeadTerms.apply(hidden.flatten(0, -2), weight, columns.flatten(0, -2))
     z = z.view(columns.shape)
     return td.StudentTerms(z[..., :-1], z[..., -1], log_Z.view(taken.shape))
-
-
-def narrow_cache(cache, folder, p):
-    """Writes what a smaller p would have kept of a TeacherCache into another folder. Some tokens of the
-    documents then lie outside their sets."""
-    same = "n_vocab", "k_cap", "temperature", "teacher", "roles", "made_by"
-    settings = {name: cache.header[name] for name in same}
-    writer = CacheWriter(folder, tokenizer_hash=cache.header["tokenizer"], p=p, **settings)
-    for d in range(len(cache)):
-        batch = {name: x[0] for name, x in cache.batch([d]).items()}
-        sets = []
-        for t, inside in enumerate(td.restrict_to_p(batch["log_probs"], batch["mask"], p)):     # (K,)
-            one = batch["ids"][t, inside].numpy(), batch["log_probs"][t, inside].numpy()
-            sets.append(one if len(one[0]) else None)
-        writer.add(batch["tokens"].tolist(), batch["roles"].tolist(), sets)
-    writer.close()

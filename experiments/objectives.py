@@ -9,7 +9,6 @@ from types import SimpleNamespace
 from typing import Callable, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 import td_distill as td
@@ -21,14 +20,14 @@ from data.cache import MASKED
 class Row(NamedTuple):
     source: str                     # "references"; the teacher's answers, "free" or drawn in its "nucleus";
                                     # "own": the student's answers, drawn at every step
-    p: float                        # mass of the teacher's sets
+    p: float                        # mass of the teacher's sets, at most that of the cache
     loss: Callable                  # loss(s) -> scalar; s: see terms
     control: str = "KD p=.8"        # the row that this one is compared with
 
 
-def terms(model, source, documents, task):
+def terms(model, source, documents, task, p=1.0):
     """What a loss may ask for, in the columns that are predicted: student (StudentTerms), teacher
-    (TeacherSets, empty for references), weights (B, T), ids (B, T, K) of sets, hidden (B, T, C); model."""
+    (TeacherSets; of references empty), weights (B, T), ids (B, T, K) of sets, hidden (B, T, C); model."""
     if isinstance(source, Rows):
         given, taken, weights = source.batch(documents, task.weights.numpy())
         tokens = torch.cat([given[:, :1], taken], 1)                                        # (B, T + 1)
@@ -38,7 +37,10 @@ def terms(model, source, documents, task):
         sets = source.batch(documents)
         tokens = sets["tokens"]
         taken, weights = tokens[:, 1:], task.weights[sets["roles"][:, 1:]] * sets["real"][:, 1:]
-    ids, log_probs, mask = (sets[name][:, 1:] for name in ("ids", "log_probs", "mask"))     # (B, T, K)
+        if p < source.header["p"]:
+            sets["mask"] = td.restrict_to_p(sets["log_probs"], sets["mask"], p)
+    K = int(sets["mask"].sum(-1).max().clamp(min=1))
+    ids, log_probs, mask = (sets[name][:, 1:, :K] for name in ("ids", "log_probs", "mask"))     # (B, T, K)
     hidden = model.hidden(tokens[:, :-1])                                                   # (B, T, C)
     return SimpleNamespace(
         student=td.student_terms(model.logits(hidden), ids, taken), weights=weights, ids=ids, hidden=hidden,
@@ -48,10 +50,9 @@ def terms(model, source, documents, task):
 def learn(name, model, tokens, config, row, task):
     """train.fit with the source and the loss of a row -> Fitted."""
     def loss(model, source, batch, *_):
-        inputs = own_answers if row.source == "own" else terms
+        inputs = own_answers if row.source == "own" else partial(terms, p=row.p)
         return {"loss": row.loss(inputs(model, source, batch.documents, task))}
-    source = task.sources[row.source, row.p]
-    return train.fit(name, model, DataMix([source], [1.0]), tokens, config, loss=loss)
+    return train.fit(name, model, DataMix([task.sources[row.source]], [1.0]), tokens, config, loss=loss)
 
 
 def sft(s):
@@ -94,65 +95,6 @@ def to_teacher(leak, gamma=0.99):
     return loss
 
 
-def leaks(s):
-    """The student's leak log_Z - V_p, (B, T), 0 where there is no set."""
-    V_p = torch.where(s.teacher.mask, s.student.z_K, MASKED).logsumexp(-1)
-    return torch.where(s.teacher.mask.any(-1), s.student.log_Z - V_p, 0)
-
-
-def to_come(leak, gamma=0.95):
-    """KD with a leak that weighs more where more tokens follow, which a leak would spoil: 1 - gamma^n for n
-    tokens, divided by its mean over the batch."""
-    def loss(s):
-        live = s.teacher.mask.any(-1)                                                       # (B, T)
-        ahead = 1 - gamma ** live.flip(1).cumsum(1).flip(1)                 # this token is one of the n
-        ahead = ahead / td.weighted_mean(ahead, s.weights * live)
-        return kl(leak=0.0)(s) + leak * td.weighted_mean(ahead * leaks(s), s.weights * live)
-    return loss
-
-
-class LookAhead:
-    """U(s, a): the student's own discounted log mass inside the sets after token a, a linear function of its
-    hidden state at s. Fitted on the cached answers by Adam beside the student, without a gradient into it."""
-
-    def __init__(self, channels, n_vocab, gamma):
-        self.weight, self.bias, self.gamma = torch.zeros(n_vocab, channels), torch.zeros(n_vocab), gamma
-        self.adam = torch.optim.Adam([self.weight.requires_grad_(), self.bias.requires_grad_()], lr=0.003)
-
-    def fit(self, s, outside):
-        """One step towards what came after the tokens taken; outside (B, T) >= 0, 0 where there is no set."""
-        ahead, column = torch.zeros_like(outside), torch.zeros(len(outside))
-        for t in range(outside.size(1) - 2, -1, -1):
-            column = self.gamma * column - outside[:, t + 1]
-            ahead[:, t] = column
-        error = (self.values(s) - ahead[..., None])[s.teacher.is_taken & s.teacher.mask]
-        self.adam.zero_grad()
-        error.square().mean().backward()
-        self.adam.step()
-
-    def values(self, s):
-        """U (B, T, K) for the tokens of the sets."""
-        return (F.linear(s.hidden.detach().float(), self.weight) + self.bias).gather(-1, s.ids)
-
-
-def improve(beta, leak=3.0, gamma=0.95):
-    """KD towards an improved teacher, q exp(beta A) on its own set: one step of soft policy improvement for
-    the student, A the advantage of U (see LookAhead), at most 3 standard deviations."""
-    def loss(s):
-        mask, V = s.teacher.mask, s.model.config.n_vocab
-        head = s.model.__dict__.setdefault("look_ahead", LookAhead(s.hidden.size(-1), V, gamma))
-        with torch.enable_grad(), torch.autocast("cpu", enabled=False):
-            head.fit(s, leaks(s).detach())
-        with torch.no_grad():
-            log_q = torch.where(mask, s.teacher.log_probs, MASKED).log_softmax(-1)          # (B, T, K)
-            U = torch.where(mask, head.values(s), 0)
-            A = torch.where(mask, U - (log_q.exp() * U).sum(-1, keepdim=True), 0)
-            A = (A / A[mask].std().clamp(min=1e-6)).clamp(-3, 3)
-            target = torch.where(mask, (log_q + beta * A).log_softmax(-1), MASKED)
-        return td.topp_forward_kl(s.student, s.teacher._replace(log_probs=target), s.weights, leak=leak)[0]
-    return loss
-
-
 def prize(s):
     """An entry for the prize of course/8-prize.md: KD with a leak of 3, and the Bellman residual around the
     teacher's own reward, which is 0 for the teacher itself; s: see terms. Control: "KD leak 3"."""
@@ -190,7 +132,6 @@ OBJECTIVES = {
     "KD in p": Row("nucleus", 0.8, kl()),
     "KD 3 in p": Row("nucleus", 0.8, kl(leak=3.0), "KD in p"),
     "KD leak 3": Row("free", 0.8, kl(leak=3.0)),
-    "KD to come": Row("free", 0.8, to_come(3.0), "KD leak 3"),
     "reverse KL": Row("free", 0.8, with_options(td.reverse_kl)),
     "cloning": Row("free", 0.8, cloning),
     "BD published": Row("free", 0.8, published, "cloning"),
@@ -200,7 +141,6 @@ OBJECTIVES = {
     "KD 3 + residual": Row("free", 0.8, stable(leak=3.0, expected=True), "KD leak 3"),
     "KD 3 in p + residual": Row("nucleus", 0.8, stable(leak=3.0, expected=True), "KD 3 in p"),
     "BD in p": Row("nucleus", 0.8, stable(leak=3.0), "KD 3 in p"),
-    "improve": Row("free", 0.8, improve(0.5), "KD leak 3"),
     "prize": Row("free", 0.8, prize, "KD leak 3"),
     "GKD": Row("own", 1.0, gkd),
 }

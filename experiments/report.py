@@ -1,35 +1,31 @@
-"""out/report.html of a finished run: one file that opens without a network, made from results.json, the
-checkpoints and the teacher's cache alone.
+"""out/report.html of a finished run: one file that opens without a network, made from results.json and the
+checkpoints. It needs matplotlib: pip install -e ".[plot]".
 
-    python -m experiments.report out                                       # writes out/report.html
-    python -m experiments.report out --pictures=experiments/pictures       # and the README's pictures, as PNG
+    python -m experiments.report out                                              # writes out/report.html
+    python -m experiments.report out --png=experiments/pictures/reading.png       # and the README's picture
 
-The pictures need matplotlib: pip install -e ".[plot]". Whatever comes from a text, a student or an option
-goes through `escape`, and the page forbids every script and every address.
+Whatever comes from a text, a student or an option goes through `escape`, and the page forbids every script
+and every address.
 """
 
 import argparse
+import io
 import random
+import re
 from html import escape
 from pathlib import Path
 
-import torch
-
 import brd
-import td_distill
-import train
-from data.annotations import marked, parse_entities
-from data.cache import TeacherCache
+from data.annotated import marked
+from data.annotations import parse_entities
 from data.cli import printable, run_command
 from data.documents import held_out_records
 from data.figures import thinned
 from data.files import read_json, write_text
 from data.report import report, table
 from data.tokenizer import Tokenizer
-from experiments import plots
 from model import GPT
 
-PARAGRAPHS, LONGEST = 4, 22     # shown as students read them; tokens in the teacher's answer that is shown
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
@@ -45,54 +41,55 @@ tbody th { font-weight: 400; text-align: left }
 </style></head><body>
 <h1>What the students learnt to read</h1>
 """
-UNROLLED = """<p>V_p: log of the student's mass in the teacher's set, 0 where nothing leaks. Residual:
-log pi(a|s) - gamma V_p(s'), the implied reward. Thick bars: the set; thin bars: the student on it.</p>"""
+INK = "#1b1f24"   # in the page it becomes the colour of the text, light or dark
+# Of students. Colours of Okabe and Ito (2008) and markers: none is told by its colour alone.
+LOOKS = ("#d55e00", "o"), ("#0072b2", "s"), ("#009e73", "^")
+STYLE = {"svg.fonttype": "none", "svg.hashsalt": "nanoreader", "text.parse_math": False, "font.size": 9,
+         "legend.frameon": False, "legend.fontsize": 8, "axes.spines.top": False, "axes.spines.right": False,
+         "axes.grid": True, "grid.alpha": 0.2, "axes.titlesize": 10, "axes.titlelocation": "left",
+         **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color",
+                          "ytick.color", "grid.color"), INK)}
 
 
-def load_student(folder):
-    return GPT.load(folder).eval(), Tokenizer.load(folder)
+def draw_reading(students):
+    """Reading of paragraphs against tokens: short tests on the way (lines), and the test (points)."""
+    from matplotlib.figure import Figure
+    fig = Figure((4.6, 4.8), layout="constrained")
+    top, below = fig.subplots(2, 1, sharex=True)
+    figures = {"entity_f1": (top, "-"), "answer.wh": (below, "-"), "answer.yes_no": (below, ":")}
+    for (student, s), (colour, marker) in zip(students.items(), LOOKS):
+        for name, (axes, line) in figures.items():
+            end = s["reading"]["paragraph"][name]
+            if end["value"] is None:
+                continue
+            points = [(look["tokens"], look[name]) for look in s["reading_curve"] if name in look]
+            axes.plot(*zip(*points, (s["tokens_seen"], end["value"])), line, color=colour, lw=1.4)
+            axes.errorbar(s["tokens_seen"], end["value"], end["se"] or 0, fmt=marker, color=colour, ms=6,
+                          capsize=3, clip_on=False, zorder=3, label=student)
+    kinds = [below.plot([], [], line, color=INK)[0] for line in "-:"]
+    below.legend(kinds, ["wh questions", "yes/no questions"])
+    top.legend()
+    top.set(title="entity F1", ylim=(-0.04, 1.04))
+    below.axhline(0.5, color=INK, lw=0.8, alpha=0.6)
+    below.set(title="answers right (0.5: yes or no by chance)", ylim=(-0.04, 1.04),
+              xlabel="thousand tokens read", xlim=(0, None))
+    below.xaxis.set_major_formatter(lambda x, _: f"{x / 1e3:,.0f}")
+    return fig
 
 
-def choose_document(cache):
-    """The first document of one sentence with an answer of at most LONGEST drawn tokens, whose sets are not
-    smaller than those of the cache on average; None where there is none."""
-    names, mean = cache.header["roles"], cache.header["kept"] / max(1, cache.header["drawn"])
-    for d in range(len(cache)):
-        _, roles, counts, *_ = cache.document(d)
-        roles, drawn = [names[role] for role in roles], int((counts > 0).sum())
-        short = "answer" in roles and roles.count("sep") == 2 and 0 < drawn <= LONGEST
-        if short and counts.sum() >= mean * drawn:
-            return d
-
-
-@torch.no_grad()
-def unrolled(cache, d, model, tokenizer, config):
-    """Document d of a teacher's cache, token by token -> (text before, steps), a step for a drawn token:
-
-    {"token": str, "kept": [(token, was it drawn, teacher's probability, student's), ...] the set A_p, most
-     probable first, "value": V_p(s) = log of the student's mass in A_p, "residual": log pi(a|s) - gamma
-     V_p(s'), None where it is not known}. config: p and gamma."""
-    rows, roles = cache.batch([d]), cache.header["roles"]
-    mask = td_distill.restrict_to_p(rows["log_probs"], rows["mask"], config["p"])
-    terminal = torch.isin(rows["roles"], torch.tensor([roles.index("sep"), roles.index("end")]))
-    taken, ids, log_probs, mask, terminal = (
-        x[:, 1:] for x in (rows["tokens"], rows["ids"], rows["log_probs"], mask, terminal))
-    student = td_distill.student_terms(model(rows["tokens"][:, :-1]), ids, taken)
-    teacher = td_distill.TeacherSets(log_probs, mask, ids == taken[..., None], terminal)   # (1, T - 1, K)
-    residual, _, _, leak, known = (x[0].tolist() for x in td_distill.bellman_terms(
-        student, teacher, torch.ones_like(student.z_a), config["gamma"], gauge="log_softmax"))
-    log_s = student.z_K - student.log_Z[..., None]
-
-    def label(token):
-        return printable(tokenizer.decode([int(token)]).replace("\n", "↵").replace(" ", "␣"))
-
-    def step(t):
-        kept = [(label(ids[0, t, k]), bool(ids[0, t, k] == taken[0, t]), log_probs[0, t, k].exp().item(),
-                 log_s[0, t, k].exp().item()) for k in mask[0, t].nonzero()[:, 0]]
-        return {"token": label(taken[0, t]), "kept": kept, "value": -leak[t],
-                "residual": residual[t] if known[t] else None}
-    drawn = mask[0].any(-1).nonzero()[:, 0].tolist()
-    return tokenizer.decode(rows["tokens"][0, :drawn[0] + 1].tolist()), [step(t) for t in drawn]
+def reading_curve(students, png=None):
+    """The drawing as SVG to stand in a page -> str; also as a file `png` (Path) if one is given."""
+    from matplotlib import rc_context
+    file = io.StringIO()
+    with rc_context(STYLE):
+        fig = draw_reading(students)
+        fig.savefig(file, format="svg", transparent=True)
+        if png:
+            fig.savefig(png, format="png", dpi=150)
+    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", file.getvalue(), flags=re.S)
+    box, body = re.search(r'<svg[^>]*viewBox="([^"]*)"[^>]*>(.*)', text, re.S).groups()
+    alt = "Entity F1 and answers right, against tokens; the ends stand in the table."
+    return f'<svg role="img" aria-label="{alt}" viewBox="{box}">' + body.replace(INK, "currentColor")
 
 
 def html_table(rows, head, kind=""):
@@ -133,48 +130,32 @@ def read_text(out, names, paragraphs):
     return html
 
 
-def sections(out, results, pictures):
-    """Yields (title, HTML) of each part of the page, and writes the README's pictures where that is asked."""
-    students, config = results["students"], results["config"]
+def load_student(folder):
+    return GPT.load(folder).eval(), Tokenizer.load(folder)
 
-    def drawn(name, *drawing):
-        if pictures:
-            plots.picture(pictures / f"{name}.png", "png", *drawing[1:])
-        return plots.svg(*drawing)
+
+def sections(out, results, png):
+    """Yields (title, HTML) of each part of the page."""
+    students = results["students"]
     if "sample" in students["plain"]:
         yield "A text of your own", f"<pre>{escape(report(results))}</pre>"
     else:
-        yield "Reading, against tokens", drawn("reading", (
-            "Entity F1 and answers right, against tokens; the ends stand in the table."),
-            plots.draw_reading, (4.6, 4.8), students)
-        height = 2.8 + 0.36 * len(students["plain"]["blind"])
-        bars = drawn("students", "The table below as bars.", plots.draw_students, (4.6, height), students)
+        yield "Reading, against tokens", reading_curve(students, png)
         rows = [(escape(label), list(map(escape, cells))) for label, cells in table(students)]
-        yield "The students", bars + html_table(rows, students)
-        paragraphs = held_out_records(PARAGRAPHS, "page")
+        yield "The students", html_table(rows, students)
+        paragraphs = held_out_records(4, "page")
         yield "Held-out text, as each student reads it", read_text(out, list(students), paragraphs)
-    if "distilled" in students:
-        cache = TeacherCache(config["cache"] or train.TEACHER, tokenizer_hash=results["tokenizer"])
-        chosen = choose_document(cache)
-        if chosen is not None:
-            text, steps = unrolled(cache, chosen, *load_student(out / "distilled"), config)
-            bars = drawn("top_p", "The sets as teacher and student weigh them, V_p and residuals.",
-                         plots.draw_unrolled, (4.6, 0.9 + 0.27 * len(steps)), steps)
-            told = f"<p>The teacher read:</p><pre>{escape(text)}</pre>{UNROLLED}"
-            yield "A teacher's answer, token by token", told + bars
     rows = [(name, [f"{x:.3f}" for x in thinned(s["loss_curve"], 10)]) for name, s in students.items()]
     yield "Training losses by tenths of the run, nats", html_table(rows, range(1, 11))
 
 
-def write_page(out, pictures=None):
-    """Writes report.html into the folder of a finished run, and PNGs into a folder `pictures` -> its path."""
+def write_page(out, png=None):
+    """Writes report.html into the folder of a finished run -> its path. png: a file for the reading curve."""
     results = read_json(out / "results.json", "python train.py writes it at the end of a run")
-    if not {"students", "config", "tokenizer"} <= set(results):
+    if not {"students", "config"} <= set(results):
         raise ValueError(f"{out / 'results.json'}: not the results of train.py")
-    if pictures:
-        pictures.mkdir(parents=True, exist_ok=True)
     options = " ".join(f"--{name}={value}" for name, value in results["config"].items() if value != "")
-    parts = [f"<h2>{title}</h2>{html}" for title, html in sections(out, results, pictures)]
+    parts = [f"<h2>{title}</h2>{html}" for title, html in sections(out, results, png)]
     write_text(out / "report.html", "\n".join([PAGE, f"<p>python train.py {escape(options)}</p>", *parts]))
     return out / "report.html"
 
@@ -183,9 +164,9 @@ def main(arguments=None):
     """The command; ValueError or OSError for a folder that cannot be shown."""
     parser = argparse.ArgumentParser("experiments.report", description=__doc__.split("\n\n")[0])
     parser.add_argument("out", type=Path, help="the --out_dir of a finished run")
-    parser.add_argument("--pictures", type=Path, help="a folder for the README's pictures, as PNG")
+    parser.add_argument("--png", type=Path, help="the reading curve, for the README")
     options = parser.parse_args(arguments)
-    print(printable(str(write_page(options.out, options.pictures))))
+    print(printable(str(write_page(options.out, options.png))))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ METHODS = {"SFT": ("references", "topp_kd"), "SeqKD": ("cache", "seqkd"), "top-p
            "top-p TD": ("cache", "bellman")}
 RATE, P = 0.005, 0.8                # learning rate of all methods; the teacher's nucleus, as the paper has it
 KINDS = tuple(kind for kind in world.KINDS if kind != "feel")
-TESTS = 300                         # questions of the test
 
 
 def exchanges(n, split, seed):
@@ -51,11 +50,9 @@ def config_of(config, tokens, method="SFT"):
 
 def instructed_teacher(reader, tokenizer, config):
     """The reader after two passes over the references; kept in out_dir/instructed."""
-    model = train.finished_model("instructed", config)
-    if model is None:
-        mix, tokens = DataMix([source("SFT", tokenizer, config)], [1.0]), 2 * config.student_tokens
-        model = train.train_model("instructed", reader, mix, tokens, config, tokenizer)
-    return model
+    mix, tokens = DataMix([source("SFT", tokenizer, config)], [1.0]), 2 * config.student_tokens
+    return (train.finished_model("instructed", config)
+            or train.train_model("instructed", reader, mix, tokens, config, tokenizer))
 
 
 def source(method, tokenizer, config):
@@ -71,7 +68,7 @@ def source(method, tokenizer, config):
                              made_by="python -m experiments.claims 5")
 
 
-def test(model, tokenizer, n=TESTS, seed=1):
+def test(model, tokenizer, n=300, seed=1):
     """1.0 for each of n questions about held-out facts whose greedy answer is a right sentence, else 0.0."""
     asked = exchanges(n, "test", seed)
     prompts = tokenizer.encode_batch([prompt for prompt, _ in asked])

@@ -26,6 +26,7 @@ from data.batches import DataMix
 from data.cache_tools import CacheWriter
 from data.cli import parse_options, printable, run_command
 from data.documents import QUESTIONS_FIRST, ROLES, course_tokenizer, is_annotated, reading_mix
+from data.figures import cell
 from data.files import folder_lock, is_finished, open_run, save_finished
 from td_distill import draw_with_sets
 
@@ -142,16 +143,15 @@ def weights_hash(model):
 def write_cache(folder, teacher, tokenizer, config):
     """Fills a cache with the teacher's readings of new text of the built-in world, about config.cache_tokens
     tokens. One that was stopped goes on behind its last chunk. ValueError where no reading was finished."""
-    figures = {place: {name: round(found[name]["value"], 4) for name in FIGURES
-                       if found[name]["value"] is not None}
+    figures = {place: {name: cell(found[name]) for name in FIGURES}
                for place, found in teacher.extra["reading"].items()}
     about = {"hash": weights_hash(teacher), "params": teacher.num_params(), "figures": figures,
              "tokens_seen": teacher.extra["tokens_seen"]}
     amounts = f"--teacher_tokens={config.teacher_tokens} --cache_tokens={config.cache_tokens}"
-    command = f"python -m experiments.teacher --seed={config.seed} {amounts}"
     writer = CacheWriter(
         folder, n_vocab=tokenizer.n_vocab, tokenizer_hash=tokenizer.hash, p=config.p, k_cap=K_CAP,
-        temperature=1.0, teacher=about, made_by=command, roles=ROLES)
+        temperature=1.0, teacher=about, roles=ROLES,
+        made_by=f"python -m experiments.teacher --seed={config.seed} {amounts}")
     rng, n = random.Random(f"cache {config.seed}"), config.cache_tokens // DOCUMENT_TOKENS
     for number, start in enumerate(tqdm(range(0, n, CHUNK), "cache", leave=False, disable=None), 1):
         for behaviour, share in SHARES.items():

@@ -110,8 +110,9 @@ def test_every_opener_and_bridge_is_parsed_back():
 def test_malformed_output_is_dropped_not_raised():
     assert annotations.parse_entities(" Anna: person, x\n Anna, person\n\n Oslo: city, y\n none\n :") == [
         {"text": "Anna", "type": "person", "about": "x"}]
-    assert annotations.parse_questions("Who? Anna\n Who Anna\n Q: Who?\n ? Anna\n Who? A: Oslo") == [
-        {"question": "Who?", "answer": "Anna"}, {"question": "Who?", "answer": "Oslo"}]
+    assert [annotations.parse_question(line) for line in ("Who? Anna", "Who Anna", "Q: Who?", "? Anna",
+                                                          "Who? A: Oslo")] == [
+        {"question": "Who?", "answer": "Anna"}, None, None, None, {"question": "Who?", "answer": "Oslo"}]
 
 
 # --- for the eye --------------------------------------------------------------------------------------------
@@ -119,9 +120,9 @@ def test_malformed_output_is_dropped_not_raised():
 def test_entities_are_marked_longest_first():
     entities = [{"text": text, "type": type} for text, type in (
         ("Paris", "person"), ("Paris, France", "place"), ("on", "thing"), ("Bob", "person"))]
-    marked = annotations.marked("Paris, France on Monday", entities)
+    marked = annotated.marked("Paris, France on Monday", entities)
     assert marked == "[Paris, France|place] [on|thing] Monday"
-    assert annotations.marked("Nobody.", entities) == "Nobody."
+    assert annotated.marked("Nobody.", entities) == "Nobody."
 
 
 def test_control_characters_are_shown_not_obeyed():

@@ -29,8 +29,6 @@ def test_packing_keeps_every_token_and_role(n_vocab, dtype):
     assert rows.tokens.dtype == dtype and len(rows) == 50
     for d, (ids, roles) in enumerate(documents):
         assert [part.tolist() for part in rows.document(d)] == [ids, roles] and rows.lengths[d] == len(ids)
-    windows = Rows.windows(list(range(9)), 4, n_vocab)
-    assert [windows.document(d)[0].tolist() for d in range(3)] == [[0, 1, 2, 3], [3, 4, 5, 6], [6, 7, 8]]
 
 
 @pytest.mark.parametrize("chosen", [[0], [3, 1, 3], list(range(20))])

@@ -331,7 +331,7 @@ def test_a_question_is_answered_after_the_last_sentence(tokenizer):
 
 @pytest.mark.parametrize("arguments, message", [
     (["read", "FOLDER", "  "], "no text to read"), (["read", "nowhere", "Anna left."], "nowhere"),
-    (["test", "FOLDER", "nowhere.json"], "nowhere.json"), (["taste"], "expected read, test or annotate")])
+    (["test", "FOLDER", "nowhere.json"], "nowhere.json"), (["taste"], "expected one of read, test, annotate")])
 def test_what_cannot_be_read_is_told(folder, arguments, message):
     with pytest.raises((ValueError, OSError), match=message):
         brd.main([folder if argument == "FOLDER" else argument for argument in arguments])

@@ -12,9 +12,14 @@ from hypothesis import given, settings, strategies as st
 
 from data.cache import ARRAYS, TeacherCache
 from data.cache_tools import CacheWriter, inspect, round_down_to_half
-from data.files import with_checksum
+from data.files import digest
 
 ROLES = ["text", "sep", "answer", "end"]
+
+
+def signed(value):
+    """A dict as write_json keeps it."""
+    return value | {"sha256": digest(value)}
 
 
 def new_writer(folder, n_vocab=300, k_cap=64):
@@ -141,7 +146,7 @@ def test_damaged_arrays_are_refused(tmp_path, documents, name):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": "other"}', "\udcff", "[" * 100_000,
-                                  json.dumps(with_checksum({"format": "nanoreader teacher cache 1"}))])
+                                  json.dumps(signed({"format": "nanoreader teacher cache 1"}))])
 def test_foreign_headers_are_refused(tmp_path, documents, text):
     header = write_cache(tmp_path, documents)
     path = tmp_path / "header.json"
@@ -150,7 +155,7 @@ def test_foreign_headers_are_refused(tmp_path, documents, text):
         TeacherCache(tmp_path)
     assert "\n" not in str(error.value) and len(str(error.value)) < 400
     arrays = header["arrays"] | {"counts": header["arrays"]["roles"]}
-    path.write_text(json.dumps(with_checksum(header | {"arrays": arrays})), encoding="utf-8")
+    path.write_text(json.dumps(signed(header | {"arrays": arrays})), encoding="utf-8")
     with pytest.raises(ValueError, match="another cache"):
         TeacherCache(tmp_path)
 

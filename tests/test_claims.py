@@ -3,7 +3,6 @@ import dataclasses
 import json
 import math
 import re
-from collections import Counter
 from concurrent.futures import Future
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,7 +16,7 @@ import train
 from data import world
 from data.batches import plan_batches
 from data.documents import course_tokenizer
-from experiments import blind, claim_arms, claim_items, claim_tables, claim_tests, claims, retelling
+from experiments import blind, claim_arms, claim_items, claim_tables, claims, retelling
 from experiments.claim_arms import ARMS, CLAIMS, Job, Size
 from model import GPT, GPTConfig
 
@@ -42,7 +41,6 @@ def test_errors_are_those_of_the_formula():
     assert one == pytest.approx((0.75, math.sqrt(0.25 / 4)))
     bits = claim_tables.estimate([[np.array([x]) for x in (0.4, 0.5, 0.9)]])
     assert bits == pytest.approx((0.6, math.sqrt(0.14 / 2 / 3)))
-    assert claim_tables.Value(0.0, 0.0).times == 0 and claim_tables.Value(-0.1, 0.0).times == -math.inf
 
 
 def rows_of(**credits):
@@ -63,28 +61,19 @@ def test_differences_are_paired_by_item_and_leave_out_what_is_near():
     assert results.value("brd", ["who"], "centred") is None
 
 
-def test_arms_that_read_more_are_not_compared():
-    rows = rows_of(plain={1: ("01", 100_000)}, brd={1: ("11", 101_400)}, brd_half={1: ("01", 50_000)})
-    results = claim_tables.Results(rows)
-    with pytest.raises(ValueError, match="brd has read 101,400 tokens with seed 1, plain 100,000"):
-        results.value("brd", ["who"], minus="plain")
-    assert results.value("brd_half", ["who"], minus="brd").mean == -0.5
-
-
 def test_signs_of_credits():
-    assert claim_tests.packed([1.0, 0.0, 0.5, 1 / 3]) == "10=="
-    assert np.array_equal(claim_tests.unpacked("10=-"), [1, 0, 0.5, np.nan], equal_nan=True)
-    assert claim_tables.mean_accuracy({"a": "10", "b": "1-"}) == 0.75
+    assert claim_tables.packed([1.0, 0.0, 0.5, 1 / 3]) == "10=="
+    assert np.array_equal(claim_tables.unpacked("10=-"), [1, 0, 0.5, np.nan], equal_nan=True)
 
 
 def test_the_tables_of_the_results_that_are_kept(capsys):
     path = Path(claims.__file__).parent / "results" / "claims.jsonl"
     head, rows = claim_tables.read(path)
     final = claims.sha256_of(claim_items.WRAPPERS / "final.json")
-    assert head["sha256"] == final and head["seeds"] >= 3 and set(head["claims"]) == set(CLAIMS)
+    assert head["sha256"] == final and head["seeds"] >= 3 and head["size"] == Size()._asdict()
     claims.main([f"--show={path}"])
     text = capsys.readouterr().out
-    assert "mean of tasks: brd - plain | +0.121 ± 0.005 | +26.5 | as in the paper |\n" in text
+    assert "mean of tasks: brd - plain | +0.121 ± 0.005 | +26.5 |\n" in text
     assert re.findall(r"^(\w+): .* In the paper", text, re.M) == list(CLAIMS)
     assert "nan" not in text
 
@@ -104,7 +93,8 @@ def test_an_arm_differs_in_what_its_line_says(arm):
 
 def test_claims_name_arms_that_there_are():
     named = {arm for claim in CLAIMS.values() for arm in claim.arms}
-    assert named == set(ARMS) - {"start"} | set(claim_arms.AFTER) | set(claim_arms.LEARNT)
+    assert named == set(ARMS) - {"start"} | set(claim_arms.AFTER) | {
+        f"{first}:{setting}" for first in ("plain", "brd") for setting in ("relaxed", "supervised")}
     for claim in CLAIMS.values():
         assert {arm for name in claim.differences for arm in name.split(" - ")} <= set(claim.arms)
     assert [claim_arms.family(arm) for arm in ("further", "no_qra", "brd+SFT", "plain:relaxed")] == [
@@ -127,13 +117,11 @@ def read():
 def test_arms_read_equal_tokens_and_no_text_twice(read):
     for arm, (mix, tokens) in read.items():
         wanted = 20_000 * ARMS[arm].tokens
-        assert abs(sum(tokens) - wanted) < claim_tables.SPILL + 0.015 * wanted, arm    # documents are not cut
+        assert abs(sum(tokens) - wanted) < 300 + 0.015 * wanted, arm    # documents are not cut
         for rows, share, seen in zip(mix.sources, mix.shares, tokens, strict=True):
             assert abs(seen - share * wanted) < 250 + 0.01 * wanted, arm
             assert seen <= 1.05 * (rows.lengths - 1).sum() + 100, arm
     assert read["no_ner"][1][1] == 0 == read["no_qra"][1][2]
-    for mixed, alone in (("brd", "plain_10"), ("ori_25", "plain_25"), ("ori_50", "plain_50")):
-        assert abs(read[mixed][1][0] - read[alone][1][0]) < 150              # as many tokens of plain text
     ori, ner, qra = read["brd"][1]
     assert read["ner_more"][1] == pytest.approx([ori, 4 * ner, qra], rel=0.05)
 
@@ -147,19 +135,6 @@ def test_sentences_are_those_of_the_paragraphs_and_ask_nothing_beyond():
         for q in record["questions"]:
             assert q["kind"] == "attitude" or (named and q["kind"] == "content")
             assert q["kind"] == "attitude" or q["answer"] in ("Yes", "No") or q["answer"] in record["text"]
-
-
-def test_attitudes_offer_two_feelings_and_never_a_word_of_the_test():
-    plain, varied = ([q for paragraph in claim_arms.annotated(read, 600, 3, world.LEVELS)
-                      for record in paragraph for q in record["questions"]] for read in ("brd", "attitudes"))
-    moods = {word for words in world.MOODS.values() for word in words}
-    changed = [(a, b) for a, b in zip(plain, varied, strict=True) if a != b]
-    assert 80 < len(changed) < sum(a["kind"] == "attitude" for a in plain)
-    for before, after in changed:
-        words = set(re.findall(r"\w+", after["question"]))
-        assert before["kind"] == "attitude" and after["answer"] in words and not moods & words
-        assert after["answer"] in {"good": world.GOOD, "bad": world.BAD}[before["answer"]]
-        assert len(words & set(world.GOOD)) == len(words & set(world.BAD)) == 1
 
 
 def test_the_binding_curriculum_comes_first(read):
@@ -186,10 +161,10 @@ def models():
 
 def test_agreement_is_the_cross_entropy_at_the_answer(models, monkeypatch):
     tokenizer, (student, teacher) = models
-    monkeypatch.setattr(claim_tests, "AGREED", 2)
+    monkeypatch.setattr(claims, "AGREED", 2)
     task = {"items": [("Anna went to Oslo. Who? It is", ["Anna", "Ben"], {0}), ("So", ["Yes", "No"], {1}),
                       ("never reached", ["a", "b"], {0})]}
-    found = claim_tests.agreement(student, teacher, tokenizer, {"t": task})["t"]
+    found = claims.agreement(student, teacher, tokenizer, {"t": task})["t"]
     for (prompt, *_), value in zip(task["items"], found):
         ids = torch.tensor([tokenizer.encode(prompt)])
         log_s, log_t = (m.logits(m.hidden(ids))[0, -1].log_softmax(-1) for m in (student, teacher))
@@ -199,11 +174,11 @@ def test_agreement_is_the_cross_entropy_at_the_answer(models, monkeypatch):
 
 def test_items_that_are_learnt_from_are_not_tested(models, monkeypatch):
     tokenizer, (student, _) = models
-    monkeypatch.setattr(claim_tests, "LEARNT", ("who",))
-    monkeypatch.setattr(claim_tests, "LABELS", 10)
+    monkeypatch.setattr(claim_items, "LEARNT", ("who",))
+    monkeypatch.setattr(claims, "LABELS", 10)
     monkeypatch.setattr(blind, "PASSES", 1)
     tasks = {"who": claim_items.draw_task("who", claim_items.read_wrappers(claims.DEV), "x", 24)}
-    signs = claim_tests.learnt(student, tokenizer, tasks, "supervised", None, seed=1)["tasks"]["who"]
+    signs = claims.learnt(student, tokenizer, tasks, "supervised", None, seed=1)["who"]
     assert len(signs) == 24 and signs.count("-") == 10
 
 
@@ -211,22 +186,7 @@ def test_near_duplicates_are_looked_for_in_what_an_arm_reads(read):
     tokenizer, sources = course_tokenizer("world", 1024), read["brd"][0].sources
     text = tokenizer.decode(sources[2].document(5)[0].tolist()).replace("<|sep|>", "").replace("<|end|>", "")
     task = {"texts": [text, "Words that nobody in this world would ever put side by side again."]}
-    assert claim_tests.near({"t": task}, sources, tokenizer) == {"t": [0]}
-
-
-def test_answers_of_the_reading_test_are_told_apart(models, monkeypatch):
-    """An oracle that answers all but the true claims: their figure is 0, all others are 1."""
-    seen = Counter()
-
-    def oracle(model, tokenizer, records, rng):
-        questions = [[q for record in paragraph for q in record["questions"]] for paragraph in records]
-        seen.update(q["answer"] for some in questions for q in some)
-        return [[(q, "?" if q["answer"] == "Yes" else q["answer"]) for q in some] for some in questions]
-    monkeypatch.setattr(claim_tests.brd, "free_answers", oracle)
-    figures = claim_tests.reading(None, None)
-    assert [figures[name]["value"] for name in ("who", "wh", "yes", "swapped")] == [1, 1, 0, 1]
-    assert figures["yes"]["n"] == seen["Yes"] and 10 < figures["swapped"]["n"] < seen["No"]
-    assert figures["who"]["n"] == sum(n for answer, n in seen.items() if answer in world.WORDS["person"])
+    assert claims.near({"t": task}, sources, tokenizer) == {"t": [0]}
 
 
 def test_only_right_sentences_count(models, monkeypatch):
@@ -265,10 +225,9 @@ class InTurn:
 @pytest.fixture
 def driver(monkeypatch, tmp_path):
     """run(folder, ...) of claim 4 with one seed and three tasks, and the list of trainings that it starts."""
-    tasks, silent = ("who", "yes_no", "nli"), dict.fromkeys(("who", "wh", "yes", "swapped"), {"value": 0.5})
+    tasks = "who", "yes_no", "nli"
     monkeypatch.setattr(claims, "worker_pool", lambda n: nullcontext(InTurn()))
     monkeypatch.setattr(claim_items, "TASKS", {name: claim_items.TASKS[name] for name in tasks})
-    monkeypatch.setattr(claim_tests, "reading", lambda *_: silent)
     trained, fit = [], train.fit
     monkeypatch.setattr(train, "fit", lambda name, *rest: trained.append(name) or fit(name, *rest))
     sizes = [f"--{name}={value}" for name, value in TINY._asdict().items()]
@@ -284,18 +243,18 @@ def test_a_run_that_was_killed_goes_on_and_other_wrappers_test_the_same_students
     whole = driver.run("whole")
     assert len(driver.trained) == 2 + 3 + 2 and capsys.readouterr().out.count("\n4: paragraphs against") == 1
     assert [row["arm"] for row in whole[1]] == ["brd", "sentence"]
-    blind, calls = claim_tests.blind, []
+    scored, calls = claims.scored, []
 
     def killed(*arguments):
         calls.append(1)
-        if len(calls) == 3:
+        if len(calls) == 9:                             # the last one of three rates and three tasks
             raise KeyboardInterrupt
-        return blind(*arguments)
-    monkeypatch.setattr(claim_tests, "blind", killed)
+        return scored(*arguments)
+    monkeypatch.setattr(claims, "scored", killed)
     with pytest.raises(KeyboardInterrupt):
         driver.run("cut")
     assert len(driver.trained) == 5                                         # the start twice, three rates
-    monkeypatch.setattr(claim_tests, "blind", blind)
+    monkeypatch.setattr(claims, "scored", scored)
     assert driver.run("cut") == whole and len(driver.trained) == 2          # nothing is trained again
     assert driver.run("cut") == whole and driver.trained == []
     with pytest.raises(ValueError, match="holds a run with tokens=6000"):

@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 
 from data import annotated, annotations, documents, world
-from data.annotations import ALL_FORMS, BRIDGES, OPENERS, parse_entities, parse_questions
+from data.annotations import ALL_FORMS, BRIDGES, OPENERS, lines_of, parse_entities, parse_question
 from data.documents import END, ROLES, SEP, encode_documents, render, render_reading
 from data.tokenizer import train_bpe
 from test_annotations import PARAGRAPH
@@ -34,7 +34,7 @@ def test_parsing_inverts_rendering_over_all_draws():
         ner, qra = (render_reading(record, behaviour, rng, forms) for behaviour in ("ner", "qra"))
         seen[forms] |= {text.strip() for text, _ in qra}
         assert parse_entities("".join(text for text, _ in ner)) == record["entities"]
-        found = parse_questions("".join(text for text, _ in qra))
+        found = map(parse_question, lines_of("".join(text for text, _ in qra)))
         assert [{"kind": q["kind"], **own} for q, own in zip(record["questions"], found, strict=True)] \
             == record["questions"]
     assert seen[ALL_FORMS] >= set(OPENERS[1:] + BRIDGES[1:]) and not seen[1] & set(OPENERS + BRIDGES)
@@ -116,12 +116,12 @@ def test_random_words_hold_no_answer():
 
 def test_sources_hold_the_training_part_alone(tmp_path):
     """Every third paragraph of an annotated corpus is held out."""
-    whole = annotated.read_annotations(documents.PRIMER)
-    training, held_out = documents.annotated_text("primer")
+    whole = annotated.read_annotations(annotated.PRIMER)
+    training, held_out = annotated.annotated_text("primer")
     assert held_out == whole[2::3] and training == [p for i, p in enumerate(whole) if i % 3 < 2]
     annotations.write_annotations(tmp_path / "two.jsonl", whole[:2])
     with pytest.raises(ValueError, match="2 paragraphs, every third.* held out"):
-        documents.annotated_text(str(tmp_path / "two.jsonl"))
+        annotated.annotated_text(str(tmp_path / "two.jsonl"))
     tokenizer = train_bpe([record["text"] for paragraph in whole for record in paragraph], 1000)
     sources = documents.text_sources("primer", tokenizer, 384, 1)
     pieces = sum(-(-len(paragraph) // documents.PIECE) for paragraph in training)

@@ -3,7 +3,6 @@
 import hashlib
 import re
 import threading
-import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -56,10 +55,11 @@ def test_a_file_comes_in_whole(server, tmp_path, capsys):
 @pytest.mark.parametrize("data", [PLAY[:-9], PLAY[:-1] + b"?", PLAY + b"and a page of advertisements" * 9999])
 def test_another_file_is_refused_and_one_may_be_put_there_by_hand(server, tmp_path, data):
     server.files["/input.txt"], path = data, tmp_path / "tinyshakespeare/input.txt"
-    with pytest.raises(ValueError, match=f"expected {len(PLAY):,} bytes with SHA-256 .*; it is deleted"):
+    with pytest.raises(ValueError, match=f"expected {len(PLAY):,} bytes with SHA-256 .*; run this again"):
         download("tinyshakespeare", tmp_path)
+    path.parent.mkdir()
     path.write_bytes(data)
-    with pytest.raises(ValueError, match="move it away"):
+    with pytest.raises(ValueError, match="move .* away"):
         download("tinyshakespeare", tmp_path)
     path.unlink()                                         # it is there: a user's file is not deleted
     server.files = {}
@@ -80,9 +80,5 @@ def test_texts_are_paragraphs_between_blank_lines(server, tmp_path):
         return download(name, tmp_path).read_text(encoding="utf-8")
     stories = "Once.\nUpon.\n<|endoftext|>\n\nTwo é.\n\nHalf.\n<|endoftext|>\n".encode()
     assert text("tinystories", "s.txt", stories) == "Once.\nUpon.\n\nTwo é.\n\nHalf.\n"
-    with zipfile.ZipFile(tmp_path / "w.zip", "w") as archive:
-        archive.writestr("wikitext-2-raw/wiki.train.raw", " \n = O = \n A @-@ b ( 7 @,@ 0 ) , does n't .")
-    raw = (tmp_path / "w.zip").read_bytes()
-    assert text("wikitext", "w.zip", raw) == "= O =\n\nA-b (7,0), doesn't.\n"
     data = '{"instruction": "Where?\u2028", "context": "", "response": "Oslo."}\n'.encode()
     assert text("dolly", "d.jsonl", data) == "Where?\n\nOslo.\n"

@@ -183,10 +183,7 @@ def test_extra_plain_text_counts_the_people_it_names():
     (lambda sets: sets["nli"].pop() and sets["nli"].pop(), "nli: expected two or three"),
     (lambda sets: sets["question"][0].update(text="{p} and"), "question: expected two or three"),
     (lambda sets: sets["question"][0].update(text="{p} {q} {w}"), "in each the slots p q once"),
-    (lambda sets: sets["question"][0].update(text="{p} {q} "), "no space at the end"),
-    (lambda sets: sets["yes_no"][1].update(labels=["Yes"]), "yes_no: expected"),
-    (lambda sets: sets["sentiment_words"][0].update(labels=["happy", "sad"]), "good and bad, or such"),
-    (lambda sets: sets["counting"][0].update(text=sets["counting"][1]["text"]), "counting: expected")])
+    (lambda sets: sets["yes_no"][1].update(labels=["Yes"]), "yes_no: expected")])
 def test_a_bad_file_of_wrappers_is_refused(tmp_path, change, message):
     sets = json.loads(FILES[0].read_text(encoding="utf-8"))
     change(sets)

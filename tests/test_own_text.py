@@ -12,7 +12,6 @@ from hypothesis import given, settings, strategies as st
 import train
 from adapters.read import main as read_main
 from data import files, own_text
-from data.batches import Rows
 from data.files import read_json, write_text
 from data.own_text import blocks, paragraphs, read_text, survey
 from tests.torture import OWN, TEXT
@@ -96,12 +95,15 @@ def test_the_windows_in_the_file_are_those_of_the_whole_text(tmp_path, small_blo
     found, _ = prepared(tmp_path, text)
     assert text.endswith(found.held_out_text) and abs(len(found.held_out_text) / len(text) - 0.1) < 0.03
     tokens = found.tokenizer.encode(text[:len(text) - len(found.held_out_text)])
-    whole = Rows.windows(tokens, 64, found.tokenizer.n_vocab)
+    whole = own_text.windows(tokens, 64, found.tokenizer.n_vocab)
     assert np.array_equal(found.training.lengths, whole.lengths)
     some = [rows.batch([3, 0, len(whole) - 1], np.ones(6, np.float32)) for rows in (found.training, whole)]
     assert all((a == b).all() for a, b in zip(*some))
     held_out = found.tokenizer.encode(found.held_out_text)
-    assert np.array_equal(found.held_out.tokens, Rows.windows(held_out, 64, found.tokenizer.n_vocab).tokens)
+    held_out = own_text.windows(held_out, 64, found.tokenizer.n_vocab)
+    assert np.array_equal(found.held_out.tokens, held_out.tokens)
+    small = own_text.windows(list(range(9)), 4, 300)
+    assert [small.document(d)[0].tolist() for d in range(3)] == [[0, 1, 2, 3], [3, 4, 5, 6], [6, 7, 8]]
 
 
 def test_what_is_held_out_is_bounded_and_the_sample_too(tmp_path, small_blocks, monkeypatch):

@@ -5,9 +5,9 @@ from collections import Counter
 
 from adapters.sentences import sentences
 from data import world
-from data.annotated import read_annotations
+from data.annotated import PRIMER, read_annotations
 from data.annotations import TYPES
-from data.documents import PRIMER, reading_documents
+from data.documents import reading_documents
 from experiments.blind_tasks import WRAPPERS
 
 PARAGRAPHS = read_annotations(PRIMER)

@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import example, given, settings, strategies as st
 
-from adapters.sentences import MAX_SENTENCE, main, sentences
+from adapters.sentences import MAX_SENTENCE, sentences
 
 FRAGMENTS = ["Anna", "took", "the", "The", "A", "Mr.", "J.", "U.S.", "No.", "3.14", "1.", "ROMEO:\n", ".",
              "!", "...", "…", "?!", "\"", "'", "(", ")", " ", "  ", "\n", "\t", "\u2028", "\x1c", "。", "」",
@@ -24,7 +24,6 @@ Well... maybe. |Well... |Maybe not… |He left. . . and came back. |So.
 (He left.) |[She stayed.] |“Why?” |‘Because.’ |*Good.* |«Oui.»
 What?! |You did what!? |Never!!! |"Really?!" |Yes.
 ROMEO:\nBut soft! |What light?\n|It is the east,\nand Juliet is the sun.
-ROMEO.\nHe jests at scars. |FIRST LORD.\nI know. |THE END.
 First Citizen:\nBefore we proceed any further, hear me speak.
 1. Take a train. |2. Take a bus. |(3.) Walk.
 He bought apples, pears, etc. and left. |The approx. value rose.
@@ -84,14 +83,3 @@ def test_a_long_line_of_anything_comes_back_whole(unit):
     text = unit * (200_000 // len(unit)) + "end"
     cut = sentences(text)
     assert "".join(cut) == text and max(len(s.strip()) for s in cut) <= MAX_SENTENCE
-
-
-def test_the_command_prints_counts_and_first_sentences(tmp_path, capsys):
-    path = tmp_path / "book.txt"
-    path.write_text("Anna took\na train. It was \x1b[2J late.\n\nMilo é.", encoding="utf-8")
-    assert main([str(path), "--show=2"]) is None
-    first, *shown = capsys.readouterr().out.splitlines()
-    assert first == f"{path}: 2 paragraphs, 3 sentences; characters a sentence: median 17, longest 18"
-    assert shown == ["  0: Anna took a train.", r"  0: It was \x1b[2J late."]
-    with pytest.raises(ValueError, match="none.txt: no such file or folder"):
-        main([str(tmp_path / "none.txt")])

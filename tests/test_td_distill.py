@@ -513,6 +513,6 @@ def test_commands(tmp_path, monkeypatch, capsys):
     td_distill.main(["compare", "--seeds=5"])
     assert given == [[], ["--seeds=5"]]
     for arguments, message in ((["inspect", str(tmp_path / "none")], "no teacher cache here"),
-                               (["inspect"], "expected"), (["learn"], "expected inspect, theory or compare")):
+                               (["inspect"], "expected"), (["learn"], "expected one of inspect, theory, compare")):
         with pytest.raises(ValueError, match=message):
             td_distill.main(arguments)
