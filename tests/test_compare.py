@@ -95,6 +95,19 @@ def test_gkd_is_the_dense_divergence_of_own_answers(task, model):
     torch.testing.assert_close(objectives.gkd(s), sum(each) / 2, rtol=1e-4, atol=1e-5)
 
 
+def test_seconds_become_tokens_at_the_speed_of_a_first_pass(task, monkeypatch):
+    """The clock moves by one second with each look at it, and a pass takes one."""
+    clock = iter(range(1000))
+    monkeypatch.setattr(compare, "learn", lambda name, model, tokens, *_: ([1.0], [], tokens))
+    monkeypatch.setattr(compare, "measure", lambda *_: {})
+    monkeypatch.setattr(compare, "start", lambda job: compare.Path("start"))
+    monkeypatch.setattr(compare.GPT, "load", lambda folder: GPT(task.student))
+    monkeypatch.setattr(compare.time, "process_time", lambda: next(clock))
+    out = Path(task.sources["free"].folder).parents[1]
+    figures = compare.run(compare.Job("SFT", 0.01, 1, 16, 0, 3.0, out, SMALL))
+    assert figures["seen"] == 3 * 60 * 1024 and figures["cpu seconds"] == 1
+
+
 def test_a_comparison_goes_on_where_it_was_stopped_and_prints_a_table(task, monkeypatch, capsys):
     out = Path(task.sources["free"].folder).parents[1]
     monkeypatch.setattr(compare, "SIZE", SMALL)
