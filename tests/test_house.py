@@ -70,8 +70,9 @@ def test_the_core_runs_without_the_wings(tmp_path):
         copy(ROOT / name, tmp_path / name)
     for task in (tmp_path / "data" / "tasks").glob("[!n]*.json"):
         task.unlink()                                       # one task will do
-    command = [sys.executable, "train.py", "--threads=1", "--start_tokens=1000", "--student_tokens=2000", "--test_paragraphs=1",
-               "--n_layer=1", "--n_head=2", "--n_embd=16", "--device=cpu"]
+    command = [sys.executable, "train.py", "--threads=1", "--start_tokens=1000", "--student_tokens=2000",
+               "--test_paragraphs=1", "--n_layer=1", "--n_head=2", "--n_embd=16", "--device=cpu",
+               "--accumulate=50"]                           # one step, and so one short test on the way
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8",
                           env={**os.environ, "PYTHONPATH": ""})
     assert done.returncode == 0, done.stderr
