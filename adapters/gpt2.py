@@ -157,10 +157,15 @@ def read_weights(folder):
         except SafetensorError as error:
             raise ValueError(f"{path.name}: {error}") from None
         for name, tensor in tensors.items():
-            # Not parameters: the head is the embedding, and a bias of attention itself is the causal mask.
-            if name != "lm_head.weight" and not re.search(r"\.attn\.(masked_)?bias$", name):
-                name = "transformer." + name.removeprefix("transformer.")
-                state[name] = tensor.T if name.endswith(TRANSPOSED) else tensor
+            if re.search(r"\.attn\.(masked_)?bias$", name):        # not a parameter but the causal mask
+                continue
+            if not tensor.is_floating_point() or not tensor.isfinite().all():
+                raise ValueError(f"{name}, {tensor.dtype}, is not all finite floating point numbers")
+            name = name if name == "lm_head.weight" else "transformer." + name.removeprefix("transformer.")
+            state[name] = tensor.T if name.endswith(TRANSPOSED) else tensor
+    head = state.pop("lm_head.weight", None)
+    if head is not None and not torch.equal(head, state["transformer.wte.weight"]):
+        raise ValueError("expected an embedding wte.weight that is also the head lm_head.weight")
     return state
 
 
@@ -249,6 +254,8 @@ def export(model, tokenizer, folder):
     config, folder = model.config, Path(folder)
     if model.layout != "gpt2":
         raise ValueError(f"layout is {model.layout!r}, which transformers has no model for; expected 'gpt2'")
+    if tokenizer.n_vocab != config.n_vocab:
+        raise ValueError(f"the tokenizer has {tokenizer.n_vocab} ids, the model {config.n_vocab}")
     if folder.exists():
         raise ValueError(f"{folder}: is there already; name a new folder, so that nothing is overwritten")
     from safetensors.torch import save

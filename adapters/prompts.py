@@ -10,10 +10,12 @@ sentence word for word; an item that fails a check is dropped and counted.
 import json
 import re
 from collections import Counter
+from itertools import islice
 
 from data.annotated import KINDS, check_text, entity_problem, question_problem
 from data.annotations import TYPES
 
+MAX_TEXT, MAX_BRACES = 200, 1000    # characters in a field of an item; places in a reply where JSON may begin
 # Letters of scripts that put spaces between words; Thai, Lao, Chinese and Japanese do not.
 LETTER = r"[^\W_\u0e00-\u0eff\u2e80-\U0010ffff]"
 EDGE = rf"(?!(?<={LETTER}){LETTER})"                # not between two letters of a word
@@ -73,12 +75,15 @@ def messages(behaviour, sentence):
 
 def find_object(reply):
     """The one JSON object in a reply (str), whatever stands around it -> (dict, None), or (None, why not).
-    Text before </think> is ignored. Two different objects are an error: one may be part of the sentence."""
-    reply = reply.rpartition("</think>")[2]
+    Text before </think> is ignored, unless the JSON has begun. Two different objects are an error: one may be
+    part of the sentence."""
+    thought, end, rest = reply.partition("</think>")
+    if end and not thought.lstrip().startswith(("{", "`")):
+        reply = rest
     if reply.lstrip().startswith("<think>"):
         return None, "a thought without an end"
     found, after = None, 0
-    for brace in re.finditer("{", reply):
+    for brace in islice(re.finditer("{", reply), MAX_BRACES):
         if brace.start() < after:                       # inside of an object
             continue
         try:
@@ -101,8 +106,10 @@ def item_problem(behaviour, item, sentence):
     try:
         for name in ITEMS[behaviour]:
             check_text(item[name], name)
+            if len(item[name]) > MAX_TEXT:
+                raise ValueError
     except (ValueError, KeyError, TypeError):
-        return "a field is missing, or not one line"
+        return f"a field is missing, or not one line of at most {MAX_TEXT} characters"
     if behaviour == "ner":
         checks = {"unknown type": item["type"] not in TYPES,
                   "entity not in the sentence": not occurs(item["text"], sentence),
@@ -128,7 +135,9 @@ def parse(behaviour, sentence, reply, cut=False):
     for item in listed:
         if problem := item_problem(behaviour, item, sentence):
             dropped[problem] += 1
+        elif item[name] in items:
+            dropped["listed twice"] += 1
         else:
-            items.setdefault(item[name], {key: item[key] for key in ITEMS[behaviour]})      # each once
+            items[item[name]] = {key: item[key] for key in ITEMS[behaviour]}
     usable = items or (behaviour == "ner" and not listed)
     return list(items.values()), dropped, None if usable else "no valid item"

@@ -110,6 +110,8 @@ def big_bench_hard(task, fewshot, seed):
             raise ValueError(f"example {i}: expected strings 'input' and 'target', not empty")
         pairs.append((text, target.strip()))
     options = [options_of(text) for text, _ in pairs]
+    if any(options) and not all(options):
+        raise ValueError(f"example {options.index([])}: no options in the input, though others have them")
     closed = sorted({target for _, target in pairs})
     if not any(options) and 2 <= len(closed) <= min(MAX_CLOSED, CLOSED_SHARE * len(pairs)):
         options = [closed] * len(pairs)

@@ -49,6 +49,7 @@ ENTITY_PATTERNS = [re.compile(re.sub(r"\\{(\w+)\\}", lambda match: PARTS[match[1
 
 
 def fill(form, entity):
+    """An entity in one of ENTITY_FORMS -> str."""
     return form.format(a="an" if entity["type"][0] in "aeiou" else "a", **entity)
 
 

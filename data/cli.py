@@ -1,5 +1,4 @@
-"""The command line that all programs share: options from a dataclass, one line for a mistake, exit codes.
-"""
+"""The command line that all programs share: options from a dataclass, one line for a mistake, exit codes."""
 
 import argparse
 import dataclasses

@@ -79,8 +79,8 @@ def loss_inputs(T, V, C):
 
 
 def dense_masks(logits, teacher, alpha=0.1, gamma=0.99):
-    """The loss of the authors' code of Bellman Distill (not the paper's): mask, Q, its
-    exponential and a residual over the whole vocabulary. The teacher's logits are given, and sorted here."""
+    """The loss of the authors' code of Bellman Distill (not the paper's): mask, Q, its exponential and a
+    residual over the whole vocabulary. The teacher's logits are given, and sorted here."""
     ranked, ids = teacher.sort(dim=-1, descending=True)                                    # (B, T, V)
     probs = ranked.softmax(-1)
     mask = torch.zeros_like(probs).scatter_(-1, ids, (probs.cumsum(-1) - probs < 0.9999).float())

@@ -51,6 +51,7 @@ def adapter(model, tokenizer, options):
                          f"{model.config.n_vocab}; expected one tokenizer")
 
     def learn(task):
+        """A student that has learnt `labels` items of a task, and the task without them."""
         items, n = task["items"], options.labels
         if len(items) <= n:
             raise ValueError(f"{task['name']}: {len(items)} items, of which {n} are to be learnt from; "

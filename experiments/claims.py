@@ -26,7 +26,7 @@ import brd
 from data.cli import check_range, printable, run_command
 from data.documents import course_tokenizer, plain_test
 from data.figures import bits_per_byte
-from data.files import folder_lock, open_run, read_json, sha256_of, write_json, write_text
+from data.files import folder_lock, is_finished, open_run, read_json, sha256_of, write_json, write_text
 from data.machine import worker_pool
 from experiments import blind, claim_items, claim_tables, retelling
 from experiments.claim_arms import (AFTER, ARMS, CLAIMS, CONTROL, RATE, Job, Size, config_of, family,
@@ -123,7 +123,8 @@ def teach(job):
     config = TeacherConfig(seed=job.seed, learning_rate=RATE, out_dir=job.out, teacher_tokens=size.teacher,
                            teacher_layer=size.teacher_layer, teacher_embd=size.teacher_embd)
     reads = job._replace(arm="brd", seed=1000, size=size._replace(tokens=size.teacher))
-    reader = train_teacher(config, tokenizer, mix_of(reads))
+    mix = None if is_finished(Path(job.out), "teacher") else mix_of(reads)
+    reader = train_teacher(config, tokenizer, mix)
     config = retelling.config_of(config, size.retelling)
     retelling.instructed_teacher(reader, tokenizer, config)
     retelling.source("SeqKD", tokenizer, config)

@@ -25,6 +25,7 @@ class HeadTerms(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, ids):
+        """The logits, chunk by chunk, and log_Z as it grows."""
         hidden = hidden.to(F.linear(hidden[:1], weight[:1]).dtype)          # autocast's, where it is on
         logits = hidden.new_empty(len(weight), len(hidden))                 # (V, N)
         log_Z = td.at_least_float32(hidden.new_full((len(hidden),), -torch.inf))
@@ -37,9 +38,10 @@ class HeadTerms(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_z, grad_log_Z):
+        """Gradients of hidden and, where it is asked for, of weight."""
         hidden, weight, ids, logits, log_Z = ctx.saved_tensors
         grad_hidden = td.at_least_float32(torch.zeros_like(hidden))
-        grad_weight = torch.empty_like(weight)
+        grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
         for chunk in vocabulary_chunks(*logits.shape):
             grad = (logits[chunk] - log_Z).exp_().mul_(grad_log_Z)          # (chunk, N)
             here = (ids >= chunk.start) & (ids < chunk.stop)
@@ -47,7 +49,8 @@ class HeadTerms(torch.autograd.Function):
             grad.scatter_add_(0, place.T, torch.where(here, grad_z, 0).T)
             grad = grad.to(hidden.dtype)
             grad_hidden += grad.T @ weight[chunk].to(hidden.dtype)
-            grad_weight[chunk] = grad @ hidden
+            if grad_weight is not None:
+                grad_weight[chunk] = grad @ hidden
         return grad_hidden, grad_weight, None
 
 

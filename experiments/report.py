@@ -131,6 +131,7 @@ def read_text(out, names, paragraphs):
 
 
 def load_student(folder):
+    """The model and the tokenizer of a folder."""
     return GPT.load(folder).eval(), Tokenizer.load(folder)
 
 

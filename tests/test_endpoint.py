@@ -155,7 +155,9 @@ def test_the_one_json_object_is_found():
                   f'<think>\nor {{"entities": [1]}}?\n</think>\n\n{one}', f'or {{"a": 1}}?</think>{one}',
                   f"{one} I repeat: {one}"):
         assert prompts.find_object(reply) == ({"entities": []}, None)
-    for reply in ("No.", "", "[1]", '{"a": [', '{"a":' * 2000, "{" * 2000, '{"a": %s}' % ("1" * 5000)):
+    for reply in ('{"a": "</think> {}"}', '```\n{"a": "</think> {}"}\n```'):
+        assert prompts.find_object(reply) == ({"a": "</think> {}"}, None)
+    for reply in ("No.", "", "[1]", '{"a": [', '{"a":' * 100000, "{" * 100000, '{"a": %s}' % ("1" * 5000)):
         assert prompts.find_object(reply) == (None, "no JSON object")
     assert prompts.find_object(f"<think> {one}") == (None, "a thought without an end")
     assert prompts.find_object(f'{one} or {{"entities": [1]}}') == (None, "several JSON objects")
@@ -168,8 +170,8 @@ SAID = "Ann and Anna's père flew from New York to 東京都 on 25 May, _sad_."
 @pytest.mark.parametrize("behaviour, problem, items", [
     ("ner", None, [entity(), entity(confidence=0.9)]), ("ner", "unknown type", [entity(type="animal")]),
     ("ner", "entity not in the sentence", [entity("Bob"), entity("An")]),
-    ("ner", "a field is missing, or not one line", [
-        "Ann", None, 7, ["Ann"], {"text": "Ann"}, entity(about=""), entity(about=3),
+    ("ner", "a field is missing, or not one line of at most 200 characters", [
+        "Ann", None, 7, ["Ann"], {"text": "Ann"}, entity(about=""), entity(about=3), entity(about="x" * 201),
         entity(about="a\nb"), entity(about="\x1b[31m"), entity(about="\ud800"), entity(type=["person"])]),
     ("qra", None, [question(answer="Yes"), question("attitude", answer="good"), question("structure")]),
     ("qra", "answer not in the sentence", [question(answer="Bob"), question(answer="yes")]),
@@ -194,7 +196,7 @@ def test_a_span_occurs_in_whole_words_and_a_reply_is_usable_or_not():
     assert parse("ner", SAID, '{"entities": []}') == ([], {}, None)         # there may be none
     assert parse("qra", SAID, '{"questions": []}')[2] == "no valid item"
     assert parse("ner", SAID, json.dumps({"entities": bob}))[::2] == ([], "no valid item")
-    assert parse("ner", SAID, json.dumps({"entities": ann})) == (ann[:1], {}, None)
+    assert parse("ner", SAID, json.dumps({"entities": ann})) == (ann[:1], {"listed twice": 1}, None)
     assert parse("qra", SAID, '{"questions": {}}')[2] == "no list 'questions' in the JSON"
     trap = f"Ann wrote </think> ```{json.dumps({'entities': bob})}``` to Ben. "     # a reply in a sentence
     assert parse("ner", trap, trap + json.dumps({"entities": ann}))[::2] == ([], "several JSON objects")
@@ -368,7 +370,7 @@ def test_a_torn_line_is_cut_off_and_a_bad_one_named(tmp_path):
     line = path.read_bytes()
     path.write_bytes(line + '{"key": "2", "reply": "é'.encode()[:-1])
     assert endpoint.read_replies(path) == {"1": reply} and path.read_bytes() == line
-    for bad in (b'{"reply": "2"}\n', b"[]\n", b"\n", line[1:]):
+    for bad in (b'{"key": "2"}\n', b"[]\n", b"\n", line.replace(b'"m"', b'"n"')):
         path.write_bytes(line + bad)
         with pytest.raises(ValueError, match=r"a\.jsonl:2: not a reply as it was written; remove this line"):
             endpoint.read_replies(path)

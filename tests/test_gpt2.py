@@ -193,6 +193,20 @@ def test_another_architecture_is_refused_by_name(changes, said, hf, tmp_path):
         check_refused(tmp_path, said)
 
 
+@pytest.mark.parametrize("change, said", [
+    ({"lm_head.weight": torch.zeros(259, 12)}, "lm_head.weight"),
+    ({"transformer.h.1.ln_2.bias": None}, "h.1.ln_2.bias"),
+    ({"transformer.h.0.ln_1.weight": torch.zeros(12, dtype=torch.int8)}, "torch.int8"),
+    ({"transformer.h.0.ln_1.weight": torch.full((12,), math.nan)}, "finite")], ids=range(4))
+def test_damaged_weights_are_refused_in_one_line(change, said, hf, tmp_path):
+    published(hf).save_pretrained(tmp_path)
+    from safetensors.torch import load_file, save_file
+    state = load_file(tmp_path / "model.safetensors") | change
+    save_file({name: tensor for name, tensor in state.items() if tensor is not None},
+              tmp_path / "model.safetensors")
+    check_refused(tmp_path, said)
+
+
 def test_damaged_folders_are_refused_in_one_line(hf, tmp_path):
     there, path = published(hf), tmp_path / "model.safetensors"
     there.save_pretrained(tmp_path)
@@ -322,6 +336,8 @@ def test_the_command_exports_a_student(own, hf, tmp_path, capsys):
 def test_exports_that_cannot_be(own, tmp_path):
     with pytest.raises(ValueError, match="layout is 'modern', which transformers has no model for"):
         export(GPT(GPTConfig(own.n_vocab, n_layer=1, n_embd=16)), own, tmp_path / "hf")
+    with pytest.raises(ValueError, match="the tokenizer has 501 ids, the model 502"):
+        export(GPT2(GPT2Config(502, n_layer=1, n_embd=16)), own, tmp_path / "hf")
     with pytest.raises(ValueError, match="is there already; name a new folder"):
         export(student(own), own, tmp_path)
     assert not [*tmp_path.iterdir()]

@@ -210,6 +210,7 @@ BOTH = "example 1: expected a string 'input', and 'target_scores'"
     *[(message, {"canary": "c", "examples": examples}) for message, examples in (
         ("example 1: expected strings 'input' and 'target', not empty", [FREE, {"input": "y"}]),
         ("example 0: expected s", [{**FREE, "target": " "}]),
+        ("example 1: no options in the input, though others", [{"input": LETTERS, "target": "(A)"}, FREE]),
         ("no example has a label", [{"input": LETTERS, "target": "lamp"}]))],
     *[("", {"examples": examples, "task_prefix": prefix}) for examples, prefix in (
         (TOWNS, True), ([{"input": "x", "target_scores": {"a": 1, "b": "0"}}], ""))],
