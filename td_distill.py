@@ -37,12 +37,15 @@ import math
 from typing import NamedTuple
 
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 
 from data.cache import MASKED
 from data.cli import run_command, run_named
 
 SLACK = 1e-6        # probabilities are float32: .5 + .3 is taken to reach p = .8
+TRUNK = 0.1         # part of the gradient of U(s, a) that reaches the model
+WITH_HEADS = ("td", "td0")      # objectives of cached_loss that need model.td_heads
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -108,6 +111,8 @@ class StudentTerms(NamedTuple):
     z_K: torch.Tensor                       # (B, T, K) logits on the teacher's tokens
     z_a: torch.Tensor                       # (B, T) logit on the token that was taken
     log_Z: torch.Tensor                     # (B, T) logsumexp of all V logits
+    v: torch.Tensor = None                  # (B, T) and (B, T, K), of TDHeads
+    U: torch.Tensor = None
 
 
 class TeacherSets(NamedTuple):
@@ -122,14 +127,48 @@ def at_least_float32(x):
     return x if x.dtype == torch.float64 else x.float()
 
 
-def student_terms(logits, ids, taken):
-    """logits (B, T, V), ids (B, T, K) long, taken (B, T) long -> StudentTerms, of at least float32.
+def student_terms(logits, ids, taken, hidden=None, heads=None):
+    """logits (B, T, V), ids (B, T, K) long, taken (B, T) long -> StudentTerms, of at least float32; with v
+    and U where heads, a TDHeads, is given, and hidden (B, T, C).
 
     Any leading shape will do in place of (B, T). Where a set is padded, z_K is that of id 0; losses mask it.
     """
     logits = at_least_float32(logits)
+    v, U = (None, None) if heads is None else heads(hidden, ids)
     return StudentTerms(logits.gather(-1, ids), logits.gather(-1, taken[..., None])[..., 0],
-                        torch.logsumexp(logits, dim=-1))
+                        torch.logsumexp(logits, dim=-1), v, U)
+
+
+class TDHeads(nn.Module):
+    """What TD asks of a hidden state beside its logits, both 0 at the start: v(s), the free part of a value,
+    and U(s, a), what a token is worth for what follows it (see improve). Training alone needs them.
+
+    TRUNK of U's gradient goes on into the model: cloning alone does not ask it for what a choice will cost.
+    """
+
+    def __init__(self, n_embd, n_vocab, width=64):
+        super().__init__()
+        self.v, self.mix, self.U = nn.Linear(n_embd, 1), nn.Linear(n_embd, width), nn.Linear(width, n_vocab)
+        for layer in self.v, self.U:
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, hidden, ids):
+        """hidden (B, T, C), ids (B, T, K) long -> v (B, T), U (B, T, K), in the type of the heads."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            hidden = hidden.to(self.v.weight.dtype)
+            slowed = TRUNK * hidden + (1 - TRUNK) * hidden.detach()
+            features = F.gelu(self.mix(slowed))                             # (B, T, width)
+            weight, bias = F.embedding(ids, self.U.weight), self.U.bias[ids]    # of the K ids, not of all V
+            U = (weight @ features[..., None])[..., 0] + bias
+            return self.v(hidden)[..., 0], U
+
+
+def add_heads(model, seed=0):
+    """Gives the model TDHeads, as model.td_heads; GPT.save leaves them out."""
+    with torch.random.fork_rng(devices=()):                                 # the run's own stream stays
+        torch.manual_seed(seed)
+        model.td_heads = TDHeads(model.config.n_embd, model.config.n_vocab).to(next(model.parameters()))
 
 
 def weighted_mean(values, weights, denominator=None):
@@ -142,6 +181,13 @@ def weighted_mean(values, weights, denominator=None):
     total = torch.where(weights > 0, weights * values, 0).sum()
     denominator = weights.sum() if denominator is None else torch.as_tensor(denominator)
     return total / denominator.clamp(min=torch.finfo(values.dtype).tiny)
+
+
+def sum_terms(terms, weights, denominator):
+    """{name: (factor, values (B, T))} -> (sum of factor * weighted_mean, the means as detached figures)."""
+    means = {name: weighted_mean(values, weights, denominator) for name, (_, values) in terms.items()}
+    loss = sum(factor * means[name] for name, (factor, _) in terms.items() if factor)
+    return loss, {name: mean.detach() for name, mean in means.items()}
 
 
 def mask_terms(student, teacher, weights):
@@ -174,8 +220,7 @@ def sft_loss(student, weights, denominator=None):
         loss = mean of  log_Z - z_a  =  -log pi(a | s)          in nats; figures: nll
     """
     z_a, log_Z = at_least_float32(student.z_a), at_least_float32(student.log_Z)
-    loss = weighted_mean(log_Z - z_a, weights.to(log_Z.dtype), denominator)
-    return loss, {"nll": loss.detach()}
+    return sum_terms({"nll": (1, log_Z - z_a)}, weights.to(log_Z.dtype), denominator)
 
 
 def topp_forward_kl(student, teacher, weights, denominator=None, *, tail="inside", leak=1.0):
@@ -207,9 +252,8 @@ def topp_forward_kl(student, teacher, weights, denominator=None, *, tail="inside
         entropy = entropy - torch.xlogy(rest, rest)
     else:
         kl = kl + leak * outside
-    figures = {"kl": kl, "leak": outside, "kept_mass": kept_mass, "entropy": entropy}
-    figures = {name: weighted_mean(values, weights, denominator) for name, values in figures.items()}
-    return figures["kl"], {name: figure.detach() for name, figure in figures.items()}
+    terms = {"kl": (1, kl), "leak": (0, outside), "kept_mass": (0, kept_mass), "entropy": (0, entropy)}
+    return sum_terms(terms, weights, denominator)
 
 
 def reverse_kl(student, teacher, weights, denominator=None, *, leak=1.0):
@@ -225,14 +269,27 @@ def reverse_kl(student, teacher, weights, denominator=None, *, leak=1.0):
     V_p = torch.logsumexp(z_K, dim=-1)                                      # (B, T)
     log_s, log_q = z_K - V_p[..., None], log_t - torch.logsumexp(log_t, dim=-1, keepdim=True)
     kl = (log_s.exp() * (log_s - log_q)).sum(-1)
-    kl, outside = (weighted_mean(values, weights, denominator) for values in (kl, log_Z - V_p))
-    return kl + leak * outside, {"kl": kl.detach(), "leak": outside.detach()}
+    return sum_terms({"kl": (1, kl), "leak": (leak, log_Z - V_p)}, weights, denominator)
 
 
 # ------------------------------------------------------------------------------------------------------------
 # Temporal differences. In column t of a document, s is the text before token t, a = token t, and s' = s + a
-# is the s of column t + 1. The student's logit is Q(s, a), V_p(s) its value, and the residual Q(s, a) - gamma
-# V_p(s').
+# is the s of column t + 1. All methods below share
+#     Q(s,a) = log pi(a|s) + v(s)        V(s) = log of the sum of exp Q over A_p(s) = v(s) + log S(s)
+# with S(s) the student's probability of the set, -log S(s) its leak, and v(s) the value head.
+
+
+class TDTerms(NamedTuple):
+    """Each (B, T), of at least float32 and finite."""
+    log_s: torch.Tensor                     # log proj_p pi(a|s), the student's, renormalised over A_p(s)
+    Q: torch.Tensor                         # log_s + V
+    V: torch.Tensor
+    V_next: torch.Tensor                    # V(s'), 0 after a terminal token
+    r: torch.Tensor                         # log proj_p pi_T(a|s), the teacher's
+    raw_r: torch.Tensor                     # log pi_T(a|s), not renormalised
+    leak: torch.Tensor                      # -log S(s)
+    live: torch.Tensor                      # the weights, 0 where there is no set
+    known: torch.Tensor                     # bellman_weights
 
 
 def successor_values(values, exists, terminal):
@@ -244,84 +301,188 @@ def successor_values(values, exists, terminal):
 
 
 def bellman_weights(teacher, weights):
-    """The weights (B, T), 0 where the residual is unknown: (a) no set, (b) the token taken is not in A_p, (c)
-    a text that was cut: a is not terminal, and the next column has no set or does not exist."""
-    live = teacher.mask.any(-1)                                             # (B, T)
+    """The weights (B, T), 0 where a residual is not known: (a) no set, (b) the token taken is not in A_p, (c)
+    a text that was cut: a is not terminal, and the next column has no set, weighs 0 or does not exist."""
+    live = teacher.mask.any(-1) & (weights > 0)                             # (B, T)
     inside = (teacher.is_taken & teacher.mask).any(-1)
     known = teacher.terminal | F.pad(live[:, 1:], (0, 1))
-    return torch.where(live & inside & known & (weights > 0), weights, 0)
+    return torch.where(live & inside & known, weights, 0)
 
 
-def bellman_terms(student, teacher, weights, gamma, *, gauge="raw", target_values=None, stop_gradient=False):
-    """-> five (B, T): residual Q(s,a) - gamma V_p(s'), the implied reward of IQ-Learn, 0 if unknown; cloning
-    V_p(s) - Q(s,a) = -log proj_p pi(a|s); V_p(s) - gamma V_p(s'); the leak; bellman_weights.
+def td_terms(student, teacher, weights, *, target_values=None, stop_gradient=False):
+    """-> TDTerms. Without a value head v is 0. Give student._replace(v=student.log_Z) and Q is the logit.
 
-    gauge: what is subtracted from all logits of a state, which leaves the policy as it is but not the
-    residual: "raw" 0, "log_softmax" log_Z. target_values (B, T): V(s) of another network, such as a slow
-    copy, in place of V_p(s'); stop_gradient: none goes through V_p(s'). ValueError for another gauge.
-    """
-    if gauge not in ("raw", "log_softmax"):
-        raise ValueError(f"gauge={gauge!r}; expected 'raw' or 'log_softmax'")
-    z_K, z_a, log_Z = map(at_least_float32, student)
-    live = teacher.mask.any(-1)                                             # (B, T)
-    weights = bellman_weights(teacher, weights).to(log_Z.dtype)
-    z_K = torch.where(teacher.mask, z_K, MASKED)                            # masked before logsumexp
-    V_p = torch.where(live, torch.logsumexp(z_K, dim=-1), log_Z)            # (B, T)
-    centre = log_Z if gauge == "log_softmax" else torch.zeros_like(V_p)
-    Q, V = z_a - centre, V_p - centre
-    after = gamma * successor_values(V if target_values is None else target_values, live, teacher.terminal)
-    after = after.detach() if stop_gradient else after
-    return torch.where(weights > 0, Q - after, 0), V - Q, V - after, log_Z - V_p, weights
+    target_values (B, T): V(s) of another network, such as a slow copy, in place of the student's own V(s');
+    stop_gradient: none goes through V(s')."""
+    z_K, log_Z, log_t, live = mask_terms(student, teacher, weights)
+    taken = teacher.is_taken & teacher.mask & (live > 0)[..., None]         # (B, T, K)
+    V_p = torch.logsumexp(z_K, dim=-1)                                      # (B, T)
+    leak = torch.where(live > 0, log_Z - V_p, 0)
+    v = 0 if student.v is None else torch.where(live > 0, at_least_float32(student.v), 0)
+    log_s, raw_r = (torch.where(taken, x, 0).sum(-1) for x in (z_K - V_p[..., None], log_t))
+    r = torch.where(taken, log_t.log_softmax(-1), 0).sum(-1)
+    V = v - leak
+    V_next = successor_values(V if target_values is None else target_values, live > 0, teacher.terminal)
+    V_next = V_next.detach() if stop_gradient else V_next
+    return TDTerms(log_s, log_s + V, V, V_next, r, raw_r, leak, live, bellman_weights(teacher, live))
+
+
+def squared_residual(x, residual, leak, denominator):
+    """The mean of residual^2 + leak (-log S) over positions with a set; x: TDTerms; a residual that is not
+    known counts as 0."""
+    square = torch.where(x.known > 0, residual, 0) ** 2
+    return sum_terms({"square": (1, square), "leak": (leak, x.leak)}, x.live, denominator)
+
+
+def expected_cloning(student, teacher, weights):
+    """Cross-entropy to the teacher, both renormalised over A_p -> (B, T)."""
+    z_K, _, log_t, _ = mask_terms(student, teacher, weights)
+    return -(log_t.softmax(-1) * z_K.log_softmax(-1)).sum(-1)
 
 
 def bellman_distill(student, teacher, weights, denominator=None, *, alpha=0.1, gamma=0.99, leak=0.0,
                     expected=False, **options):
-    """Bellman Distill (Yu et al. 2026), the published objective for each token, and a leak term of our own:
+    """Bellman Distill (Yu et al. 2026), with the chi^2 of IQ-Learn (Garg et al. 2021), and a leak of ours:
 
-        loss = mean of  V_p(s) - Q(s,a)  +  (Q(s,a) - gamma V_p(s'))^2 / (4 alpha)  +  leak (log_Z - V_p(s))
+        loss = mean of  -log proj_p pi(a|s)  +  (Q(s,a) - gamma V(s'))^2 / (4 alpha)  +  leak (-log S(s))
 
-    The first term clones the token taken, the second keeps the implied reward small (chi^2 of IQ-Learn, Garg
-    et al. 2021); course/theory.py has the optimum. Positions of weight 0 in bellman_weights are left out.
+    The first term clones the token taken, the second keeps the implied reward small, which flattens the
+    student; v = log_Z is the published gauge. A position is left out where the residual is not known.
     expected=True: cloning is the cross-entropy to the teacher's whole set, with less noise, at every position
-    that has one, and the residual is 0 where it is not known. options: of bellman_terms. figures: cloning,
-    bellman (the square), leak, reward (mean residual). ValueError unless 0 < alpha < inf.
-    """
+    that has one, and an unknown residual is 0. options: of td_terms. ValueError unless 0 < alpha < inf."""
     if not 0 < alpha < math.inf:
         raise ValueError(f"alpha={alpha}; expected 0 < alpha < inf")
-    reward, cloning, _, outside, counted = bellman_terms(student, teacher, weights, gamma, **options)
-    if expected:
-        cloning = expected_cloning(student, teacher)
-        counted = torch.where(teacher.mask.any(-1) & (weights > 0), weights, 0).to(counted.dtype)
-    square = reward * (reward / (4 * alpha))
-    terms = {"cloning": cloning, "bellman": square, "leak": outside, "reward": reward}
-    terms = {name: weighted_mean(term, counted, denominator) for name, term in terms.items()}
-    loss = terms["cloning"] + terms["bellman"] + leak * terms["leak"]
-    return loss, {name: term.detach() for name, term in terms.items()}
+    x = td_terms(student, teacher, weights, **options)
+    reward = torch.where(x.known > 0, x.Q - gamma * x.V_next, 0)
+    cloning = expected_cloning(student, teacher, weights) if expected else -x.log_s
+    terms = {"cloning": (1, cloning), "bellman": (1, reward * (reward / (4 * alpha))), "leak": (leak, x.leak),
+             "reward": (0, reward)}
+    return sum_terms(terms, x.live if expected else x.known, denominator)
 
 
-def expected_cloning(student, teacher):
-    """Cross-entropy to the teacher, both renormalised over A_p -> (B, T)."""
-    log_t = torch.where(teacher.mask, at_least_float32(teacher.log_probs), MASKED)     # (B, T, K)
-    log_s = torch.where(teacher.mask, at_least_float32(student.z_K), MASKED).log_softmax(-1)
-    return -(log_t.softmax(-1) * log_s).sum(-1)
+def ls_iq(student, teacher, weights, denominator=None, *, alpha=0.1, gamma=0.99, leak=0.0, r_max=0.1):
+    """LS-IQ, its offline part (Al-Hafez et al. 2023): bellman_distill with the implied reward around r_max,
+    and an end that is absorbing, so that V(s') = r_max / (1 - gamma) after it.
+
+    V + r_max / (1 - gamma) in place of V makes it bellman_distill: the same policy, and the same bias."""
+    x = td_terms(student, teacher, weights)
+    V_next = torch.where(teacher.terminal, r_max / (1 - gamma), x.V_next)
+    square = (x.Q - gamma * V_next - r_max) ** 2 / (4 * alpha)
+    terms = {"cloning": (1, -x.log_s), "bellman": (1, square), "leak": (leak, x.leak)}
+    return sum_terms(terms, x.known, denominator)
+
+
+def soft_q(student, teacher, weights, denominator=None, *, gamma=0.99, leak=1.0, **options):
+    """Soft Q-learning with the teacher's reward r = log proj_p pi_T(a|s) (Haarnoja et al. 2017):
+
+        loss = mean of  (Q(s,a) - r - gamma V(s'))^2 + leak (-log S(s)),   no gradient through V(s')
+
+    Optimum, for any gamma: V = 0 and the teacher in its sets."""
+    x = td_terms(student, teacher, weights, stop_gradient=True, **options)
+    return squared_residual(x, x.Q - x.r - gamma * x.V_next, leak, denominator)
+
+
+def stay(student, teacher, weights, denominator=None, *, leak=1.0, **options):
+    """soft_q with gamma 1 and r = log pi_T(a|s), not renormalised: a nucleus normalised over whole texts.
+
+    Optimum: V(s) = log P(the teacher never leaves a set from s on), and pi(a|s) in proportion to pi_T(a|s)
+    exp V(s'): the teacher GIVEN that it never leaves one. Such a V needs the value head, as log S is 0."""
+    x = td_terms(student, teacher, weights, stop_gradient=True, **options)
+    return squared_residual(x, x.Q - x.raw_r - x.V_next, leak, denominator)
+
+
+def path_consistency(student, teacher, weights, denominator=None, *, steps=4, gamma=0.99, leak=1.0,
+                     target_values=None):
+    """Path consistency (Nachum et al. 2017) over n = steps tokens, fewer where the text ends or is not known:
+
+        (V(s_t) - G)^2,   G = sum over i < n of gamma^i (r_(t+i) - log_s_(t+i)) + gamma^n V(s_(t+n))
+
+    The gradient goes through both values. Optimum: as soft_q. One step is its loss."""
+    x = td_terms(student, teacher, weights)
+    bootstrap = x.V if target_values is None else target_values
+    G = bootstrap
+    for _ in range(steps):
+        later = gamma * successor_values(G, x.live > 0, teacher.terminal)
+        G = torch.where(x.known > 0, x.r - x.log_s + later, bootstrap)
+    return squared_residual(x, x.V - G, leak, denominator)
+
+
+def retrace(student, teacher, weights, denominator=None, *, lam=0.95, gamma=0.99, leak=1.0, **options):
+    """Retrace(lambda) in A_p (Munos et al. 2016): soft_q whose target also holds what followed in the text,
+
+        target_t = r_t + gamma (V_(t+1) + c_(t+1) (target_(t+1) - Q_(t+1))),   c = lam min(1, pi / pi_T)
+
+    both renormalised over A_p; c = 0 where a residual is not known. lam = 0 is soft_q. Optimum: the same."""
+    x = td_terms(student, teacher, weights, stop_gradient=True, **options)
+    trace = torch.where(x.known > 0, lam * (x.log_s - x.r).clamp(max=0).exp(), 0).detach()
+    target, Q, correction = torch.zeros_like(x.Q), x.Q.detach(), 0
+    for t in reversed(range(Q.size(1))):
+        correction = torch.where(teacher.terminal[:, t], 0, correction)     # c (target - Q) of column t + 1
+        target[:, t] = x.r[:, t] + gamma * (x.V_next[:, t] + correction)
+        correction = trace[:, t] * (target[:, t] - Q[:, t])
+    return squared_residual(x, x.Q - target, leak, denominator)
+
+
+@torch.no_grad()
+def soft_returns(student, teacher, gamma=1.0):
+    """gamma V(s') for the token taken, by a soft tree backup -> (B, T); 0 where it is terminal.
+
+    V(s) = log of the sum over A_p of pi(a|s) exp U(s,a), where the token taken has its return as U and the
+    others their head: at gamma 1, log P(the student stays in all sets from s on). It reads cached texts
+    alone. Where the text was cut, the token taken keeps its head."""
+    live = teacher.mask.any(-1)
+    log_s = at_least_float32(student.z_K) - at_least_float32(student.log_Z)[..., None]
+    log_s, U = torch.where(teacher.mask, log_s, MASKED), torch.where(teacher.mask, student.U, 0)
+    follows = teacher.terminal | F.pad(live[:, 1:], (0, 1))
+    taken = teacher.is_taken & follows[..., None]                           # (B, T, K)
+    returns, V = torch.zeros_like(log_s[..., 0]), 0
+    for t in reversed(range(U.size(1))):
+        returns[:, t] = torch.where(teacher.terminal[:, t], 0, gamma * V)
+        U[:, t] = torch.where(taken[:, t], returns[:, t, None], U[:, t])
+        V = torch.where(live[:, t], torch.logsumexp(log_s[:, t] + U[:, t], dim=-1), 0)
+    return returns
+
+
+def improve(student, teacher, weights, denominator=None, *, beta=1.0, gamma=1.0, leak=1.0):
+    """One step of soft policy improvement on the teacher, for this student; it needs the head U(s,a):
+
+        loss = topp_forward_kl to the teacher times exp(beta U)  +  mean of (U(s,a) - soft_returns)^2
+
+    U learns what the student's own later leaks make of a token, so the teacher's choices that this student
+    can go on from gain. The square counts where there is a choice, |A_p| > 1. Optimum of a student without
+    limits: U = 0, the teacher in its sets."""
+    teacher = teacher._replace(mask=teacher.mask & (weights > 0)[..., None])
+    U = torch.where(teacher.mask, at_least_float32(student.U), 0)           # (B, T, K)
+    better = teacher._replace(log_probs=teacher.log_probs + beta * U.detach())
+    loss, figures = topp_forward_kl(student, better, weights, denominator, leak=leak)
+    known = (bellman_weights(teacher, weights) > 0) & (teacher.mask.sum(-1) > 1)
+    error = torch.where(teacher.is_taken, U, 0).sum(-1) - soft_returns(student, teacher, gamma)
+    live = torch.where(teacher.mask.any(-1), weights, 0).to(U.dtype)
+    fit = weighted_mean(torch.where(known, error, 0) ** 2, live, denominator)
+    del figures["kept_mass"]                                                # of the improved teacher
+    return loss + fit, figures | {"fit": fit.detach()}
 
 
 def cached_loss(model, rows, weights, terminal, config, denominator):
     """The loss terms of a batch of TeacherCache documents, to be added: "hard" on tokens without a set (all
-    of them for "seqkd"), and "sets" (objective "topp_kd") or "bellman" where there is one.
+    of them for "seqkd"); where there is one "sets" (objective "topp_kd"), or "td" (objectives "td", and "td0"
+    with V(s') = 0, so that nothing is temporal). The last two need model.td_heads.
 
     weights, terminal (B, T); config: objective, p, leak, alpha, gamma as in train.Config."""
     targets, ids, log_probs = (rows[name][:, 1:] for name in ("tokens", "ids", "log_probs"))
     weights, terminal = weights[:, 1:], terminal[:, 1:]
     mask = restrict_to_p(rows["log_probs"], rows["mask"], config.p)[:, 1:]                     # (B, T, K)
     soft = mask.any(-1) & (config.objective != "seqkd")                                        # (B, T)
-    student = student_terms(model(rows["tokens"][:, :-1]), ids, targets)
-    terms = {"hard": sft_loss(student, weights * ~soft, denominator)[0]}
+    hidden = model.hidden(rows["tokens"][:, :-1])                                              # (B, T, C)
+    heads = model.td_heads if config.objective in WITH_HEADS else None
+    student = student_terms(model.logits(hidden), ids, targets, hidden, heads)
     teacher = TeacherSets(log_probs, mask, ids == targets[..., None], terminal)
     args = student, teacher, weights * soft, denominator
-    if config.objective == "bellman":
-        terms["bellman"], _ = bellman_distill(*args, alpha=config.alpha, gamma=config.gamma, leak=config.leak,
-                                              gauge="log_softmax", expected=True)
+    terms = {"hard": sft_loss(student, weights * ~soft, denominator)[0]}
+    if heads is not None:
+        gamma = config.gamma if config.objective == "td" else 0.0
+        options = dict(alpha=config.alpha, gamma=gamma, leak=config.leak)
+        terms["td"], _ = bellman_distill(*args, expected=True, **options)
     else:
         terms["sets"], _ = topp_forward_kl(*args, leak=config.leak)
     return terms

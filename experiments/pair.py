@@ -33,7 +33,7 @@ from td_distill import draw_with_sets
 
 TEXT, ANSWER, END = map(ROLES.index, ("text", "answer", "end"))
 MAX_NEW, DRAWS = 128, 5             # tokens of an answer at most; answers to a held-out prompt
-OBJECTIVES = ("seqkd", "topp_kd", "bellman")                # of the students that learn from the cache
+OBJECTIVES = ("seqkd", "topp_kd", "td")                     # of the students that learn from the cache
 FILES = dict.fromkeys(("sft", "more_sft", *OBJECTIVES, "cache", "stages", "results.json"), "see pair.py")
 
 

@@ -79,8 +79,8 @@ def unrolled(cache, d, model, tokenizer, config):
         x[:, 1:] for x in (rows["tokens"], rows["ids"], rows["log_probs"], mask, terminal))
     student = td_distill.student_terms(model(rows["tokens"][:, :-1]), ids, taken)
     teacher = td_distill.TeacherSets(log_probs, mask, ids == taken[..., None], terminal)   # (1, T - 1, K)
-    residual, _, _, leak, known = (x[0].tolist() for x in td_distill.bellman_terms(
-        student, teacher, torch.ones_like(student.z_a), config["gamma"], gauge="log_softmax"))
+    x = td_distill.td_terms(student, teacher, torch.ones_like(student.z_a))
+    residual, leak, known = (y[0].tolist() for y in (x.Q - config["gamma"] * x.V_next, x.leak, x.known))
     log_s = student.z_K - student.log_Z[..., None]
 
     def label(token):

@@ -59,7 +59,7 @@ def dense_terms(hidden, weight, ids, taken):
 
 def terms_and_gradients(terms, hidden, weight, ids, taken):
     """The three terms, and the gradients of a random mixture of them."""
-    found, g = terms(hidden, weight, ids, taken), torch.Generator().manual_seed(1)
+    found, g = terms(hidden, weight, ids, taken)[:3], torch.Generator().manual_seed(1)
     mixture = sum((x * torch.randn(x.shape, generator=g, dtype=torch.float64)).sum() for x in found)
     return *found, *torch.autograd.grad(mixture, [hidden, weight])
 
