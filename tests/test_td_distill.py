@@ -388,7 +388,7 @@ def positions(c, logits, v):
             log_t, a = {ids[k]: log_t[k] for k in kept}, int(c.taken[b, t])
             log_S, log_M = (math.log(sum(map(math.exp, some.values()))) for some in (log_pi, log_t))
             x = found[b, t] = SimpleNamespace(
-                w=float(c.weights[b, t]), a=a, ends=bool(c.terminal[b, t]), leak=-log_S, V=v[b][t] + log_S,
+                w=float(c.weights[b, t]), a=a, ends=bool(c.terminal[b, t]), leak=-log_S, V=v[b][t] + log_S, log_M=log_M,
                 log_s={i: y - log_S for i, y in log_pi.items()}, log_pi=log_pi, inside=a in log_pi,
                 log_q={i: y - log_M for i, y in log_t.items()}, slot={ids[k]: k for k in kept})
             if x.inside:
