@@ -1,28 +1,26 @@
-"""Distillation on a reduced vocabulary: the teacher's few probable tokens, and losses that learn from them.
+"""Distillation on a reduced vocabulary: losses on the teacher's few probable tokens, without and with TD.
 
-A teacher puts most of its probability on a few tokens. When it draws a token after a text s, we keep these
-few and their log-probabilities: the top-p set A_p(s). They go into a cache on disk (data/cache.py), made once
-and read by every student. A loss is a function of three terms that the student gives at a position
-(`student_terms`):
+When a teacher draws a token after a text s, we keep its few most probable tokens and their log-probabilities:
+the top-p set A_p(s) (data/sets.py). They go into a cache on disk (data/cache.py), made once and read by every
+student. A loss sees of the student, at a position (`student_terms`):
 
     z_K    its logits on the teacher's K tokens
     z_a    its logit on the token that was taken
     log_Z  the logarithm of its softmax denominator over the whole vocabulary
+    v, U   two heads, where a temporal difference (TD) needs them
 
-From these follow V_p = logsumexp of z_K over the set, a soft maximum that serves as the value of s, and the
-leak log_Z - V_p = -log(the student's probability of the set), 0 where nothing lies outside. Objectives:
+With V_p = logsumexp of z_K over the set, log_Z - V_p is the leak, -log(the student's probability of the
+set). Losses:
 
-    sft_loss          cross-entropy on the token taken
-    topp_forward_kl   KL(teacher || student), the teacher cut to its set; the default
-    reverse_kl        KL(student || teacher), both cut to the set: the student may leave tokens out
-    bellman_distill   imitation in the set, plus the square of a temporal-difference (TD) residual
+    sft_loss            cross-entropy on the token taken
+    topp_forward_kl     KL(teacher || student), the teacher cut to its set; the default
+    reverse_kl          KL(student || teacher), both cut to the set
+    with values         bellman_distill, ls_iq, soft_q, stay, path_consistency, retrace, improve
 
 Column t of a cached document holds token t and the set from which it was drawn, so it is compared with the
-logits of column t - 1. A training step:
+logits of column t - 1. A training step on batch = cache.batch(rows):
 
-    batch = cache.batch(rows)
-    logits = model(batch["tokens"][:, :-1])                                                    # (B, T-1, V)
-    student = student_terms(logits, batch["ids"][:, 1:], batch["tokens"][:, 1:])
+    student = student_terms(model(batch["tokens"][:, :-1]), batch["ids"][:, 1:], batch["tokens"][:, 1:])
     teacher = TeacherSets(batch["log_probs"][:, 1:], batch["mask"][:, 1:])
     loss, figures = topp_forward_kl(student, teacher, teacher.mask.any(-1).float())
 
@@ -30,7 +28,7 @@ logits of column t - 1. A training step:
     python td_distill.py theory                what each objective recovers, solved exactly (course/theory.py)
     python td_distill.py compare --seeds=5     what each objective teaches (experiments/compare.py)
 
-Shapes: B documents, T tokens of a document, K teacher tokens kept, V vocabulary, N rows of any kind.
+Shapes: B documents, T tokens of a document, K teacher tokens kept, V vocabulary, C channels.
 """
 
 import math
@@ -42,69 +40,13 @@ import torch.nn.functional as F
 
 from data.cache import MASKED
 from data.cli import run_command, run_named
+from data.sets import restrict_to_p
 
-SLACK = 1e-6        # probabilities are float32: .5 + .3 is taken to reach p = .8
 TRUNK = 0.1         # part of the gradient of U(s, a) that reaches the model
 WITH_HEADS = ("td", "td0")      # objectives of cached_loss that need model.td_heads
 
 
-# ------------------------------------------------------------------------------------------------------------
-# The reduced vocabulary: the teacher's sets A_p, and drawing from them
-
-
-def top_p_sets(logits, p, k_cap, temperature=1.0):
-    """The smallest set of most probable tokens whose mass reaches p, for each row: A_p(s) of the paper.
-
-    logits (N, V) float; 0 < p <= 1; k_cap: at most so many tokens are kept, even where they do not reach p.
-    Returns ids (N, K) long, log_probs (N, K) float32, mask (N, K) bool, with K the largest set among the
-    rows; the most probable token comes first, the token that crosses p is in the set, one of probability 0
-    never is. Where mask is False: id 0 and log-probability MASKED. log_probs are log softmax(logits /
-    temperature), not renormalised over the set: the mass that is missing is known. ValueError for p, k_cap or
-    temperature out of range, and NaN logits.
-    """
-    if not 0 < p <= 1 or k_cap < 1 or temperature <= 0:
-        raise ValueError(f"p={p}, k_cap={k_cap}, temperature={temperature}; "
-                         "expected 0 < p <= 1, k_cap >= 1, temperature > 0")
-    log_probs = torch.log_softmax(logits.float() / temperature, dim=-1)     # (N, V)
-    values, ids = log_probs.topk(min(k_cap, logits.size(-1)))               # (N, k) sorted
-    if torch.isnan(values).any():
-        raise ValueError("the teacher's logits hold NaN or only infinities; check its checkpoint")
-    probs = values.double().exp()
-    before = probs.cumsum(-1) - probs                                       # mass of the tokens ranked above
-    mask = (before < p - SLACK) if p < 1 else torch.ones_like(before, dtype=torch.bool)
-    mask[:, 0] = True                                                       # also for p below SLACK
-    mask &= values > -torch.inf
-    width = int(mask.sum(-1).max()) if len(mask) else 0
-    ids, values, mask = ids[:, :width], values[:, :width], mask[:, :width]  # (N, K)
-    return ids.masked_fill(~mask, 0), values.masked_fill(~mask, MASKED), mask
-
-
-def restrict_to_p(log_probs, mask, p):
-    """What a smaller p would keep of cached sets (..., K), the most probable tokens first, as a mask."""
-    probs = log_probs.double().exp() * mask
-    return mask & (probs.cumsum(-1) - probs < p - SLACK)
-
-
-def draw_with_sets(model, prompts, max_new, *, p, k_cap, temperature=1.0, stop=None, seed=None):
-    """Continues every prompt with tokens drawn from their top-p sets -> (new, sets), two lists of lists.
-
-    new: the new ids of each prompt; sets: (ids (K,), log_probs (K,)) for each, as CacheWriter.add takes them.
-    """
-    sets = [[] for _ in prompts]
-
-    def keep_sets(rows, logits, drawn):
-        ids, log_probs, mask = (x.cpu().numpy() for x in top_p_sets(logits, p, k_cap, temperature))
-        for i, row in enumerate(rows.tolist()):
-            sets[row].append((ids[i][mask[i]], log_probs[i][mask[i]]))
-
-    # A little less than p: rounding must not let a token be drawn that the set above leaves out.
-    new = model.generate(prompts, max_new, temperature=temperature, top_k=k_cap,
-                         top_p=max(p - 2 * SLACK, SLACK), stop=stop, seed=seed, watch=keep_sets)
-    return new, sets
-
-
-# ------------------------------------------------------------------------------------------------------------
-# What the losses take from student and teacher
+# --- what the losses take from student and teacher --------------------------------------------------------
 
 
 class StudentTerms(NamedTuple):
@@ -129,10 +71,8 @@ def at_least_float32(x):
 
 def student_terms(logits, ids, taken, hidden=None, heads=None):
     """logits (B, T, V), ids (B, T, K) long, taken (B, T) long -> StudentTerms, of at least float32; with v
-    and U where heads, a TDHeads, is given, and hidden (B, T, C).
-
-    Any leading shape will do in place of (B, T). Where a set is padded, z_K is that of id 0; losses mask it.
-    """
+    and U where hidden (B, T, C) and heads (TDHeads) are given. Any leading shape will do in place of (B, T).
+    Where a set is padded, z_K is that of id 0; losses mask it."""
     logits = at_least_float32(logits)
     v, U = (None, None) if heads is None else heads(hidden, ids)
     return StudentTerms(logits.gather(-1, ids), logits.gather(-1, taken[..., None])[..., 0],
@@ -140,28 +80,23 @@ def student_terms(logits, ids, taken, hidden=None, heads=None):
 
 
 class TDHeads(nn.Module):
-    """What TD asks of a hidden state beside its logits, both 0 at the start: v(s), the free part of a value,
-    and U(s, a), what a token is worth for what follows it (see improve). Training alone needs them.
-
-    TRUNK of U's gradient goes on into the model: cloning alone does not ask it for what a choice will cost.
-    """
+    """Two functions of a hidden state that training alone needs, 0 at the start: v(s), the free part of a
+    value, and U(s, a), what a token is worth for what follows (see improve). TRUNK of U's gradient goes on
+    into the model, which cloning does not ask for what a choice will cost."""
 
     def __init__(self, n_embd, n_vocab, width=64):
         super().__init__()
         self.v, self.mix, self.U = nn.Linear(n_embd, 1), nn.Linear(n_embd, width), nn.Linear(width, n_vocab)
-        for layer in self.v, self.U:
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        for parameter in *self.v.parameters(), *self.U.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, hidden, ids):
         """hidden (B, T, C), ids (B, T, K) long -> v (B, T), U (B, T, K), in the type of the heads."""
         with torch.autocast(hidden.device.type, enabled=False):
             hidden = hidden.to(self.v.weight.dtype)
-            slowed = TRUNK * hidden + (1 - TRUNK) * hidden.detach()
-            features = F.gelu(self.mix(slowed))                             # (B, T, width)
+            features = F.gelu(self.mix(TRUNK * hidden + (1 - TRUNK) * hidden.detach()))     # (B, T, width)
             weight, bias = F.embedding(ids, self.U.weight), self.U.bias[ids]    # of the K ids, not of all V
-            U = (weight @ features[..., None])[..., 0] + bias
-            return self.v(hidden)[..., 0], U
+            return self.v(hidden)[..., 0], (weight @ features[..., None])[..., 0] + bias
 
 
 def add_heads(model, seed=0):
@@ -176,8 +111,7 @@ def weighted_mean(values, weights, denominator=None):
 
     denominator None: the sum of these weights. Where an update comes in micro-batches, pass the sum over all
     of them: then their losses and gradients ADD UP to those of the one batch, which means of means do not.
-    Positions of weight 0 count for nothing, whatever stands there. No weight at all gives 0.
-    """
+    Positions of weight 0 count for nothing, whatever stands there. No weight at all gives 0."""
     total = torch.where(weights > 0, weights * values, 0).sum()
     denominator = weights.sum() if denominator is None else torch.as_tensor(denominator)
     return total / denominator.clamp(min=torch.finfo(values.dtype).tiny)
@@ -191,11 +125,8 @@ def sum_terms(terms, weights, denominator):
 
 
 def mask_terms(student, teacher, weights):
-    """-> z_K, log_Z, log_t, weights, of at least float32, with harmless numbers where a position does not
-    count.
-
-    They are masked BEFORE any arithmetic: a NaN that where() removes afterwards still makes the gradient NaN.
-    """
+    """-> z_K, log_Z, log_t, weights, of at least float32, with harmless numbers where nothing counts: masked
+    BEFORE any arithmetic, as a NaN that where() removes afterwards still makes the gradient NaN."""
     z_K, log_Z, log_t = map(at_least_float32, (student.z_K, student.log_Z, teacher.log_probs))
     live = teacher.mask.any(-1) & (weights > 0)                             # (B, T)
     mask = teacher.mask & live[..., None]                                   # (B, T, K)
@@ -209,16 +140,13 @@ def log_outside(log_mass):
     return torch.log(-torch.expm1(log_mass.clamp(max=-8 * torch.finfo(log_mass.dtype).eps)))
 
 
-# ------------------------------------------------------------------------------------------------------------
-# The objectives. Each returns (loss, figures): a scalar, and a dict of detached scalars. weights (B, T) >= 0;
-# denominator: see weighted_mean. Positions whose set is empty are left out of all but sft_loss.
+# --- the objectives ---------------------------------------------------------------------------------------
+# Each returns (loss, figures): a scalar, and a dict of detached scalars. weights (B, T) >= 0; denominator:
+# see weighted_mean. Positions whose set is empty are left out of all but sft_loss.
 
 
 def sft_loss(student, weights, denominator=None):
-    """Cross-entropy on the token taken: SFT on references, SeqKD where the teacher wrote the tokens.
-
-        loss = mean of  log_Z - z_a  =  -log pi(a | s)          in nats; figures: nll
-    """
+    """Cross-entropy on the token taken: SFT on references, SeqKD where the teacher wrote the tokens."""
     z_a, log_Z = at_least_float32(student.z_a), at_least_float32(student.log_Z)
     return sum_terms({"nll": (1, log_Z - z_a)}, weights.to(log_Z.dtype), denominator)
 
@@ -233,8 +161,7 @@ def topp_forward_kl(student, teacher, weights, denominator=None, *, tail="inside
     leak. Inside, at leak 1, this is KL(q || s): its optimum s = t / M is sharper than the teacher, the bias
     of truncation. At leak 0 only the proportions in the set count; above 1 leaking costs more. The bucket's
     optimum is s = t, S = M. figures: kl (the loss), leak in nats, kept_mass M, entropy of the target in nats.
-    ValueError for another tail.
-    """
+    ValueError for another tail."""
     if tail not in ("inside", "bucket"):
         raise ValueError(f"tail={tail!r}; expected 'inside' or 'bucket'")
     z_K, log_Z, log_t, weights = mask_terms(student, teacher, weights)
@@ -258,13 +185,9 @@ def topp_forward_kl(student, teacher, weights, denominator=None, *, tail="inside
 
 def reverse_kl(student, teacher, weights, denominator=None, *, leak=1.0):
     """Reverse KL(student || teacher), both renormalised over A_p (MiniLLM's direction, Gu et al. 2024), plus
-    a leak.
+    a leak. The student may leave out some of the teacher's tokens, which the forward KL must cover.
 
-        loss = mean of  sum over A_p of s / S (log(s / S) - log(t / M))  +  leak (log_Z - V_p)
-
-    The student may leave out some of the teacher's tokens, where the forward KL must cover them all. figures:
-    kl and leak, in nats.
-    """
+        mean of  sum over A_p of s / S (log(s / S) - log(t / M))  +  leak (-log S)"""
     z_K, log_Z, log_t, weights = mask_terms(student, teacher, weights)
     V_p = torch.logsumexp(z_K, dim=-1)                                      # (B, T)
     log_s, log_q = z_K - V_p[..., None], log_t - torch.logsumexp(log_t, dim=-1, keepdim=True)
@@ -272,11 +195,10 @@ def reverse_kl(student, teacher, weights, denominator=None, *, leak=1.0):
     return sum_terms({"kl": (1, kl), "leak": (leak, log_Z - V_p)}, weights, denominator)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Temporal differences. In column t of a document, s is the text before token t, a = token t, and s' = s + a
-# is the s of column t + 1. All methods below share
+# --- temporal differences ---------------------------------------------------------------------------------
+# In column t, s is the text before token t, a = token t, and s' = s + a is the s of column t + 1. With v(s) a
+# head, S(s) the student's probability of the set, and -log S(s) its leak,
 #     Q(s,a) = log pi(a|s) + v(s)        V(s) = log of the sum of exp Q over A_p(s) = v(s) + log S(s)
-# with S(s) the student's probability of the set, -log S(s) its leak, and v(s) the value head.
 
 
 class TDTerms(NamedTuple):
@@ -287,15 +209,15 @@ class TDTerms(NamedTuple):
     V_next: torch.Tensor                    # V(s'), 0 after a terminal token
     r: torch.Tensor                         # log proj_p pi_T(a|s), the teacher's
     raw_r: torch.Tensor                     # log pi_T(a|s), not renormalised
+    cross_entropy: torch.Tensor             # to the teacher's whole set, both renormalised over it
     leak: torch.Tensor                      # -log S(s)
     live: torch.Tensor                      # the weights, 0 where there is no set
     known: torch.Tensor                     # bellman_weights
 
 
 def successor_values(values, exists, terminal):
-    """V(s') from V(s), one column to the right -> (B, T); values (B, T), exists and terminal (B, T) bool.
-
-    0 where a is terminal, and where the next column does not exist."""
+    """V(s') from V(s) (B, T), one column to the right; 0 where a is terminal, and where the next column does
+    not exist. exists, terminal (B, T) bool."""
     follows = F.pad(exists[:, 1:], (0, 1)) & ~terminal
     return torch.where(follows, F.pad(values[:, 1:], (0, 1)), 0)
 
@@ -310,8 +232,7 @@ def bellman_weights(teacher, weights):
 
 
 def td_terms(student, teacher, weights, *, target_values=None, stop_gradient=False):
-    """-> TDTerms. Without a value head v is 0. Give student._replace(v=student.log_Z) and Q is the logit.
-
+    """-> TDTerms. Without a value head v is 0. With student._replace(v=student.log_Z) Q is the logit.
     target_values (B, T): V(s) of another network, such as a slow copy, in place of the student's own V(s');
     stop_gradient: none goes through V(s')."""
     z_K, log_Z, log_t, live = mask_terms(student, teacher, weights)
@@ -319,12 +240,13 @@ def td_terms(student, teacher, weights, *, target_values=None, stop_gradient=Fal
     V_p = torch.logsumexp(z_K, dim=-1)                                      # (B, T)
     leak = torch.where(live > 0, log_Z - V_p, 0)
     v = 0 if student.v is None else torch.where(live > 0, at_least_float32(student.v), 0)
-    log_s, raw_r = (torch.where(taken, x, 0).sum(-1) for x in (z_K - V_p[..., None], log_t))
-    r = torch.where(taken, log_t.log_softmax(-1), 0).sum(-1)
-    V = v - leak
+    log_s_K, log_q = z_K - V_p[..., None], log_t.log_softmax(-1)            # (B, T, K)
+    log_s, r, raw_r = (torch.where(taken, x, 0).sum(-1) for x in (log_s_K, log_q, log_t))
+    cross_entropy, V = -(log_q.exp() * log_s_K).sum(-1), v - leak
     V_next = successor_values(V if target_values is None else target_values, live > 0, teacher.terminal)
     V_next = V_next.detach() if stop_gradient else V_next
-    return TDTerms(log_s, log_s + V, V, V_next, r, raw_r, leak, live, bellman_weights(teacher, live))
+    known = bellman_weights(teacher, live)
+    return TDTerms(log_s, log_s + V, V, V_next, r, raw_r, cross_entropy, leak, live, known)
 
 
 def squared_residual(x, residual, leak, denominator):
@@ -334,37 +256,30 @@ def squared_residual(x, residual, leak, denominator):
     return sum_terms({"square": (1, square), "leak": (leak, x.leak)}, x.live, denominator)
 
 
-def expected_cloning(student, teacher, weights):
-    """Cross-entropy to the teacher, both renormalised over A_p -> (B, T)."""
-    z_K, _, log_t, _ = mask_terms(student, teacher, weights)
-    return -(log_t.softmax(-1) * z_K.log_softmax(-1)).sum(-1)
-
-
 def bellman_distill(student, teacher, weights, denominator=None, *, alpha=0.1, gamma=0.99, leak=0.0,
                     expected=False, **options):
     """Bellman Distill (Yu et al. 2026), with the chi^2 of IQ-Learn (Garg et al. 2021), and a leak of ours:
 
-        loss = mean of  -log proj_p pi(a|s)  +  (Q(s,a) - gamma V(s'))^2 / (4 alpha)  +  leak (-log S(s))
+        mean of  -log proj_p pi(a|s)  +  (Q(s,a) - gamma V(s'))^2 / (4 alpha)  +  leak (-log S(s))
 
-    The first term clones the token taken, the second keeps the implied reward small, which flattens the
-    student; v = log_Z is the published gauge. A position is left out where the residual is not known.
-    expected=True: cloning is the cross-entropy to the teacher's whole set, with less noise, at every position
-    that has one, and an unknown residual is 0. options: of td_terms. ValueError unless 0 < alpha < inf."""
+    The square keeps the implied reward small, which flattens the student; v = log_Z is as published. Where
+    the residual is not known a position is left out, or, if expected, its square alone: then cloning is
+    cross_entropy, with less noise. options: of td_terms. ValueError unless 0 < alpha < inf."""
     if not 0 < alpha < math.inf:
         raise ValueError(f"alpha={alpha}; expected 0 < alpha < inf")
     x = td_terms(student, teacher, weights, **options)
     reward = torch.where(x.known > 0, x.Q - gamma * x.V_next, 0)
-    cloning = expected_cloning(student, teacher, weights) if expected else -x.log_s
+    cloning = x.cross_entropy if expected else -x.log_s
     terms = {"cloning": (1, cloning), "bellman": (1, reward * (reward / (4 * alpha))), "leak": (leak, x.leak),
              "reward": (0, reward)}
     return sum_terms(terms, x.live if expected else x.known, denominator)
 
 
 def ls_iq(student, teacher, weights, denominator=None, *, alpha=0.1, gamma=0.99, leak=0.0, r_max=0.1):
-    """LS-IQ, its offline part (Al-Hafez et al. 2023): bellman_distill with the implied reward around r_max,
-    and an end that is absorbing, so that V(s') = r_max / (1 - gamma) after it.
+    """LS-IQ, its offline part (Al-Hafez et al. 2023): bellman_distill with the implied reward around r_max, not
+    0, and an absorbing end, after which V(s') = r_max / (1 - gamma); gamma < 1.
 
-    V + r_max / (1 - gamma) in place of V makes it bellman_distill: the same policy, and the same bias."""
+    Its values less r_max / (1 - gamma) are those of bellman_distill: the same policy with the same bias."""
     x = td_terms(student, teacher, weights)
     V_next = torch.where(teacher.terminal, r_max / (1 - gamma), x.V_next)
     square = (x.Q - gamma * V_next - r_max) ** 2 / (4 * alpha)
@@ -377,7 +292,7 @@ def soft_q(student, teacher, weights, denominator=None, *, gamma=0.99, leak=1.0,
 
         loss = mean of  (Q(s,a) - r - gamma V(s'))^2 + leak (-log S(s)),   no gradient through V(s')
 
-    Optimum, for any gamma: V = 0 and the teacher in its sets."""
+    Optimum, for any gamma: V = 0, and the teacher in its sets."""
     x = td_terms(student, teacher, weights, stop_gradient=True, **options)
     return squared_residual(x, x.Q - x.r - gamma * x.V_next, leak, denominator)
 
@@ -412,7 +327,7 @@ def retrace(student, teacher, weights, denominator=None, *, lam=0.95, gamma=0.99
 
         target_t = r_t + gamma (V_(t+1) + c_(t+1) (target_(t+1) - Q_(t+1))),   c = lam min(1, pi / pi_T)
 
-    both renormalised over A_p; c = 0 where a residual is not known. lam = 0 is soft_q. Optimum: the same."""
+    both renormalised over A_p; c = 0 where a residual is not known. lam 0 is soft_q; the same optimum."""
     x = td_terms(student, teacher, weights, stop_gradient=True, **options)
     trace = torch.where(x.known > 0, lam * (x.log_s - x.r).clamp(max=0).exp(), 0).detach()
     target, Q, correction = torch.zeros_like(x.Q), x.Q.detach(), 0
@@ -425,16 +340,14 @@ def retrace(student, teacher, weights, denominator=None, *, lam=0.95, gamma=0.99
 
 @torch.no_grad()
 def soft_returns(student, teacher, gamma=1.0):
-    """gamma V(s') for the token taken, by a soft tree backup -> (B, T); 0 where it is terminal.
+    """gamma V(s') of the token taken by a soft tree backup -> (B, T), 0 where it is terminal or not known.
 
-    V(s) = log of the sum over A_p of pi(a|s) exp U(s,a), where the token taken has its return as U and the
-    others their head: at gamma 1, log P(the student stays in all sets from s on). It reads cached texts
-    alone. Where the text was cut, the token taken keeps its head."""
+    V(s) = log of the sum over A_p of pi(a|s) exp U(s,a), with the return for the token taken, if it is known,
+    and the head for the others: at gamma 1, log P(the student stays in all sets from s on)."""
     live = teacher.mask.any(-1)
     log_s = at_least_float32(student.z_K) - at_least_float32(student.log_Z)[..., None]
     log_s, U = torch.where(teacher.mask, log_s, MASKED), torch.where(teacher.mask, student.U, 0)
-    follows = teacher.terminal | F.pad(live[:, 1:], (0, 1))
-    taken = teacher.is_taken & follows[..., None]                           # (B, T, K)
+    taken = teacher.is_taken & (bellman_weights(teacher, live) > 0)[..., None]          # (B, T, K)
     returns, V = torch.zeros_like(log_s[..., 0]), 0
     for t in reversed(range(U.size(1))):
         returns[:, t] = torch.where(teacher.terminal[:, t], 0, gamma * V)
@@ -446,11 +359,10 @@ def soft_returns(student, teacher, gamma=1.0):
 def improve(student, teacher, weights, denominator=None, *, beta=1.0, gamma=1.0, leak=1.0):
     """One step of soft policy improvement on the teacher, for this student; it needs the head U(s,a):
 
-        loss = topp_forward_kl to the teacher times exp(beta U)  +  mean of (U(s,a) - soft_returns)^2
+        topp_forward_kl to the teacher times exp(beta U)  +  mean of (U(s,a) - soft_returns)^2 where |A_p| > 1
 
-    U learns what the student's own later leaks make of a token, so the teacher's choices that this student
-    can go on from gain. The square counts where there is a choice, |A_p| > 1. Optimum of a student without
-    limits: U = 0, the teacher in its sets."""
+    U learns what the student itself will lose after a token, so those of the teacher's choices gain that this
+    student can go on from. Optimum of a student without limits: U = 0, and the teacher in its sets."""
     teacher = teacher._replace(mask=teacher.mask & (weights > 0)[..., None])
     U = torch.where(teacher.mask, at_least_float32(student.U), 0)           # (B, T, K)
     better = teacher._replace(log_probs=teacher.log_probs + beta * U.detach())
@@ -465,10 +377,8 @@ def improve(student, teacher, weights, denominator=None, *, beta=1.0, gamma=1.0,
 
 def cached_loss(model, rows, weights, terminal, config, denominator):
     """The loss terms of a batch of TeacherCache documents, to be added: "hard" on tokens without a set (all
-    of them for "seqkd"); where there is one "sets" (objective "topp_kd"), or "td" (objectives "td", and "td0"
-    with V(s') = 0, so that nothing is temporal). The last two need model.td_heads.
-
-    weights, terminal (B, T); config: objective, p, leak, alpha, gamma as in train.Config."""
+    for "seqkd"); on the others "sets" for "topp_kd", "td" for "td", and for "td0", where V(s') = 0. weights,
+    terminal (B, T); config: objective, p, leak, alpha, gamma as in train.Config."""
     targets, ids, log_probs = (rows[name][:, 1:] for name in ("tokens", "ids", "log_probs"))
     weights, terminal = weights[:, 1:], terminal[:, 1:]
     mask = restrict_to_p(rows["log_probs"], rows["mask"], config.p)[:, 1:]                     # (B, T, K)
@@ -486,10 +396,6 @@ def cached_loss(model, rows, weights, terminal, config, denominator):
     else:
         terms["sets"], _ = topp_forward_kl(*args, leak=config.leak)
     return terms
-
-
-# ------------------------------------------------------------------------------------------------------------
-# The command line
 
 
 def main(arguments=None):

@@ -116,8 +116,7 @@ def to_teacher(leak, gamma=0.99):
                        for student in (s.student._replace(v=None), teachers))
         apart = own.Q - gamma * own.V_next - (wanted.Q - gamma * wanted.V_next)             # (B, T)
         square = torch.where(own.known > 0, apart, 0) ** 2 / 4
-        cross_entropy = td.expected_cloning(s.student, s.teacher, s.weights)
-        return td.weighted_mean(cross_entropy + square + leak * own.leak, own.live)
+        return td.weighted_mean(own.cross_entropy + square + leak * own.leak, own.live)
     return loss
 
 

@@ -25,6 +25,7 @@ from data.documents import held_out_records
 from data.figures import thinned
 from data.files import read_json, write_text
 from data.report import report, table
+from data.sets import restrict_to_p
 from data.tokenizer import Tokenizer
 from experiments import plots
 from model import GPT
@@ -73,7 +74,7 @@ def unrolled(cache, d, model, tokenizer, config):
      probable first, "value": V_p(s) = log of the student's mass in A_p, "residual": log pi(a|s) - gamma
      V_p(s'), None where it is not known}. config: p and gamma."""
     rows, roles = cache.batch([d]), cache.header["roles"]
-    mask = td_distill.restrict_to_p(rows["log_probs"], rows["mask"], config["p"])
+    mask = restrict_to_p(rows["log_probs"], rows["mask"], config["p"])
     terminal = torch.isin(rows["roles"], torch.tensor([roles.index("sep"), roles.index("end")]))
     taken, ids, log_probs, mask, terminal = (
         x[:, 1:] for x in (rows["tokens"], rows["ids"], rows["log_probs"], mask, terminal))

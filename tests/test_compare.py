@@ -10,6 +10,7 @@ import torch
 
 import td_distill
 from data.files import open_run
+from data.sets import restrict_to_p
 from experiments import compare, compare_tasks, grammar, objectives
 from experiments.objectives import OBJECTIVES, terms
 from model import GPT
@@ -70,7 +71,7 @@ def test_caches_hold_one_text_and_smaller_sets(task):
     assert len(whole) == len(small) > 0 and small.header["p"] == 0.8
     for d in range(len(whole)):
         wide, narrow = whole.batch([d]), small.batch([d])
-        kept = td_distill.restrict_to_p(wide["log_probs"], wide["mask"], 0.8)
+        kept = restrict_to_p(wide["log_probs"], wide["mask"], 0.8)
         pairs = [(wide["tokens"], narrow["tokens"]), (kept.sum(-1), narrow["mask"].sum(-1))]
         pairs += [(wide[name][kept], narrow[name][narrow["mask"]]) for name in ("ids", "log_probs")]
         assert all(torch.equal(*pair) for pair in pairs)

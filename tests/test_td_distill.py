@@ -14,11 +14,11 @@ import td_distill
 from course import theory
 from data.cache import MASKED, TeacherCache
 from data.cache_tools import CacheWriter
+from data.sets import SLACK, draw_with_sets, restrict_to_p, top_p_sets
 from model import GPT, GPTConfig
-from td_distill import (SLACK, StudentTerms, TDHeads, TeacherSets, bellman_distill, bellman_weights,
-                        draw_with_sets, improve, ls_iq, path_consistency, restrict_to_p, retrace, reverse_kl,
-                        sft_loss, soft_q, soft_returns, stay, student_terms, successor_values, td_terms,
-                        top_p_sets, topp_forward_kl)
+from td_distill import (StudentTerms, TDHeads, TeacherSets, bellman_distill, bellman_weights, improve, ls_iq,
+                        path_consistency, retrace, reverse_kl, sft_loss, soft_q, soft_returns, stay,
+                        student_terms, successor_values, td_terms, topp_forward_kl)
 
 def literal_top_p(log_probs, p, k_cap):
     """Log-probabilities of the set by the definition: the most probable tokens until the mass reaches p."""
