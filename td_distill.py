@@ -9,8 +9,7 @@ student. A loss sees of the student, at a position (`student_terms`):
     log_Z  the logarithm of its softmax denominator over the whole vocabulary
     v, U   two heads, where a temporal difference (TD) needs them
 
-With V_p = logsumexp of z_K over the set, log_Z - V_p is the leak, -log(the student's probability of the
-set). Losses:
+The leak, log_Z - logsumexp of z_K, is -log(the student's probability of the set). Losses:
 
     sft_loss            cross-entropy on the token taken
     topp_forward_kl     KL(teacher || student), the teacher cut to its set; the default
@@ -108,7 +107,6 @@ def add_heads(model, seed=0):
 
 def weighted_mean(values, weights, denominator=None):
     """sum(weights * values) / denominator over positions; values, weights (B, T) -> scalar.
-
     denominator None: the sum of these weights. Where an update comes in micro-batches, pass the sum over all
     of them: then their losses and gradients ADD UP to those of the one batch, which means of means do not.
     Positions of weight 0 count for nothing, whatever stands there. No weight at all gives 0."""
@@ -157,11 +155,10 @@ def topp_forward_kl(student, teacher, weights, denominator=None, *, tail="inside
         inside    sum over A_p of q (log q - log(s / S)) + leak (-log S),   q = t / M, M = sum over A_p of t
         bucket    sum over A_p of t (log t - log s) + (1 - M) (log(1 - M) - log(1 - S)),   S = sum of s
 
-    t are the teacher's probabilities, s the student's over the WHOLE vocabulary; -log S = log_Z - V_p is the
-    leak. Inside, at leak 1, this is KL(q || s): its optimum s = t / M is sharper than the teacher, the bias
+    t are the teacher's probabilities, s the student's over the WHOLE vocabulary; -log S is the leak.
+    Inside, at leak 1, this is KL(q || s): its optimum s = t / M is sharper than the teacher, the bias
     of truncation. At leak 0 only the proportions in the set count; above 1 leaking costs more. The bucket's
-    optimum is s = t, S = M. figures: kl (the loss), leak in nats, kept_mass M, entropy of the target in nats.
-    ValueError for another tail."""
+    optimum is s = t, S = M. figures: kl (the loss), leak, kept_mass M, entropy of the target."""
     if tail not in ("inside", "bucket"):
         raise ValueError(f"tail={tail!r}; expected 'inside' or 'bucket'")
     z_K, log_Z, log_t, weights = mask_terms(student, teacher, weights)
@@ -226,9 +223,8 @@ def bellman_weights(teacher, weights):
     """The weights (B, T), 0 where a residual is not known: (a) no set, (b) the token taken is not in A_p, (c)
     a text that was cut: a is not terminal, and the next column has no set, weighs 0 or does not exist."""
     live = teacher.mask.any(-1) & (weights > 0)                             # (B, T)
-    inside = (teacher.is_taken & teacher.mask).any(-1)
-    known = teacher.terminal | F.pad(live[:, 1:], (0, 1))
-    return torch.where(live & inside & known, weights, 0)
+    inside, follows = (teacher.is_taken & teacher.mask).any(-1), F.pad(live[:, 1:], (0, 1))
+    return torch.where(live & inside & (teacher.terminal | follows), weights, 0)
 
 
 def td_terms(student, teacher, weights, *, target_values=None, stop_gradient=False):
@@ -250,8 +246,7 @@ def td_terms(student, teacher, weights, *, target_values=None, stop_gradient=Fal
 
 
 def squared_residual(x, residual, leak, denominator):
-    """The mean of residual^2 + leak (-log S) over positions with a set; x: TDTerms; a residual that is not
-    known counts as 0."""
+    """Mean of residual^2, 0 where it is not known, + leak (-log S) over positions with a set; x: TDTerms."""
     square = torch.where(x.known > 0, residual, 0) ** 2
     return sum_terms({"square": (1, square), "leak": (leak, x.leak)}, x.live, denominator)
 
@@ -269,17 +264,16 @@ def bellman_distill(student, teacher, weights, denominator=None, *, alpha=0.1, g
         raise ValueError(f"alpha={alpha}; expected 0 < alpha < inf")
     x = td_terms(student, teacher, weights, **options)
     reward = torch.where(x.known > 0, x.Q - gamma * x.V_next, 0)
-    cloning = x.cross_entropy if expected else -x.log_s
-    terms = {"cloning": (1, cloning), "bellman": (1, reward * (reward / (4 * alpha))), "leak": (leak, x.leak),
-             "reward": (0, reward)}
+    terms = {"cloning": (1, x.cross_entropy if expected else -x.log_s), "leak": (leak, x.leak),
+             "bellman": (1, reward * (reward / (4 * alpha))), "reward": (0, reward)}
     return sum_terms(terms, x.live if expected else x.known, denominator)
 
 
 def ls_iq(student, teacher, weights, denominator=None, *, alpha=0.1, gamma=0.99, leak=0.0, r_max=0.1):
-    """LS-IQ, its offline part (Al-Hafez et al. 2023): bellman_distill with the implied reward around r_max, not
-    0, and an absorbing end, after which V(s') = r_max / (1 - gamma); gamma < 1.
+    """LS-IQ, its offline part (Al-Hafez et al. 2023): bellman_distill with the reward around r_max in place
+    of 0, and an absorbing end, after which V(s') = r_max / (1 - gamma); gamma < 1.
 
-    Its values less r_max / (1 - gamma) are those of bellman_distill: the same policy with the same bias."""
+    Optimum: that of bellman_distill, bias included, with V larger by r_max / (1 - gamma)."""
     x = td_terms(student, teacher, weights)
     V_next = torch.where(teacher.terminal, r_max / (1 - gamma), x.V_next)
     square = (x.Q - gamma * V_next - r_max) ** 2 / (4 * alpha)
@@ -290,7 +284,7 @@ def ls_iq(student, teacher, weights, denominator=None, *, alpha=0.1, gamma=0.99,
 def soft_q(student, teacher, weights, denominator=None, *, gamma=0.99, leak=1.0, **options):
     """Soft Q-learning with the teacher's reward r = log proj_p pi_T(a|s) (Haarnoja et al. 2017):
 
-        loss = mean of  (Q(s,a) - r - gamma V(s'))^2 + leak (-log S(s)),   no gradient through V(s')
+        mean of  (Q(s,a) - r - gamma V(s'))^2 + leak (-log S(s)),   no gradient through V(s')
 
     Optimum, for any gamma: V = 0, and the teacher in its sets."""
     x = td_terms(student, teacher, weights, stop_gradient=True, **options)
@@ -301,7 +295,7 @@ def stay(student, teacher, weights, denominator=None, *, leak=1.0, **options):
     """soft_q with gamma 1 and r = log pi_T(a|s), not renormalised: a nucleus normalised over whole texts.
 
     Optimum: V(s) = log P(the teacher never leaves a set from s on), and pi(a|s) in proportion to pi_T(a|s)
-    exp V(s'): the teacher GIVEN that it never leaves one. Such a V needs the value head, as log S is 0."""
+    exp V(s'): the teacher GIVEN that it never leaves one. It needs a value head: a leak has log S = 0."""
     x = td_terms(student, teacher, weights, stop_gradient=True, **options)
     return squared_residual(x, x.Q - x.raw_r - x.V_next, leak, denominator)
 
@@ -312,10 +306,9 @@ def path_consistency(student, teacher, weights, denominator=None, *, steps=4, ga
 
         (V(s_t) - G)^2,   G = sum over i < n of gamma^i (r_(t+i) - log_s_(t+i)) + gamma^n V(s_(t+n))
 
-    The gradient goes through both values. Optimum: as soft_q. One step is its loss."""
+    The gradient goes through both values. One step is the loss of soft_q; the same optimum."""
     x = td_terms(student, teacher, weights)
-    bootstrap = x.V if target_values is None else target_values
-    G = bootstrap
+    G = bootstrap = x.V if target_values is None else target_values
     for _ in range(steps):
         later = gamma * successor_values(G, x.live > 0, teacher.terminal)
         G = torch.where(x.known > 0, x.r - x.log_s + later, bootstrap)
@@ -340,7 +333,7 @@ def retrace(student, teacher, weights, denominator=None, *, lam=0.95, gamma=0.99
 
 @torch.no_grad()
 def soft_returns(student, teacher, gamma=1.0):
-    """gamma V(s') of the token taken by a soft tree backup -> (B, T), 0 where it is terminal or not known.
+    """gamma V(s') of the token taken by a soft tree backup -> (B, T), 0 where the text ends or was cut.
 
     V(s) = log of the sum over A_p of pi(a|s) exp U(s,a), with the return for the token taken, if it is known,
     and the head for the others: at gamma 1, log P(the student stays in all sets from s on)."""
@@ -356,10 +349,10 @@ def soft_returns(student, teacher, gamma=1.0):
     return returns
 
 
-def improve(student, teacher, weights, denominator=None, *, beta=1.0, gamma=1.0, leak=1.0):
+def improve(student, teacher, weights, denominator=None, *, beta=1.0, gamma=1.0, leak=1.0, fit=1.0):
     """One step of soft policy improvement on the teacher, for this student; it needs the head U(s,a):
 
-        topp_forward_kl to the teacher times exp(beta U)  +  mean of (U(s,a) - soft_returns)^2 where |A_p| > 1
+        mean of  topp_forward_kl to pi_T exp(beta U)  +  fit (U(s,a) - soft_returns)^2 where |A_p| > 1
 
     U learns what the student itself will lose after a token, so those of the teacher's choices gain that this
     student can go on from. Optimum of a student without limits: U = 0, and the teacher in its sets."""
@@ -367,12 +360,11 @@ def improve(student, teacher, weights, denominator=None, *, beta=1.0, gamma=1.0,
     U = torch.where(teacher.mask, at_least_float32(student.U), 0)           # (B, T, K)
     better = teacher._replace(log_probs=teacher.log_probs + beta * U.detach())
     loss, figures = topp_forward_kl(student, better, weights, denominator, leak=leak)
-    known = (bellman_weights(teacher, weights) > 0) & (teacher.mask.sum(-1) > 1)
+    choice = (bellman_weights(teacher, weights) > 0) & (teacher.mask.sum(-1) > 1)
     error = torch.where(teacher.is_taken, U, 0).sum(-1) - soft_returns(student, teacher, gamma)
     live = torch.where(teacher.mask.any(-1), weights, 0).to(U.dtype)
-    fit = weighted_mean(torch.where(known, error, 0) ** 2, live, denominator)
-    del figures["kept_mass"]                                                # of the improved teacher
-    return loss + fit, figures | {"fit": fit.detach()}
+    square = weighted_mean(torch.where(choice, error, 0) ** 2, live, denominator)
+    return loss + fit * square, figures | {"fit": square.detach()}
 
 
 def cached_loss(model, rows, weights, terminal, config, denominator):

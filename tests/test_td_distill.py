@@ -252,8 +252,9 @@ def test_more_padding_changes_nothing(loss, denominator):
     c = chain()
     student, teacher, weights = inputs(c)
     wide = StudentTerms(*(F.pad(x, (0, 2, 0, 1) if x.dim() == 3 else (0, 1), value=7.0) for x in student))
-    padded = TeacherSets(F.pad(c.log_probs, (0, 2, 0, 1), value=MASKED), F.pad(c.mask, (0, 2, 0, 1)),
-                         F.pad(teacher.is_taken, (0, 2, 0, 1), value=True), F.pad(c.terminal, (0, 1), value=True))
+    both = (0, 2, 0, 1)
+    padded = TeacherSets(F.pad(c.log_probs, both, value=MASKED), F.pad(c.mask, both),
+                         F.pad(teacher.is_taken, both, value=True), F.pad(c.terminal, (0, 1), value=True))
     found, _ = loss(wide, padded, F.pad(weights, (0, 1), value=1.0))
     if loss is LOSSES["sft"][0]:
         found, _ = loss(wide, padded, F.pad(weights, (0, 1)))
@@ -388,8 +389,8 @@ def positions(c, logits, v):
             log_t, a = {ids[k]: log_t[k] for k in kept}, int(c.taken[b, t])
             log_S, log_M = (math.log(sum(map(math.exp, some.values()))) for some in (log_pi, log_t))
             x = found[b, t] = SimpleNamespace(
-                w=float(c.weights[b, t]), a=a, ends=bool(c.terminal[b, t]), leak=-log_S, V=v[b][t] + log_S, log_M=log_M,
-                log_s={i: y - log_S for i, y in log_pi.items()}, log_pi=log_pi, inside=a in log_pi,
+                w=float(c.weights[b, t]), a=a, ends=bool(c.terminal[b, t]), leak=-log_S, V=v[b][t] + log_S,
+                log_M=log_M, log_pi=log_pi, inside=a in log_pi, log_s={i: y - log_S for i, y in log_pi.items()},
                 log_q={i: y - log_M for i, y in log_t.items()}, slot={ids[k]: k for k in kept})
             if x.inside:
                 x.Q, x.r, x.raw_r = x.log_s[a] + x.V, x.log_q[a], log_t[a]
@@ -450,10 +451,11 @@ def retrace_target(x, lam, gamma):
 MEMBERS = {
     **{f"bellman {o}": (partial(bellman_distill, **o), partial(bellman_literal, **o),
                         "live" if "expected" in o else "known")
-       for o in ({}, dict(alpha=2.0, gamma=0.5), dict(leak=0.3), dict(gamma=0.0), dict(expected=True, leak=2.0))},
+       for o in ({}, dict(alpha=2.0, gamma=0.5, leak=0.3), dict(gamma=0.0), dict(expected=True, leak=2.0))},
     "LS-IQ": (partial(ls_iq, gamma=0.9, r_max=0.2, leak=0.3),
               partial(bellman_literal, gamma=0.9, r_max=0.2, leak=0.3), "known"),
-    "soft Q": (partial(soft_q, gamma=0.8, leak=0.7), squared(lambda x, then: x.Q - x.r - 0.8 * then.V_next), "live"),
+    "soft Q": (partial(soft_q, gamma=0.8, leak=0.7),
+               squared(lambda x, then: x.Q - x.r - 0.8 * then.V_next), "live"),
     "stay": (partial(stay, leak=0.7), squared(lambda x, then: x.Q - x.raw_r - then.V_next), "live"),
     **{f"path {n}": (partial(path_consistency, steps=n, gamma=0.8, leak=0.7),
                      squared(lambda x, _, n=n: path_residual(x, n, 0.8)), "live") for n in (1, 2, 9)},
@@ -620,7 +622,7 @@ def test_where_gradients_flow_and_target_values():
 
 def tree(depth=3, seed=0):
     """All texts of a small world as documents, whose weights are their probabilities under the teacher ->
-    (World, states (B, T), document). document(Q, v, U): student, teacher, weights, with all tokens in order."""
+    (World, states (B, T), document). document(Q, v, U): student, teacher, weights; K = V, in order."""
     rng, follow = np.random.default_rng(seed), theory.token_follow(2, depth)
     w = theory.world(follow, theory.softmax(1.5 * rng.normal(size=follow.shape)), 0.8, 1.0)
     texts = [((0,), (), 1.0)]
@@ -663,8 +665,8 @@ def after_each(w, V):
 def test_the_stated_optima_have_no_loss():
     """The teacher in its sets with V = 0; for stay the teacher given that it never leaves one."""
     w, _, document = tree()
-    never = np.where(w.inside, 0.0, -40.0)
-    student = document(torch.tensor(np.log(w.teacher) + never), torch.zeros(len(w.follow), dtype=torch.float64))
+    never, zero = np.where(w.inside, 0.0, -40.0), torch.zeros(len(w.follow), dtype=torch.float64)
+    student = document(torch.tensor(np.log(w.teacher) + never), zero)
     for member in (soft_q, path_consistency, retrace):
         assert member(*student, 1.0)[0] < 1e-12 < stay(*student, 1.0)[0]
     V = log_staying(w, np.log(w.teacher))
@@ -672,7 +674,7 @@ def test_the_stated_optima_have_no_loss():
     student = document(staying, torch.tensor(V))
     assert stay(*student, 1.0)[0] < 1e-12 < soft_q(*student, 1.0)[0]
     apart = np.abs(np.exp(staying.log_softmax(-1).numpy()) - w.target).max()
-    assert V[0] < -0.1 and apart > 0.005                                        # another policy than the nucleus
+    assert V[0] < -0.1 and apart > 0.005                            # another policy than the nucleus
 
 
 def test_soft_returns_are_what_the_student_loses_later():
@@ -694,7 +696,7 @@ def test_heads():
     model = GPT(GPTConfig(n_vocab=20, block_size=8, n_layer=1, n_head=2, n_embd=16))
     state, draw = torch.get_rng_state(), set(model.state_dict())
     td_distill.add_heads(model, seed=3)
-    assert torch.equal(state, torch.get_rng_state())                # the run's random numbers stay as they are
+    assert torch.equal(state, torch.get_rng_state())                # the run's own stream goes on
     heads, ids = model.td_heads, torch.randint(20, (2, 3, 4))
     hidden = torch.randn(2, 3, 16, requires_grad=True)
     assert not any(x.any() for x in heads(hidden, ids)) and set(model.state_dict()) > draw
