@@ -31,6 +31,7 @@ from data.batches import DataMix, Rows
 from data.cache_tools import CacheWriter
 from data.cli import check_range, parse_options, run_command
 from data.machine import worker_pool
+from data.sets import top_p_sets
 from experiments.losses import head_terms
 from model import GPT, GPTConfig
 from train import Config, fit
@@ -141,7 +142,7 @@ def bench_cache(options, n=2000, p=0.8):
         s = torch.from_numpy(0.95 + rng.gamma(shape, (mean - 0.95) / shape, n)).float()
         logits = -s[:, None] * torch.from_numpy(rng.permutation(V) + 1.0).float().log()    # (n, V)
         for k_cap in (64, 8):
-            parts = [zip(*td_distill.top_p_sets(part, p, k_cap)) for part in logits.split(64)]
+            parts = [zip(*top_p_sets(part, p, k_cap)) for part in logits.split(64)]
             sets = [(ids[mask].numpy(), values[mask].numpy()) for part in parts for ids, values, mask in part]
             with tempfile.TemporaryDirectory() as folder:
                 writer = CacheWriter(folder, n_vocab=V, tokenizer_hash="", p=p, k_cap=k_cap, temperature=1.0,
