@@ -42,7 +42,6 @@ from data.cli import run_command, run_named
 from data.sets import restrict_to_p
 
 TRUNK = 0.1         # part of the gradient of U(s, a) that reaches the model
-WITH_HEADS = ("td", "td0")      # objectives of cached_loss that need model.td_heads
 
 
 # --- what the losses take from student and teacher --------------------------------------------------------
@@ -107,9 +106,9 @@ def add_heads(model, seed=0):
 
 def weighted_mean(values, weights, denominator=None):
     """sum(weights * values) / denominator over positions; values, weights (B, T) -> scalar.
-    denominator None: the sum of these weights. Where an update comes in micro-batches, pass the sum over all
-    of them: then their losses and gradients ADD UP to those of the one batch, which means of means do not.
-    Positions of weight 0 count for nothing, whatever stands there. No weight at all gives 0."""
+    denominator None: the sum of these weights. For micro-batches pass the sum over all of them: then their
+    losses and gradients add up to those of the one batch. Positions of weight 0 count for nothing, whatever
+    stands there. No weight at all gives 0."""
     total = torch.where(weights > 0, weights * values, 0).sum()
     denominator = weights.sum() if denominator is None else torch.as_tensor(denominator)
     return total / denominator.clamp(min=torch.finfo(values.dtype).tiny)
@@ -145,8 +144,8 @@ def log_outside(log_mass):
 
 def sft_loss(student, weights, denominator=None):
     """Cross-entropy on the token taken: SFT on references, SeqKD where the teacher wrote the tokens."""
-    z_a, log_Z = at_least_float32(student.z_a), at_least_float32(student.log_Z)
-    return sum_terms({"nll": (1, log_Z - z_a)}, weights.to(log_Z.dtype), denominator)
+    nll = at_least_float32(student.log_Z) - at_least_float32(student.z_a)
+    return sum_terms({"nll": (1, nll)}, weights.to(nll.dtype), denominator)
 
 
 def topp_forward_kl(student, teacher, weights, denominator=None, *, tail="inside", leak=1.0):
@@ -367,27 +366,28 @@ def improve(student, teacher, weights, denominator=None, *, beta=1.0, gamma=1.0,
     return loss + fit * square, figures | {"fit": square.detach()}
 
 
-def cached_loss(model, rows, weights, terminal, config, denominator):
-    """The loss terms of a batch of TeacherCache documents, to be added: "hard" on tokens without a set (all
-    for "seqkd"); on the others "sets" for "topp_kd", "td" for "td", and for "td0", where V(s') = 0. weights,
-    terminal (B, T); config: objective, p, leak, alpha, gamma as in train.Config."""
+def cached_terms(model, rows, terminal, p):
+    """A batch of TeacherCache.batch in the columns that are predicted -> StudentTerms, TeacherSets, hidden
+    (B, T, C). terminal (B, T) bool; p: mass of the sets, at most that of the cache."""
     targets, ids, log_probs = (rows[name][:, 1:] for name in ("tokens", "ids", "log_probs"))
-    weights, terminal = weights[:, 1:], terminal[:, 1:]
-    mask = restrict_to_p(rows["log_probs"], rows["mask"], config.p)[:, 1:]                     # (B, T, K)
-    soft = mask.any(-1) & (config.objective != "seqkd")                                        # (B, T)
+    mask = restrict_to_p(rows["log_probs"], rows["mask"], p)[:, 1:]                            # (B, T, K)
     hidden = model.hidden(rows["tokens"][:, :-1])                                              # (B, T, C)
-    heads = model.td_heads if config.objective in WITH_HEADS else None
-    student = student_terms(model.logits(hidden), ids, targets, hidden, heads)
-    teacher = TeacherSets(log_probs, mask, ids == targets[..., None], terminal)
+    student = student_terms(model.logits(hidden), ids, targets, hidden, getattr(model, "td_heads", None))
+    return student, TeacherSets(log_probs, mask, ids == targets[..., None], terminal[:, 1:]), hidden
+
+
+def cached_loss(model, rows, weights, terminal, config, objective, denominator):
+    """The loss terms of a batch of TeacherCache documents, to be added: "hard" on tokens without a set; on
+    the others as well for objective "seqkd", "sets" for "kd", and "td" for "td" and for "td0", where V(s')
+    = 0; these need model.td_heads. weights, terminal (B, T); config: p, leak, alpha, gamma, as in train.py."""
+    student, teacher, _ = cached_terms(model, rows, terminal, config.p)
+    soft, weights = teacher.mask.any(-1) & (objective != "seqkd"), weights[:, 1:]              # (B, T)
+    hard, _ = sft_loss(student, weights * ~soft, denominator)
     args = student, teacher, weights * soft, denominator
-    terms = {"hard": sft_loss(student, weights * ~soft, denominator)[0]}
-    if heads is not None:
-        gamma = config.gamma if config.objective == "td" else 0.0
-        options = dict(alpha=config.alpha, gamma=gamma, leak=config.leak)
-        terms["td"], _ = bellman_distill(*args, expected=True, **options)
-    else:
-        terms["sets"], _ = topp_forward_kl(*args, leak=config.leak)
-    return terms
+    if objective in ("td", "td0"):
+        options = dict(alpha=config.alpha, gamma=config.gamma if objective == "td" else 0.0, leak=config.leak)
+        return {"hard": hard, "td": bellman_distill(*args, expected=True, **options)[0]}
+    return {"hard": hard, "sets": topp_forward_kl(*args, leak=config.leak)[0]}
 
 
 def main(arguments=None):

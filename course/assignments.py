@@ -40,11 +40,12 @@ ASSIGNMENTS = {
                   {"td_distill.py": ("student_terms", "weighted_mean", "sft_loss", "mask_terms",
                                      "log_outside", "topp_forward_kl")},
                   {"td_distill.py": ("reverse_kl", "td_terms")}),
-    7: Assignment("7-bellman",
-                  {"td_distill.py": ("successor_values", "bellman_weights", "td_terms"),
-                   "course/theory.py": ("soft_value", "bellman", "fixed_point")}),
+    7: Assignment("7-td",
+                  {"td_distill.py": ("TDHeads.forward", "successor_values", "bellman_weights", "td_terms",
+                                     "bellman_distill", "soft_returns")},
+                  {"td_distill.py": ("ls_iq", "retrace")}),
     8: Assignment("8-prize", {"experiments/objectives.py": ("prize",), "course/8-report.json": ("",),
-                              "course/8-results.jsonl": ("",)}),
+                              "course/8-results.jsonl": ("",), "course/8-routes.jsonl": ("",)}),
 }
 
 def find_function(source, name):

@@ -90,7 +90,7 @@ def run(job):
         if job.seconds:
             for _ in range(2):       # the first pass prepares kernels and memory for the shapes of a batch
                 begin, constant = time.process_time(), replace(config, cooldown=0.0)
-                seen = learn("speed", copy.deepcopy(model), 60 * 1024, constant, row, task).tokens
+                *_, seen = learn("speed", copy.deepcopy(model), 60 * 1024, constant, row, task)
             tokens = int(job.seconds * seen / (time.process_time() - begin))
         begin = time.process_time()
         losses, _, seen = learn(job.row, model, tokens, config, row, task)

@@ -9,6 +9,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Callable, NamedTuple
 
+import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
@@ -26,6 +27,7 @@ class Row(NamedTuple):
     loss: Callable                  # loss(s) -> scalar; s: see terms
     control: str = "KD p=.8"        # the row that this one is compared with
     heads: bool = False             # the loss needs v or U of td_distill.TDHeads
+    plain: bool = False             # it also reads plain text, and half as much of its source: equal tokens
 
 
 def terms(model, source, documents, task, p=1.0):
@@ -50,7 +52,7 @@ def terms(model, source, documents, task, p=1.0):
     return SimpleNamespace(
         student=td.student_terms(model.logits(hidden), ids, taken, hidden, heads), weights=weights, ids=ids,
         teacher=td.TeacherSets(log_probs, mask, ids == taken[..., None], taken == task.stop), hidden=hidden,
-        tokens=tokens, model=model)
+        tokens=tokens, model=model, task=task, documents=documents)
 
 
 def learn(name, model, tokens, config, row, task):
@@ -60,7 +62,9 @@ def learn(name, model, tokens, config, row, task):
         return {"loss": row.loss(inputs(model, source, batch.documents, task))}
     if row.heads:
         td.add_heads(model, config.seed)
-    return train.fit(name, model, DataMix([task.sources[row.source]], [1.0]), tokens, config, loss=loss)
+    mix, n = DataMix([task.sources[row.source]], [1.0]), 2 if row.plain else 1
+    losses, curve, seen = train.fit(name, model, mix, tokens // n, config, loss=loss)
+    return losses, curve, n * seen
 
 
 def sft(s):
@@ -87,10 +91,23 @@ def cloning(s):
     return td.weighted_mean(x.leak - x.log_s, x.known)
 
 
-def published(s):
-    """Bellman Distill as published, without its loss on pretraining text: logits are clipped at -10."""
+def published(s, dense=None):
+    """Bellman Distill with the published gauge and alpha, logits clipped at -10. dense: with the published
+    loss on plain text as well, here as many references: language modelling, and in part `dense` KD to all of
+    the teacher's distribution (0 in the paper, .5 in the authors' script). None: without it."""
     student = s.student._replace(z_K=s.student.z_K.clamp(min=-10.0), v=s.student.log_Z)
-    return td.bellman_distill(student, s.teacher, s.weights)[0]
+    loss, _ = td.bellman_distill(student, s.teacher, s.weights)
+    if dense is None:
+        return loss
+    source = s.task.sources["references"]
+    plain = terms(s.model, source, np.asarray(s.documents) % len(source), s.task)
+    loss = loss + (1 - dense) * sft(plain)
+    if dense:
+        with torch.no_grad():
+            log_t = s.task.teacher(plain.tokens[:, :-1]).log_softmax(-1)                    # (B, T, V)
+        log_s = s.model.logits(plain.hidden).log_softmax(-1)
+        loss = loss + dense * td.weighted_mean((log_t.exp() * (log_t - log_s)).sum(-1), plain.weights)
+    return loss
 
 
 def slow_values(s, rate=0.02):
@@ -162,7 +179,9 @@ OBJECTIVES = {
     "KD leak 3": Row("free", 0.8, kl(leak=3.0)),
     "reverse KL": Row("free", 0.8, with_options(td.reverse_kl)),
     "cloning": Row("free", 0.8, cloning),
-    "BD published": Row("free", 0.8, published, "cloning"),
+    "BD, no LM": Row("free", 0.8, published, "cloning"),
+    "BD + LM": Row("free", 0.8, partial(published, dense=0.0), "cloning", plain=True),
+    "BD + LM + dense KD": Row("free", 0.8, partial(published, dense=0.5), "BD + LM", plain=True),
     "BD": Row("free", 0.8, bd(), "cloning", heads=True),
     "BD v=0": Row("free", 0.8, bd(), "cloning"),
     "BD raw": Row("free", 0.8, with_v(lambda student: student.log_Z, bd()), "cloning"),

@@ -79,7 +79,7 @@ def main(arguments):
     with tempfile.TemporaryDirectory() as folder:
         export(model, tokenizer, Path(folder) / "hf")
         theirs = harness_scores(HFLM, Instance, Path(folder) / "hf", items, tokenizer)
-    ours = blind_scores(model, tokenizer, items)
+    ours, _ = blind_scores(model, tokenizer, items)
     flat = [(a, b) for row, other in zip(ours, theirs) for a, b in zip(row, other)]
     worst = max(abs(a - b) for a, b in flat)
     same = sum(tie_accuracy(row, {other.index(max(other))}) > 0 for row, other in zip(ours, theirs))

@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from data.muon import Float32Muon
+from data.optimizers import Float32Muon
 
 
 def trained(kind, shape, steps):
