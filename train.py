@@ -81,11 +81,11 @@ class Config:
     ner_share: float = 0.1           # part that is text with entities (D_NER); the rest is questions (D_QRA)
     cache_share: float = 0.2         # part that `distilled` reads in the teacher's cache, in place of D_QRA
     # distillation
-    objective: str = "topp_kd"       # on cached tokens: "topp_kd", "bellman" (a TD term), "seqkd" (no sets)
+    objective: str = "topp_kd"       # on cached tokens: "topp_kd", "td", "td0" (no future), "seqkd" (no sets)
     p: float = 0.95                  # mass of the teacher's sets A_p
     leak: float = 1.0                # weight of the loss on the student's probability outside the sets
-    alpha: float = 10.0              # "bellman": the TD residual costs its square / (4 alpha)
-    gamma: float = 0.99              # "bellman": discount of the value of what follows
+    alpha: float = 10.0              # "td": the TD residual costs its square / (4 alpha)
+    gamma: float = 0.99              # "td": discount of the value of what follows
     device: str = "auto"             # auto, cpu, cuda, mps
     threads: int = 0                 # CPU threads; 0: as many as there are cores
 
@@ -96,7 +96,7 @@ class Config:
             if isinstance(value, (int, float)):
                 part = name.endswith("_share") or name in ("p", "gamma", "cooldown")
                 check_range(name, value, above=0 if name in above_0 else None, most=1 if part else math.inf)
-        for name, known in (("objective", "topp_kd bellman seqkd"), ("device", "auto cpu cuda mps")):
+        for name, known in (("objective", "topp_kd td td0 seqkd"), ("device", "auto cpu cuda mps")):
             if getattr(self, name) not in known.split():
                 raise ValueError(f"--{name}={getattr(self, name)}, but expected one of {known}")
         if self.plain_share + self.ner_share + self.cache_share >= 1:
@@ -110,7 +110,7 @@ class Config:
 
 
 def loss_terms(model, source, batch, config, device, denominator):
-    """The loss terms of one batch: "hard" on tokens; "sets" or "bellman" on the sets of a teacher's cache.
+    """The loss terms of one batch: "hard" on tokens; "sets" or "td" on the sets of a teacher's cache.
 
     denominator: the summed weights of all batches of the step, so that the losses of batches add up."""
     weights_of = role_weights(config)
@@ -219,7 +219,10 @@ def train_model(name, model, mix, tokens, config, tokenizer, look=None):
     """Trains a model and keeps it in out_dir/name, with its tokenizer, losses and the tokens it has seen."""
     folder, begin = Path(config.out_dir) / name, time.perf_counter()
     before = model.extra.get("tokens_seen", 0)
+    if config.objective in td_distill.WITH_HEADS:
+        td_distill.add_heads(model, config.seed)
     losses, curve, seen = fit(name, model, mix, tokens, config, folder, look)
+    model.td_heads = None                                          # training alone needs them
     model.extra = {"tokens_seen": before + seen, "losses": losses[:10], "loss_curve": thinned(losses),
                    "reading_curve": [{**point, "tokens": before + point["tokens"]} for point in curve],
                    "seconds": time.perf_counter() - begin}

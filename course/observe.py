@@ -20,6 +20,7 @@ from data import world
 from data.cache import TeacherCache
 from data.cli import printable, run_command
 from data.documents import BEHAVIOURS, course_tokenizer, encode_documents, render
+from data.sets import restrict_to_p, top_p_sets
 
 
 def observe_1():
@@ -78,7 +79,7 @@ def observe_5():
     cache, drawn = TeacherCache(REPOSITORY / "data" / "teacher"), []
     for some in np.array_split(np.argsort(cache.lengths), 64):              # of similar lengths
         batch = cache.batch(some)
-        kept = td.restrict_to_p(batch["log_probs"], batch["mask"], 0.8)
+        kept = restrict_to_p(batch["log_probs"], batch["mask"], 0.8)
         probs = batch["log_probs"].double().exp() * kept
         drawn.append(torch.stack([kept.sum(-1), probs.sum(-1)])[:, batch["mask"].any(-1)])
     sizes, mass = torch.cat(drawn, 1)
@@ -89,7 +90,7 @@ def observe_5():
 def observe_6():
     """The probability that a student gives to the most probable token after distillation on a set."""
     log_t = (1 / torch.arange(1, 51).double()).log().log_softmax(-1)
-    probs, (ids, log_probs, mask), found = log_t.exp(), td.top_p_sets(log_t[None], 0.8, 50), []
+    probs, (ids, log_probs, mask), found = log_t.exp(), top_p_sets(log_t[None], 0.8, 50), []
     for tail in ("inside", "bucket"):
         logits = torch.zeros(1, 50, dtype=torch.float64, requires_grad=True)
         lbfgs = torch.optim.LBFGS([logits], max_iter=100, tolerance_change=0, line_search_fn="strong_wolfe")

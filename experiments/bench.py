@@ -27,6 +27,7 @@ import td_distill
 from data.cache_tools import CacheWriter
 from data.cli import check_range, parse_options, run_command
 from data.machine import pick_device, worker_pool
+from data.sets import draw_with_sets, top_p_sets
 from experiments import race
 from experiments.losses import head_terms
 from model import GPT, GPTConfig
@@ -189,7 +190,7 @@ def bench_cache(options, n=2000):
     for kind in TEACHERS:
         logits = made_up_teacher(kind, n, V)                                               # (n, V)
         for k_cap in (64, 32, 16, 8):
-            parts = [zip(*td_distill.top_p_sets(part, P, k_cap)) for part in logits.split(64)]
+            parts = [zip(*top_p_sets(part, P, k_cap)) for part in logits.split(64)]
             sets = [(ids[mask].numpy(), values[mask].numpy()) for part in parts for ids, values, mask in part]
             header = write_cache(V, k_cap, [([int(ids[0]) for ids, _ in sets], sets)])
             size = sum(np.dtype(a["dtype"]).itemsize * a["length"] for a in header["arrays"].values())
@@ -205,7 +206,7 @@ def bench_teacher(options, B=32, new=32):
     prompts = torch.randint(1014, (B, 16)).tolist()
     ways = {"drawn": lambda: model.generate(prompts, new, top_k=K_CAP, top_p=P, seed=0),
             "drawn and cached": lambda: write_cache(1014, K_CAP, zip(
-                *td_distill.draw_with_sets(model, prompts, new, p=P, k_cap=K_CAP, seed=0)))}
+                *draw_with_sets(model, prompts, new, p=P, k_cap=K_CAP, seed=0)))}
     rows = in_turns(ways, lambda way, _: race.clock(ways[way]), options.rounds, "drawn")
     yield f"4x192, 1,014 tokens, {B} rows of {new} new tokens", [
         {"way": way, **row, "tokens/s": B * new / row["seconds"]} for way, row in rows.items()]

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 import td_distill as td
 from data.cache_tools import CacheWriter
+from data.sets import restrict_to_p
 
 HEAD_CELLS = 1 << 19    # logits at a time: 2 MB in float32 fit the cache of a core
 
@@ -74,7 +75,7 @@ def narrow_cache(cache, folder, p):
     for d in range(len(cache)):
         batch = {name: x[0] for name, x in cache.batch([d]).items()}
         sets = []
-        for t, inside in enumerate(td.restrict_to_p(batch["log_probs"], batch["mask"], p)):     # (K,)
+        for t, inside in enumerate(restrict_to_p(batch["log_probs"], batch["mask"], p)):     # (K,)
             one = batch["ids"][t, inside].numpy(), batch["log_probs"][t, inside].numpy()
             sets.append(one if len(one[0]) else None)
         writer.add(batch["tokens"].tolist(), batch["roles"].tolist(), sets)

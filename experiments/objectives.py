@@ -3,13 +3,13 @@
 Shapes: B documents, T predicted tokens, K teacher tokens kept, C channels, V vocabulary.
 """
 
+import copy
 import math
 from functools import partial
 from types import SimpleNamespace
 from typing import Callable, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 import td_distill as td
@@ -24,11 +24,13 @@ class Row(NamedTuple):
     p: float                        # mass of the teacher's sets
     loss: Callable                  # loss(s) -> scalar; s: see terms
     control: str = "KD p=.8"        # the row that this one is compared with
+    heads: bool = False             # the loss needs v or U of td_distill.TDHeads
 
 
 def terms(model, source, documents, task):
     """What a loss may ask for, in the columns that are predicted: student (StudentTerms), teacher
-    (TeacherSets, empty for references), weights (B, T), ids (B, T, K) of sets, hidden (B, T, C); model."""
+    (TeacherSets, empty for references), weights (B, T), ids (B, T, K) of sets, hidden (B, T, C), tokens
+    (B, T + 1), model. The student has v and U where the model has td_heads."""
     if isinstance(source, Rows):
         given, taken, weights = source.batch(documents, task.weights.numpy())
         tokens = torch.cat([given[:, :1], taken], 1)                                        # (B, T + 1)
@@ -40,9 +42,11 @@ def terms(model, source, documents, task):
         taken, weights = tokens[:, 1:], task.weights[sets["roles"][:, 1:]] * sets["real"][:, 1:]
     ids, log_probs, mask = (sets[name][:, 1:] for name in ("ids", "log_probs", "mask"))     # (B, T, K)
     hidden = model.hidden(tokens[:, :-1])                                                   # (B, T, C)
+    heads = getattr(model, "td_heads", None)
     return SimpleNamespace(
-        student=td.student_terms(model.logits(hidden), ids, taken), weights=weights, ids=ids, hidden=hidden,
-        teacher=td.TeacherSets(log_probs, mask, ids == taken[..., None], taken == task.stop), model=model)
+        student=td.student_terms(model.logits(hidden), ids, taken, hidden, heads), weights=weights, ids=ids,
+        teacher=td.TeacherSets(log_probs, mask, ids == taken[..., None], taken == task.stop), hidden=hidden,
+        tokens=tokens, model=model)
 
 
 def learn(name, model, tokens, config, row, task):
@@ -51,6 +55,8 @@ def learn(name, model, tokens, config, row, task):
         inputs = own_answers if row.source == "own" else terms
         return {"loss": row.loss(inputs(model, source, batch.documents, task))}
     source = task.sources[row.source, row.p]
+    if row.heads:
+        td.add_heads(model, config.seed)
     return train.fit(name, model, DataMix([source], [1.0]), tokens, config, loss=loss)
 
 
@@ -63,93 +69,54 @@ def with_options(loss, **options):
     return lambda s: loss(s.student, s.teacher, s.weights, **options)[0]
 
 
-kl, bd = partial(with_options, td.topp_forward_kl), partial(with_options, td.bellman_distill)
-stable = partial(bd, leak=1.0, alpha=10.0, gauge="log_softmax")
+kl = partial(with_options, td.topp_forward_kl)
+bd = partial(with_options, td.bellman_distill, leak=1.0, alpha=10.0)
+
+
+def with_v(v, loss):
+    """The loss with v(student) in place of the value head. v = log_Z makes Q the logit, as published."""
+    return lambda s: loss(SimpleNamespace(**{**vars(s), "student": s.student._replace(v=v(s.student))}))
 
 
 def cloning(s):
     """Bellman Distill without its square, with a leak of 1."""
-    _, clones, _, outside, weights = td.bellman_terms(s.student, s.teacher, s.weights, gamma=0.99)
-    return td.weighted_mean(clones, weights) + td.weighted_mean(outside, weights)
+    x = td.td_terms(s.student, s.teacher, s.weights)
+    return td.weighted_mean(x.leak - x.log_s, x.known)
 
 
 def published(s):
     """Bellman Distill as published, without its loss on pretraining text: logits are clipped at -10."""
-    student = s.student._replace(z_K=s.student.z_K.clamp(min=-10.0), z_a=s.student.z_a.clamp(min=-10.0))
+    student = s.student._replace(z_K=s.student.z_K.clamp(min=-10.0), v=s.student.log_Z)
     return td.bellman_distill(student, s.teacher, s.weights)[0]
+
+
+def slow_values(s, rate=0.02):
+    """V(s) (B, T) of a slow copy of the model, a target network, which follows it by `rate` a step."""
+    if "slow" not in s.model.__dict__:
+        s.model.__dict__["slow"] = copy.deepcopy(s.model)           # no parameter of the model itself
+    slow = s.model.__dict__["slow"]
+    with torch.no_grad():
+        for old, new in zip(slow.parameters(), s.model.parameters()):
+            old.lerp_(new, rate)
+        hidden = slow.hidden(s.tokens[:, :-1])
+        student = td.student_terms(slow.logits(hidden), s.ids, s.tokens[:, 1:], hidden, slow.td_heads)
+        return td.td_terms(student, s.teacher, s.weights).V
+
+
+def soft_q_target(s):
+    return td.soft_q(s.student, s.teacher, s.weights, target_values=slow_values(s))[0]
 
 
 def to_teacher(leak, gamma=0.99):
     """Cross-entropy to the sets, the squared difference / 4 between the student's residual and that of the
-    teacher, Q_T(s,a) - gamma V_T(s') with Q_T = log_probs, and a leak."""
+    teacher, Q_T(s,a) - gamma V_T(s') with Q_T = log_probs, and a leak. Both residuals with v = 0."""
     def loss(s):
-        mask, weights = s.teacher.mask, s.weights * s.teacher.mask.any(-1)
-        log_t = torch.where(mask, s.teacher.log_probs, MASKED)                              # (B, T, K)
-        log_t_a = torch.where(s.teacher.is_taken & mask, log_t, 0).sum(-1)                  # (B, T)
-        own = td.StudentTerms(log_t, log_t_a, torch.zeros_like(log_t_a))
-        wanted = td.bellman_terms(own, s.teacher, s.weights, gamma)[0]
-        reward, *_, outside, _ = td.bellman_terms(s.student, s.teacher, s.weights, gamma, gauge="log_softmax")
-        terms = td.expected_cloning(s.student, s.teacher), (reward - wanted) ** 2 / 4, leak * outside
-        return sum(td.weighted_mean(term, weights) for term in terms)
-    return loss
-
-
-def leaks(s):
-    """The student's leak log_Z - V_p, (B, T), 0 where there is no set."""
-    V_p = torch.where(s.teacher.mask, s.student.z_K, MASKED).logsumexp(-1)
-    return torch.where(s.teacher.mask.any(-1), s.student.log_Z - V_p, 0)
-
-
-def to_come(leak, gamma=0.95):
-    """KD with a leak that weighs more where more tokens follow, which a leak would spoil: 1 - gamma^n for n
-    tokens, divided by its mean over the batch."""
-    def loss(s):
-        live = s.teacher.mask.any(-1)                                                       # (B, T)
-        ahead = 1 - gamma ** live.flip(1).cumsum(1).flip(1)                 # this token is one of the n
-        ahead = ahead / td.weighted_mean(ahead, s.weights * live)
-        return kl(leak=0.0)(s) + leak * td.weighted_mean(ahead * leaks(s), s.weights * live)
-    return loss
-
-
-class LookAhead:
-    """U(s, a): the student's own discounted log mass inside the sets after token a, a linear function of its
-    hidden state at s. Fitted on the cached answers by Adam beside the student, without a gradient into it."""
-
-    def __init__(self, channels, n_vocab, gamma):
-        self.weight, self.bias, self.gamma = torch.zeros(n_vocab, channels), torch.zeros(n_vocab), gamma
-        self.adam = torch.optim.Adam([self.weight.requires_grad_(), self.bias.requires_grad_()], lr=0.003)
-
-    def fit(self, s, outside):
-        """One step towards what came after the tokens taken; outside (B, T) >= 0, 0 where there is no set."""
-        ahead, column = torch.zeros_like(outside), torch.zeros(len(outside))
-        for t in range(outside.size(1) - 2, -1, -1):
-            column = self.gamma * column - outside[:, t + 1]
-            ahead[:, t] = column
-        error = (self.values(s) - ahead[..., None])[s.teacher.is_taken & s.teacher.mask]
-        self.adam.zero_grad()
-        error.square().mean().backward()
-        self.adam.step()
-
-    def values(self, s):
-        """U (B, T, K) for the tokens of the sets."""
-        return (F.linear(s.hidden.detach().float(), self.weight) + self.bias).gather(-1, s.ids)
-
-
-def improve(beta, leak=3.0, gamma=0.95):
-    """KD towards an improved teacher, q exp(beta A) on its own set: one step of soft policy improvement for
-    the student, A the advantage of U (see LookAhead), at most 3 standard deviations."""
-    def loss(s):
-        mask, V = s.teacher.mask, s.model.config.n_vocab
-        head = s.model.__dict__.setdefault("look_ahead", LookAhead(s.hidden.size(-1), V, gamma))
-        with torch.enable_grad(), torch.autocast("cpu", enabled=False):
-            head.fit(s, leaks(s).detach())
-        with torch.no_grad():
-            log_q = torch.where(mask, s.teacher.log_probs, MASKED).log_softmax(-1)          # (B, T, K)
-            U = torch.where(mask, head.values(s), 0)
-            A = torch.where(mask, U - (log_q.exp() * U).sum(-1, keepdim=True), 0)
-            A = (A / A[mask].std().clamp(min=1e-6)).clamp(-3, 3)
-            target = torch.where(mask, (log_q + beta * A).log_softmax(-1), MASKED)
-        return td.topp_forward_kl(s.student, s.teacher._replace(log_probs=target), s.weights, leak=leak)[0]
+        teachers = td.StudentTerms(s.teacher.log_probs, None, torch.zeros_like(s.weights))
+        own, wanted = (td.td_terms(student, s.teacher, s.weights)
+                       for student in (s.student._replace(v=None), teachers))
+        apart = own.Q - gamma * own.V_next - (wanted.Q - gamma * wanted.V_next)             # (B, T)
+        square = torch.where(own.known > 0, apart, 0) ** 2 / 4
+        return td.weighted_mean(own.cross_entropy + square + leak * own.leak, own.live)
     return loss
 
 
@@ -190,17 +157,24 @@ OBJECTIVES = {
     "KD in p": Row("nucleus", 0.8, kl()),
     "KD 3 in p": Row("nucleus", 0.8, kl(leak=3.0), "KD in p"),
     "KD leak 3": Row("free", 0.8, kl(leak=3.0)),
-    "KD to come": Row("free", 0.8, to_come(3.0), "KD leak 3"),
     "reverse KL": Row("free", 0.8, with_options(td.reverse_kl)),
     "cloning": Row("free", 0.8, cloning),
     "BD published": Row("free", 0.8, published, "cloning"),
-    "BD": Row("free", 0.8, stable(), "cloning"),
-    "BD p=1": Row("free", 1.0, stable(), "BD"),
-    "KD + residual": Row("free", 0.8, stable(expected=True)),
-    "KD 3 + residual": Row("free", 0.8, stable(leak=3.0, expected=True), "KD leak 3"),
-    "KD 3 in p + residual": Row("nucleus", 0.8, stable(leak=3.0, expected=True), "KD 3 in p"),
-    "BD in p": Row("nucleus", 0.8, stable(leak=3.0), "KD 3 in p"),
-    "improve": Row("free", 0.8, improve(0.5), "KD leak 3"),
+    "BD": Row("free", 0.8, bd(), "cloning", heads=True),
+    "BD v=0": Row("free", 0.8, bd(), "cloning"),
+    "BD raw": Row("free", 0.8, with_v(lambda student: student.log_Z, bd()), "cloning"),
+    "BD p=1": Row("free", 1.0, bd(), "BD", heads=True),
+    "BD in p": Row("nucleus", 0.8, bd(leak=3.0), "KD 3 in p", heads=True),
+    "KD + residual": Row("free", 0.8, bd(expected=True), heads=True),
+    "KD 3 + residual": Row("free", 0.8, bd(leak=3.0, expected=True), "KD leak 3", heads=True),
+    "KD 3 in p + residual": Row("nucleus", 0.8, bd(leak=3.0, expected=True), "KD 3 in p", heads=True),
+    "soft Q": Row("free", 0.8, with_options(td.soft_q), heads=True),
+    "TD target net": Row("free", 0.8, soft_q_target, "soft Q", heads=True),
+    "stay": Row("free", 0.8, with_options(td.stay), heads=True),
+    "path 4": Row("free", 0.8, with_options(td.path_consistency, steps=4), heads=True),
+    "retrace": Row("free", 0.8, with_options(td.retrace), heads=True),
+    "LS-IQ": Row("free", 0.8, with_options(td.ls_iq, alpha=10.0, leak=1.0), "cloning", heads=True),
+    "improve": Row("free", 0.8, with_options(td.improve), heads=True),
     "prize": Row("free", 0.8, prize, "KD leak 3"),
     "GKD": Row("own", 1.0, gkd),
 }

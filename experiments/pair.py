@@ -26,14 +26,14 @@ from data.documents import ROLES
 from data.figures import cell, mean_se, rouge_l
 from data.files import folder_lock, hash_of, open_run, read_json, write_json
 from data.machine import pick_device
+from data.sets import draw_with_sets
 from data.tokenizer import Tokenizer
 from experiments.teacher import K_CAP, ROWS, weights_hash
 from model import GPT
-from td_distill import draw_with_sets
 
 TEXT, ANSWER, END = map(ROLES.index, ("text", "answer", "end"))
 MAX_NEW, DRAWS = 128, 5             # tokens of an answer at most; answers to a held-out prompt
-OBJECTIVES = ("seqkd", "topp_kd", "bellman")                # of the students that learn from the cache
+OBJECTIVES = ("seqkd", "topp_kd", "td")                     # of the students that learn from the cache
 FILES = dict.fromkeys(("sft", "more_sft", *OBJECTIVES, "cache", "stages", "results.json"), "see pair.py")
 
 

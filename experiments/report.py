@@ -25,6 +25,7 @@ from data.documents import held_out_records
 from data.figures import thinned
 from data.files import read_json, write_text
 from data.report import report, table
+from data.sets import restrict_to_p
 from data.tokenizer import Tokenizer
 from experiments import plots
 from model import GPT
@@ -73,14 +74,14 @@ def unrolled(cache, d, model, tokenizer, config):
      probable first, "value": V_p(s) = log of the student's mass in A_p, "residual": log pi(a|s) - gamma
      V_p(s'), None where it is not known}. config: p and gamma."""
     rows, roles = cache.batch([d]), cache.header["roles"]
-    mask = td_distill.restrict_to_p(rows["log_probs"], rows["mask"], config["p"])
+    mask = restrict_to_p(rows["log_probs"], rows["mask"], config["p"])
     terminal = torch.isin(rows["roles"], torch.tensor([roles.index("sep"), roles.index("end")]))
     taken, ids, log_probs, mask, terminal = (
         x[:, 1:] for x in (rows["tokens"], rows["ids"], rows["log_probs"], mask, terminal))
     student = td_distill.student_terms(model(rows["tokens"][:, :-1]), ids, taken)
     teacher = td_distill.TeacherSets(log_probs, mask, ids == taken[..., None], terminal)   # (1, T - 1, K)
-    residual, _, _, leak, known = (x[0].tolist() for x in td_distill.bellman_terms(
-        student, teacher, torch.ones_like(student.z_a), config["gamma"], gauge="log_softmax"))
+    x = td_distill.td_terms(student, teacher, torch.ones_like(student.z_a))
+    residual, leak, known = (y[0].tolist() for y in (x.Q - config["gamma"] * x.V_next, x.leak, x.known))
     log_s = student.z_K - student.log_Z[..., None]
 
     def label(token):

@@ -19,7 +19,7 @@ from experiments import claim_items, pair
 
 # What each method learns from, the references or the teacher's answers with their sets, and its objective.
 METHODS = {"SFT": ("references", "topp_kd"), "SeqKD": ("cache", "seqkd"), "top-p KD": ("cache", "topp_kd"),
-           "top-p TD": ("cache", "bellman")}
+           "top-p TD": ("cache", "td")}
 RATE, P = 0.005, 0.8                # learning rate of all methods; the teacher's nucleus, as the paper has it
 KINDS = tuple(kind for kind in world.KINDS if kind != "feel")
 TESTS = 300                         # questions of the test

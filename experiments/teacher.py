@@ -27,7 +27,7 @@ from data.cache_tools import CacheWriter
 from data.cli import parse_options, printable, run_command
 from data.documents import QUESTIONS_FIRST, ROLES, course_tokenizer, is_annotated, reading_mix
 from data.files import folder_lock, is_finished, open_run, save_finished
-from td_distill import draw_with_sets
+from data.sets import draw_with_sets
 
 K_CAP, ROWS = 64, 64    # most tokens that the cache keeps of one distribution; paragraphs read together
 CHUNK = 256             # documents that are read between two checkpoints of the cache

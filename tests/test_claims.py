@@ -246,7 +246,7 @@ def test_only_right_sentences_count(models, monkeypatch):
 
 
 @pytest.mark.parametrize("method, objective", [
-    ("SFT", "topp_kd"), ("SeqKD", "seqkd"), ("top-p KD", "topp_kd"), ("top-p TD", "bellman")])
+    ("SFT", "topp_kd"), ("SeqKD", "seqkd"), ("top-p KD", "topp_kd"), ("top-p TD", "td")])
 def test_methods_differ_in_their_objective(method, objective):
     config = claim_arms.config_of(job(f"brd+{method}"))
     changed = dict(text_weight=0.0, answer_weight=1.0, learning_rate=0.005, student_tokens=1000, p=0.8)

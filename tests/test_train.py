@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import td_distill
 import train
 from adapters.read import main as read_main
 from data import documents
@@ -51,7 +52,7 @@ def test_options_are_read_in_both_spellings_and_with_their_types():
     ("--leak=inf", "leak=inf"), ("--minutes=nan", "minutes=nan"), ("--clip=inf", "clip=inf"),
     ("--p=much", "'much'"), ("--p", "expected one argument"), ("--seed=1.5", "'1.5'"), ("--redo=1", "redo"),
     ("--seed=-1", "--seed=-1, but expected at least 0"), ("--device=tpu", "one of auto cpu cuda mps"),
-    ("--objective=kl", "one of topp_kd bellman seqkd"), ("--learning_rate=0", "more than 0"),
+    ("--objective=kl", "one of topp_kd td td0 seqkd"), ("--learning_rate=0", "more than 0"),
     ("--block_size=100", "a multiple of 8"), ("--ner_share=0.9", "leave no D_QRA"), ("--n_layer=0", "layer"),
     ("--n_embd=102", "n_embd"), ("--cooldown=2", "at most 1"), ("--plain_share=1.5", "at most 1")])
 def test_bad_options_are_named_in_one_line(option, words):
@@ -130,7 +131,10 @@ def literal_loss(model, source, chosen, config):
         tokens, roles, *teacher = source.document(d)
         counts, ids, log_probs = teacher or (np.zeros(len(tokens), int), [], [])
         with torch.no_grad():
-            log_s = model(torch.tensor([tokens.tolist()])).double().log_softmax(-1)[0].numpy()
+            hidden = model.hidden(torch.tensor([tokens.tolist()]))
+            log_s = model.logits(hidden).double().log_softmax(-1)[0].numpy()
+            td = config.objective in td_distill.WITH_HEADS
+            v = model.td_heads.v(hidden)[0, :, 0].tolist() if td else [0.0] * len(tokens)
         ends, sets, V = np.cumsum(counts), [{} for _ in tokens], [0.0] * len(tokens)
         for t in range(len(tokens)):                # the nucleus of config.p, inside the one that was cached
             for k in range(ends[t] - counts[t], ends[t]):
@@ -148,15 +152,19 @@ def literal_loss(model, source, chosen, config):
             if config.objective == "topp_kd":
                 total += w * sum(q / mass * math.log(q / mass) for q in sets[t].values())
             elif a in sets[t] and (roles[t] in (SEP, END) or (t + 1 < len(tokens) and sets[t + 1])):
-                after = 0.0 if roles[t] in (SEP, END) else V[t + 1]
-                total += w * (log_s[t - 1][a] - config.gamma * after) ** 2 / (4 * config.alpha)
+                after = 0.0 if roles[t] in (SEP, END) or config.objective == "td0" else v[t] + V[t + 1]
+                total += w * (log_s[t - 1][a] + v[t - 1] - config.gamma * after) ** 2 / (4 * config.alpha)
     return total, weight
 
 
 @pytest.mark.parametrize("options", [dict(), dict(p=0.5, leak=2.0), dict(objective="seqkd"),
-                                     dict(objective="bellman", leak=2.0, alpha=3.0, gamma=0.9)], ids=str)
+                                     dict(objective="td", leak=2.0, alpha=3.0, gamma=0.9),
+                                     dict(objective="td0", leak=2.0, alpha=3.0, gamma=0.9)], ids=str)
 def test_the_loss_of_a_batch_is_a_literal_loop(sources, options):
     model, config, chosen, soft = small_model(), config_of(**options), np.array([7, 0, 3, 11, 5]), []
+    if config.objective in td_distill.WITH_HEADS:
+        td_distill.add_heads(model)
+        torch.nn.init.normal_(model.td_heads.v.weight)
     for source in sources:
         expected, weight = literal_loss(model, source, chosen, config)
         terms = train.loss_terms(model, source, Batch(0, chosen, 0), config, CPU, weight)
