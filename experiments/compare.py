@@ -173,6 +173,15 @@ def run_all(jobs, path, pool, what, run=run, names=KEY):
     return results
 
 
+def tune(job, rows, rates, pool, names=KEY, run=run):
+    """{row: the best of its learning rates on the seed for tuning}; job(row, rate, seed) makes a Job."""
+    trials = {(row, rate): job(row, rate, TUNING) for row in rows for rate in rates}
+    path = next(iter(trials.values())).out / "results.jsonl"
+    tried = run_all(trials.values(), path, pool, "learning rates", run, names)
+    right = {key: tried[trial[:len(names)]].get("T=1", -1.0) for key, trial in trials.items()}
+    return {row: max(rates, key=lambda rate: right[row, rate]) for row in rows}
+
+
 def compare(out, size, rows, options):
     """Tunes every row and runs it with every seed and budget, a pair (tokens, seconds) of which one is 0
     -> {(row, budget): (rate, [figures of a seed])}."""
@@ -181,16 +190,13 @@ def compare(out, size, rows, options):
         budgets = [(0, seconds) for seconds in sorted(map(float, options.seconds.split(",")))]
     path, seeds = out / "results.jsonl", range(1, options.seeds + 1)
 
-    def job(row, rate, seed, budget=(0, 0.0)):
+    def job(row, rate, seed, budget=budgets[-1]):
         return Job(row, rate, seed, options.embd, *budget, out, size)
     path.touch()
     open_task(out, size)
     with worker_pool(options.workers) as pool:
         list(pool.map(start, [job("", 0.0, seed) for seed in (TUNING, *seeds)]))
-        trials = {(row, rate): job(row, rate, TUNING, budgets[-1]) for row in rows for rate in rates}
-        tried = run_all(trials.values(), path, pool, "learning rates")
-        right = {key: tried[trial[:len(KEY)]].get("T=1", -1.0) for key, trial in trials.items()}
-        best = {row: max(rates, key=lambda rate: right[row, rate]) for row in rows}
+        best = tune(job, rows, rates, pool)
         chosen = {(row, budget): [job(row, best[row], seed, budget) for seed in seeds]
                   for row, budget in product(rows, budgets)}
         results = run_all(chain(*zip(*chosen.values())), path, pool, "seeds")          # seed by seed

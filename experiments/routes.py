@@ -11,17 +11,18 @@ key of two symbols. The answer names a door, copies its corridor, and gives one 
     answer    door0 s4 s31  L2 h0 s7 s9 . . .  end      or      door0 s4 s31  L5 h3 s1 s20 s11 s2 s34  end
 
 The first h marks are a fact: a random table, which no prompt shows, gives them for the key. The others are
-dots. Every door and item is right, but an item of type 0 is read from the prompt, one of type 3 must be known,
-and a small student cannot learn all facts. In a trap one door has the types 0 and 3, the other 1 and 1. On
-task D, a door has no corridor and two pairs of items, one of each pair is given, and facts depend on labels.
+dots. Every door and item is right, but an item of type 0 can be read, one of type 3 must be known, and a
+small student cannot learn all facts. In a trap one door has the types 0 and 3, the other 1 and 1. On task D a
+door has no corridor and two pairs of items, one of each pair is given, and facts depend on labels too.
 
 All rows of a seed begin with one student and read one teacher's answers in one order, each at a learning rate
-chosen on a seed of its own. Right answers are enumerated: measures are exact. A finished run is a line of
-results.jsonl: what was stopped goes on, and more rows, seeds and tasks are added to it.
+chosen on a seed of its own. Measures are exact: right answers are enumerated. A finished run is a line of
+results.jsonl: what was stopped goes on, and more rows, seeds and tasks are added.
 Shapes: n prompts, P their tokens, A tokens of an answer, K tokens of a set, V vocabulary.
 """
 
 import functools
+import itertools
 import math
 import sys
 import time
@@ -38,7 +39,8 @@ from data.cache import MASKED
 from data.cli import parse_options, run_command
 from data.files import folder_lock, hash_of, open_run, save_finished
 from data.machine import worker_pool
-from experiments.compare import finished, run_all, table
+from data.sets import draw_with_sets
+from experiments.compare import TUNING, finished, run_all, table, tune
 from experiments.routes_arms import ROWS, inputs
 from model import GPT, GPTConfig
 
@@ -47,7 +49,7 @@ LABELS, SYMBOLS, MARKS = 8, 36, 3
 N_VOCAB = SYMBOL + SYMBOLS
 NONE = -1                                   # in place of a set's second token: there is only one
 ANSWERS, TESTS, BATCH = 48_000, 1500, 48    # cached answers, test prompts, documents in a batch
-TUNING, START_RATE = 0, 0.01                # the seed that rates are chosen on; the rate of the common start
+START_RATE = 0.01                           # of the common start
 TEACHER_STEPS, TEACHER_P, TEACHER_K = 4000, 0.95, 8     # of a trained teacher: its training and its sets
 FILES = dict.fromkeys(("stages", "starts", "teachers", "results.jsonl"), "")
 
@@ -59,8 +61,8 @@ class World:
     facts: int = 1296                   # keys that have a fact, the square of a number up to 36
     trap: float = 0.5                   # part of the prompts that are traps
     corridor: int = 2                   # symbols of a corridor on task A, up to 4
-    prefer: float = 0.6                 # the teacher's probability of the first door, and of an item before the other
-    lapse: float = 0.0                  # its probability to call a type 0 and write dots: a dead end in its sets
+    prefer: float = 0.6                 # the teacher's probability of the first door, and of the first item
+    lapse: float = 0.0                  # its probability to call a type 0 and write dots: a dead end
     teacher: str = "scripted"           # scripted: exact; trained: a network with 2 layers and 64 channels
     layers: int = 1                     # layers of the students
     embd: int = 24                      # channels of the students
@@ -92,7 +94,7 @@ class Options(World):
 
 class Prompts(NamedTuple):
     corridors: np.ndarray               # (n, 2, corridor) tokens, of each door
-    items: np.ndarray                   # (n, 2, pairs, 2, 7): label, type, key (2), marks (3), which are not shown
+    items: np.ndarray                   # (n, 2, pairs, 2, 7): label, type, key (2), marks (3)
     tokens: np.ndarray                  # (n, P)
     trap: np.ndarray                    # (n,) bool
 
@@ -118,33 +120,23 @@ def draw_prompts(world, n, seed):
 
 
 def script(world, prompts, choices):
-    """The teacher's answers, given its choices (n, 1 + 2 pairs) of 0 or 1: a door, an item of each pair, and
-    whether it lapses at that -> tokens (n, A), the other token of the set or NONE (n, A), and the teacher's
-    probability of each token (n, A)."""
-    n, row, door, columns = len(choices), np.arange(len(choices)), choices[:, 0], []
-
-    def add(token, other=NONE, share=1.0):
-        columns.append([np.broadcast_to(x, n) for x in (token, other, share)])
-    add(DOOR + door, DOOR + 1 - door, np.where(door, 1 - world.prefer, world.prefer))
-    for symbol in prompts.corridors[row, door].T:
-        add(symbol)
-    for i in range(world.pairs):
-        pick, lapsed = choices[:, 1 + i], choices[:, 1 + world.pairs + i] == 1
-        item, rest = (prompts.items[row, door, i, which] for which in (pick, 1 - pick))         # (n, 7)
-        add(item[:, 0], rest[:, 0], np.where(pick, 1 - world.prefer, world.prefer))
-        may = (item[:, 1] != TYPE) & (world.lapse > 0)
-        add(np.where(lapsed, TYPE, item[:, 1]), np.where(may, np.where(lapsed, item[:, 1], TYPE), NONE),
-            np.where(may, np.where(lapsed, world.lapse, 1 - world.lapse), 1.0))
-        for at, symbol in enumerate(item[:, 2:].T):
-            add(np.where(lapsed & (at >= 2), DOT, symbol))
-    add(END)
-    return tuple(np.stack(parts, 1) for parts in zip(*columns))
+    """The answers after choices (n, 1 + pairs), a door and an item of each pair, 0 or 1 -> tokens (n, A), the
+    other token of each set or NONE (n, A), the teacher's probability of each token (n, A)."""
+    row, door, n = np.arange(len(choices)), choices[:, 0], len(choices)
+    shares = np.where(choices, 1 - world.prefer, world.prefer)
+    columns = [[DOOR + door, DOOR + 1 - door, shares[:, 0]]]
+    columns += [[symbol, NONE, 1.0] for symbol in prompts.corridors[row, door].T]
+    for i, pick in enumerate(choices[:, 1:].T):
+        item, other = prompts.items[row, door, i, pick], prompts.items[row, door, i, 1 - pick]      # (n, 7)
+        columns.append([item[:, 0], other[:, 0], shares[:, 1 + i]])
+        columns += [[symbol, NONE, 1.0] for symbol in item[:, 1:].T]
+    columns.append([END, NONE, 1.0])
+    return tuple(np.stack([np.broadcast_to(x, n) for x in part], 1) for part in zip(*columns))
 
 
 def right_answers(world, prompts):
     """Yields (tokens (n, A), the teacher's probability (n,)) for each door and items: all right answers."""
-    for route in range(2 ** (1 + world.pairs)):
-        choices = route >> np.arange(1 + 2 * world.pairs) & 1                       # the lapses are 0
+    for choices in itertools.product((0, 1), repeat=1 + world.pairs):
         tokens, _, shares = script(world, prompts, np.tile(choices, (len(prompts.items), 1)))
         yield tokens, shares.prod(1)
 
@@ -165,11 +157,17 @@ class Answers(NamedTuple):
 
 
 def scripted_answers(world, prompts, seed):
-    n, pairs, rng = len(prompts.items), world.pairs, np.random.default_rng(seed)
-    choices = (rng.random((n, 1 + 2 * pairs)) < [1 - world.prefer] * (1 + pairs) + [world.lapse] * pairs) + 0
-    for i in range(pairs):                                                          # at a type 0 is no lapse
-        choices[:, 1 + pairs + i] &= prompts.items[np.arange(n), choices[:, 0], i, choices[:, 1 + i], 1] != TYPE
-    tokens, other, shares = script(world, prompts, choices)
+    """An answer of the exact teacher to each prompt, lapses included."""
+    n, pairs = len(prompts.items), world.pairs
+    chance = np.random.default_rng(seed).random((n, 1 + 2 * pairs))
+    tokens, other, shares = script(world, prompts, (chance[:, :1 + pairs] < 1 - world.prefer) + 0)
+    for i in range(pairs if world.lapse else 0):
+        at = tokens.shape[1] - 7 * (pairs - i)                                      # column of the type
+        hard = tokens[:, at] != TYPE
+        lapsed = hard & (chance[:, 1 + pairs + i] < world.lapse)
+        other[:, at] = np.where(hard, np.where(lapsed, tokens[:, at], TYPE), NONE)
+        shares[:, at] = np.where(hard, np.where(lapsed, world.lapse, 1 - world.lapse), 1.0)
+        tokens[lapsed, at], tokens[lapsed, at + 3:at + 6] = TYPE, DOT
     rest = np.where(other == NONE, MASKED, np.log(np.maximum(1 - shares, 1e-30)))
     arrays = (np.concatenate([prompts.tokens, tokens], 1), np.stack([tokens, np.maximum(other, 0)], -1),
               np.stack([np.log(shares), rest], -1).astype(np.float32))
@@ -178,17 +176,16 @@ def scripted_answers(world, prompts, seed):
 
 def drawn_answers(teacher, prompts, length):
     """Answers that a network draws from its top-p sets; one of another length is dropped."""
-    tokens, ids, log_probs = [], [], []
+    tokens, sets = [], []
     for at in range(0, len(prompts.tokens), 1000):
         some = prompts.tokens[at:at + 1000].tolist()
-        drawn = td.draw_with_sets(teacher, some, length, p=TEACHER_P, k_cap=TEACHER_K, stop=END, seed=at)
-        for prompt, answer, sets in zip(some, *drawn):
-            if len(answer) == length and answer[-1] == END:
-                tokens.append(prompt + answer)
-                ids.append([np.pad(kept, (0, TEACHER_K - len(kept))) for kept, _ in sets])
-                log_probs.append([np.pad(logs, (0, TEACHER_K - len(logs)), constant_values=MASKED)
-                                  for _, logs in sets])
-    return Answers(*(torch.from_numpy(np.array(part)) for part in (tokens, ids, log_probs)))
+        drawn = draw_with_sets(teacher, some, length, p=TEACHER_P, k_cap=TEACHER_K, stop=END, seed=at)
+        good = [(p + a, kept) for p, a, kept in zip(some, *drawn) if len(a) == length and a[-1] == END]
+        tokens += [document for document, _ in good]
+        sets += [[np.pad(pair, ((0, 0), (0, TEACHER_K - len(pair[0]))), constant_values=MASKED)
+                  for pair in kept] for _, kept in good]
+    ids, log_probs = torch.from_numpy(np.array(sets)).unbind(2)                     # (n, A, K)
+    return Answers(torch.tensor(tokens), ids.clamp(min=0).long(), log_probs.float())
 
 
 @functools.cache
@@ -211,8 +208,8 @@ def open_answers(out, world):
 @torch.no_grad()
 def measure(model, world, prompts, p=0.8):
     """What a model answers to these prompts, by enumeration -> dict. The probability of a right answer: T=1,
-    nucleus (of mass p), greedy, and traps, which is T=1 on traps. Of whole answers: kl, KL(teacher || student)
-    in nats, and overlap, the sum of the smaller of the two probabilities: 1 where the student is the teacher."""
+    nucleus (of mass p), greedy, and traps (T=1 on traps). Of whole answers: kl, KL(exact teacher || student)
+    in nats, and overlap, the sum of the smaller of the two probabilities, 1 where they are the same."""
     figures, ask = {}, torch.from_numpy(prompts.tokens)
     for tokens, share in right_answers(world, prompts):
         tokens, share = torch.from_numpy(tokens), torch.from_numpy(share).float()
@@ -307,16 +304,11 @@ def compare(out, world, rows, options):
         return Job(row, rate, seed, name, world, out)
     path.touch()
     open_answers(out, replace(world, steps=0))                                      # trains a teacher
-    trials = [job(row, rate, TUNING) for row in rows for rate in rates if len(rates) > 1]
     with worker_pool(options.workers) as pool:
-        list(pool.map(start, [*trials[:1], *(job("", 0.0, seed) for seed in range(1, options.seeds + 1))]))
-        tried = run_all(trials, path, pool, "learning rates", run, KEY)
-
-        def right(row, rate):
-            return tried.get(job(row, rate, TUNING)[:len(KEY)], {}).get("T=1", -1.0)
-        best = {row: max(rates, key=functools.partial(right, row)) for row in rows}
-        jobs = [job(row, best[row], seed) for seed in range(1, options.seeds + 1) for row in rows]
-        run_all(jobs, path, pool, "seeds", run, KEY)
+        tuned, seeds = [TUNING] if len(rates) > 1 else [], range(1, options.seeds + 1)
+        list(pool.map(start, [job("", 0.0, seed) for seed in (*tuned, *seeds)]))
+        best = tune(job, rows, rates, pool, KEY, run) if tuned else dict.fromkeys(rows, rates[0])
+        run_all([job(row, best[row], seed) for seed in seeds for row in rows], path, pool, "seeds", run, KEY)
     return path
 
 
@@ -331,7 +323,8 @@ def show(path):
         group = groups.setdefault(run["name"], {})
         group.setdefault((run["row"], (0, 0)), (run["rate"], []))[1].append(run)
     for name, results in groups.items():
-        yield from (name, "", *table(results, PAIRED, (*PAIRED, "cpu seconds"), dict.fromkeys(ROWS, "KD")), "")
+        lines = table(results, PAIRED, (*PAIRED, "cpu seconds"), dict.fromkeys(ROWS, "KD"))
+        yield from (name, "", *lines, "")
 
 
 def main(arguments=None):
