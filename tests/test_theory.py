@@ -112,7 +112,8 @@ def test_tables_and_batches_of_texts_have_the_same_loss():
     mask = torch.tensor(w.inside)[states] & (weights > 0)[..., None]
     teacher = TeacherSets(torch.tensor(w.teacher).log()[states], mask, ids == taken[..., None], ends > 0)
     student, Q = student_terms(Q[states], ids, taken), Q.numpy()
-    loss, _ = bellman_distill(student, teacher, weights, 1.0, alpha=0.3, gamma=w.gamma, leak=2.0)
+    raw = student._replace(v=student.log_Z)                                     # Q is the logit
+    loss, _ = bellman_distill(raw, teacher, weights, 1.0, alpha=0.3, gamma=w.gamma, leak=2.0)
     expected = T.mean(w, T.bellman_tokens(w, Q, 0.3)) + 2 * T.leak(w, Q)
     assert weights[:, 0].sum() == pytest.approx(1) and loss.item() == pytest.approx(expected, abs=1e-9)
     loss, figures = topp_forward_kl(student, teacher, weights, 1.0)
