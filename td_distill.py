@@ -78,9 +78,9 @@ def student_terms(logits, ids, taken, hidden=None, heads=None):
 
 
 class TDHeads(nn.Module):
-    """Two functions of a hidden state that training alone needs, 0 at the start: v(s), the free part of a
-    value, and U(s, a), what a token is worth for what follows (see improve). TRUNK of U's gradient goes on
-    into the model, which cloning does not ask for what a choice will cost."""
+    """Two functions of a hidden state that training alone needs, 0 at the start: v(s), the free part of V(s),
+    and U(s,a) <= 0, the log-probability of staying in the sets after a (see improve). Of U's gradient the part
+    TRUNK goes on into the model: from KD alone the model does not learn what a choice will cost."""
 
     def __init__(self, n_embd, n_vocab, width=64):
         super().__init__()
@@ -132,8 +132,7 @@ def mask_terms(student, teacher, weights):
 
 
 def log_outside(log_mass):
-    """log(1 - exp(log_mass)), the log of the mass outside. The clamp keeps it finite, with a gradient of 0,
-    where the mass outside is below 8 roundings (1e-6 in float32)."""
+    """log(1 - exp(log_mass)), finite and without gradient where that is below 8 roundings (1e-6)."""
     return torch.log(-torch.expm1(log_mass.clamp(max=-8 * torch.finfo(log_mass.dtype).eps)))
 
 
@@ -192,9 +191,13 @@ def reverse_kl(student, teacher, weights, denominator=None, *, leak=1.0):
 
 
 # --- temporal differences ---------------------------------------------------------------------------------
-# In column t, s is the text before token t, a = token t, and s' = s + a is the s of column t + 1. With v(s) a
-# head, S(s) the student's probability of the set, and -log S(s) its leak,
+# In column t, s is the text before token t, a = token t, and s' = s + a is the s of column t + 1. pi is the
+# student, pi_T the teacher; proj_p renormalises over A_p(s). With a head v(s), and S(s) the student's
+# probability of the set,
 #     Q(s,a) = log pi(a|s) + v(s)        V(s) = log of the sum of exp Q over A_p(s) = v(s) + log S(s)
+# A residual is Q(s,a) minus its target: a reward and the discounted V(s'). soft_q, path_consistency and
+# retrace recover what KD recovers; bellman_distill and ls_iq are biased; stay and improve recover something
+# else, which no loss of single columns does.
 
 
 class TDTerms(NamedTuple):
@@ -212,8 +215,8 @@ class TDTerms(NamedTuple):
 
 
 def successor_values(values, exists, terminal):
-    """V(s') from V(s) (B, T), one column to the right; 0 where a is terminal, and where the next column does
-    not exist. exists, terminal (B, T) bool."""
+    """V(s'), the next column of V(s) (B, T); 0 where a is terminal, and where there is no next column.
+    exists, terminal (B, T) bool."""
     follows = F.pad(exists[:, 1:], (0, 1)) & ~terminal
     return torch.where(follows, F.pad(values[:, 1:], (0, 1)), 0)
 
@@ -256,9 +259,11 @@ def bellman_distill(student, teacher, weights, denominator=None, *, alpha=0.1, g
 
         mean of  -log proj_p pi(a|s)  +  (Q(s,a) - gamma V(s'))^2 / (4 alpha)  +  leak (-log S(s))
 
-    The square keeps the implied reward small, which flattens the student; v = log_Z is as published. Where
-    the residual is not known a position is left out, or, if expected, its square alone: then cloning is
-    cross_entropy, with less noise. options: of td_terms. ValueError unless 0 < alpha < inf."""
+    The first term clones the token taken. The square keeps the implied reward x = Q - gamma V(s') small. In
+    the first state of a text pi / proj_p pi_T = 1 - x / (2 alpha) at the optimum: flatter than the teacher,
+    and KD where alpha is large. v = log_Z is as published. Where x is not known a position is left out, or,
+    if expected, its square alone: then cloning is cross_entropy, with less noise. The gradient goes through
+    V(s') too, but for options of td_terms. ValueError unless 0 < alpha < inf."""
     if not 0 < alpha < math.inf:
         raise ValueError(f"alpha={alpha}; expected 0 < alpha < inf")
     x = td_terms(student, teacher, weights, **options)
@@ -285,7 +290,7 @@ def soft_q(student, teacher, weights, denominator=None, *, gamma=0.99, leak=1.0,
 
         mean of  (Q(s,a) - r - gamma V(s'))^2 + leak (-log S(s)),   no gradient through V(s')
 
-    Optimum, for any gamma: V = 0, and the teacher in its sets."""
+    Optimum, for any gamma: the teacher in its sets, and V = 0, as exp r sums to 1 in every set."""
     x = td_terms(student, teacher, weights, stop_gradient=True, **options)
     return squared_residual(x, x.Q - x.r - gamma * x.V_next, leak, denominator)
 
@@ -294,7 +299,7 @@ def stay(student, teacher, weights, denominator=None, *, leak=1.0, **options):
     """soft_q with gamma 1 and r = log pi_T(a|s), not renormalised: a nucleus normalised over whole texts.
 
     Optimum: V(s) = log P(the teacher never leaves a set from s on), and pi(a|s) in proportion to pi_T(a|s)
-    exp V(s'): the teacher GIVEN that it never leaves one. It needs a value head: a leak has log S = 0."""
+    exp V(s'): the teacher GIVEN that it never leaves one. V needs the value head, as the leak drives S to 1."""
     x = td_terms(student, teacher, weights, stop_gradient=True, **options)
     return squared_residual(x, x.Q - x.raw_r - x.V_next, leak, denominator)
 
@@ -353,8 +358,8 @@ def improve(student, teacher, weights, denominator=None, *, beta=1.0, gamma=1.0,
 
         mean of  topp_forward_kl to pi_T exp(beta U)  +  fit (U(s,a) - soft_returns)^2 where |A_p| > 1
 
-    U learns what the student itself will lose after a token, so those of the teacher's choices gain that this
-    student can go on from. Optimum of a student without limits: U = 0, and the teacher in its sets."""
+    U falls where the student leaves the sets later, so the target moves to those of the teacher's choices that
+    this student can go on from. Optimum of a student without limits: U = 0, and the teacher in its sets."""
     teacher = teacher._replace(mask=teacher.mask & (weights > 0)[..., None])
     U = torch.where(teacher.mask, at_least_float32(student.U), 0)           # (B, T, K)
     better = teacher._replace(log_probs=teacher.log_probs + beta * U.detach())
@@ -379,7 +384,7 @@ def cached_terms(model, rows, terminal, p):
 def cached_loss(model, rows, weights, terminal, config, objective, denominator):
     """The loss terms of a batch of TeacherCache documents, to be added: "hard" on tokens without a set; on
     the others as well for objective "seqkd", "sets" for "kd", and "td" for "td" and for "td0", where V(s')
-    = 0; these need model.td_heads. weights, terminal (B, T); config: p, leak, alpha, gamma, as in train.py."""
+    = 0; they need model.td_heads. weights, terminal (B, T); config: p, leak, alpha, gamma of train.Config."""
     student, teacher, _ = cached_terms(model, rows, terminal, config.p)
     soft, weights = teacher.mask.any(-1) & (objective != "seqkd"), weights[:, 1:]              # (B, T)
     hard, _ = sft_loss(student, weights * ~soft, denominator)

@@ -155,13 +155,13 @@ def settle(w, loss, gauge="head", shared=None, seed=0, steps=300):
     texts, width = (place[states], *rest), 2 * n_actions + 1 if gauge == "U" else n_actions + 1
     table = torch.randn(int(place.max()) + 1, width, generator=torch.Generator().manual_seed(seed)).double()
     eye = torch.eye(table.numel()).double()                                     # (P, P)
-    moves = h * torch.cat([0 * eye[:1], eye]).view(-1, *table.shape)
+    moves = h * torch.cat([0 * eye[:1], eye, -eye]).view(-1, *table.shape)
     for _ in range(steps):
         _, slopes = evaluate(texts, loss, table + moves, gauge)
-        g, moved = slopes.flatten(1).split([1, len(eye)])
+        g, up, down = slopes.flatten(1).split([1, len(eye), len(eye)])
         if g.abs().max() < 1e-7:
             break
-        step = torch.linalg.solve((moved - g).T / h + 0.15 * g.norm() * eye, g[0])
+        step = torch.linalg.solve((up - down).T / (2 * h) + 0.3 * g.norm() * eye, g[0])
         table = table - step.clamp(-3, 3).view(table.shape)
     else:
         raise RuntimeError(f"the gradient is still {g.abs().max():.0e} after {steps} steps")
@@ -206,7 +206,7 @@ def square_lines(w, rng):
    at gamma 1 all texts get equally probable. A raw Q, as published, and a value head give the same policy.
      alpha    KL to the teacher    off this law    off the first law    raw or head    off r = 0"""
     even = softmax(solve(MDP(w.follow, 0 * Q, w.gamma), w.inside), w.inside)
-    for alpha in (10, 1, 0.1, 0.001):
+    for alpha in (10, 1, 0.1, 0.01):
         loss = partial(td.bellman_distill, alpha=alpha, gamma=w.gamma, leak=1.0)
         (Q, _), (head, _) = settle(w, loss, "raw"), settle(w, loss)
         pi, law, first = softmax(Q, w.inside), fixed_point(w, Q, alpha)[0], 1 - reward(w, Q) / (2 * alpha)
@@ -266,7 +266,7 @@ def temporal_lines(w):
    There V(s) = log S(s) = -leak, which the leak term drives to 0. Left: distance of the optima of gamma .99
    and 0. Right: cosine of the gradients of the square with and without V(s'), at the optimum of gamma .99.
      alpha    leak       v = 0    outside    value head     cosine: v = 0     log Z      head"""
-    for alpha, leak in ((10, 1), (1, 1), (0.1, 1), (0.1, 10)):
+    for alpha, leak in ((1, 1), (0.1, 1), (0.1, 10)):
         found = [[settle(w, partial(td.bellman_distill, alpha=alpha, leak=leak, gamma=gamma), gauge)[0]
                   for gamma in (w.gamma, 0.0)] for gauge in ("zero", "head")]
         gaps = [distance(softmax(Q, w.inside), softmax(R, w.inside), w.live) for Q, R in found]

@@ -69,6 +69,7 @@ def arm_table(students):
         yield f"brd, and then {more:,} tokens", [arm or "brd" for arm in arms]
         for label, place in ARM_ROWS.items():
             yield f"  {label}", [cell(ratio_se(counts(s, *place))) for s in arms.values()]
+    if pairs:
         yield "", []
         yield "differences, paired", [f"{one[1:]} - {other[1:]}" for one, other in pairs]
         for label, place in ARM_ROWS.items():

@@ -34,7 +34,7 @@ from model import GPT
 
 K_CAP, ROWS = 64, 64    # most tokens that the cache keeps of one distribution; paragraphs read together
 CHUNK = 256             # documents that are read between two checkpoints of the cache
-DOCUMENT_TOKENS = 49    # of an average document of the cache
+DOCUMENT_TOKENS = 75    # of an average document of the cache
 MAX_NEW = 96            # tokens of a reading at most, for the cache
 SHARES = {"ner": 0.25, "qra": 0.75}                                         # parts of the cache's documents
 FILES = {"stages": "finished stages", "teacher": "the model", "cache": "its cache"}
@@ -45,7 +45,7 @@ FIGURES = ("entity_f1", "answer.wh", "answer.yes_no", "answer.attitude")    # no
 class TeacherConfig(train.Config):
     out_dir: str = "out_teacher"     # the folder of the teacher and its cache
     teacher_tokens: int = 4_000_000  # what the teacher reads
-    cache_tokens: int = 200_000      # length of the cache
+    cache_tokens: int = 192_000      # length of the cache
     teacher_layer: int = 4           # blocks of the teacher
     teacher_embd: int = 192          # channels of the teacher
 
