@@ -1,8 +1,8 @@
 """Distillation on a reduced vocabulary: losses on the teacher's few probable tokens, without and with TD.
 
-When a teacher draws a token after a text s, we keep its few most probable tokens and their log-probabilities:
-the top-p set A_p(s) (data/sets.py). They go into a cache on disk (data/cache.py), made once and read by every
-student. A loss sees of the student, at a position (`student_terms`):
+When a teacher draws a token after a text s, we keep its few most probable tokens with log-probabilities, the
+top-p set A_p(s) (data/sets.py), in a cache on disk (data/cache.py), made once and read by every student. A
+loss sees of the student, at a position (`student_terms`):
 
     z_K    its logits on the teacher's K tokens
     z_a    its logit on the token that was taken
@@ -69,18 +69,17 @@ def at_least_float32(x):
 
 def student_terms(logits, ids, taken, hidden=None, heads=None):
     """logits (B, T, V), ids (B, T, K) long, taken (B, T) long -> StudentTerms, of at least float32; with v
-    and U where hidden (B, T, C) and heads (TDHeads) are given. Any leading shape will do in place of (B, T).
-    Where a set is padded, z_K is that of id 0; losses mask it."""
+    and U where hidden (B, T, C) and heads (TDHeads) are given. Where a set is padded, z_K is that of id 0."""
     logits = at_least_float32(logits)
     v, U = (None, None) if heads is None else heads(hidden, ids)
-    return StudentTerms(logits.gather(-1, ids), logits.gather(-1, taken[..., None])[..., 0],
-                        torch.logsumexp(logits, dim=-1), v, U)
+    z_K, z_a = logits.gather(-1, ids), logits.gather(-1, taken[..., None])[..., 0]
+    return StudentTerms(z_K, z_a, torch.logsumexp(logits, dim=-1), v, U)
 
 
 class TDHeads(nn.Module):
     """Two functions of a hidden state that training alone needs, 0 at the start: v(s), the free part of V(s),
-    and U(s,a) <= 0, the log-probability of staying in the sets after a (see improve). Of U's gradient the part
-    TRUNK goes on into the model: from KD alone the model does not learn what a choice will cost."""
+    and U(s,a), log P(stay in the sets after a), see improve. The part TRUNK of U's gradient goes on into the
+    model: KD alone does not teach it what a choice will cost."""
 
     def __init__(self, n_embd, n_vocab, width=64):
         super().__init__()
@@ -98,8 +97,8 @@ class TDHeads(nn.Module):
 
 
 def add_heads(model, seed=0):
-    """Gives the model TDHeads, as model.td_heads; GPT.save leaves them out."""
-    with torch.random.fork_rng(devices=()):                                 # the run's own stream stays
+    """Gives the model TDHeads, as model.td_heads, which GPT.save leaves out; the run's own stream stays."""
+    with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         model.td_heads = TDHeads(model.config.n_embd, model.config.n_vocab).to(next(model.parameters()))
 
@@ -136,9 +135,8 @@ def log_outside(log_mass):
     return torch.log(-torch.expm1(log_mass.clamp(max=-8 * torch.finfo(log_mass.dtype).eps)))
 
 
-# --- the objectives ---------------------------------------------------------------------------------------
-# Each returns (loss, figures): a scalar, and a dict of detached scalars. weights (B, T) >= 0; denominator:
-# see weighted_mean. Positions whose set is empty are left out of all but sft_loss.
+# --- the objectives: each returns (loss, figures), a scalar and a dict of detached scalars ----------------
+# weights (B, T) >= 0; denominator: see weighted_mean. Only sft_loss counts positions without a set.
 
 
 def sft_loss(student, weights, denominator=None):
@@ -192,16 +190,13 @@ def reverse_kl(student, teacher, weights, denominator=None, *, leak=1.0):
 
 # --- temporal differences ---------------------------------------------------------------------------------
 # In column t, s is the text before token t, a = token t, and s' = s + a is the s of column t + 1. pi is the
-# student, pi_T the teacher; proj_p renormalises over A_p(s). With a head v(s), and S(s) the student's
-# probability of the set,
+# student, pi_T the teacher; proj_p renormalises over A_p(s), S(s) is the student's probability of it.
 #     Q(s,a) = log pi(a|s) + v(s)        V(s) = log of the sum of exp Q over A_p(s) = v(s) + log S(s)
 # A residual is Q(s,a) minus its target: a reward and the discounted V(s'). soft_q, path_consistency and
-# retrace recover what KD recovers; bellman_distill and ls_iq are biased; stay and improve recover something
-# else, which no loss of single columns does.
+# retrace recover what KD does; bellman_distill and ls_iq are biased; stay and improve recover something else.
 
 
-class TDTerms(NamedTuple):
-    """Each (B, T), of at least float32 and finite."""
+class TDTerms(NamedTuple):              # each (B, T), of at least float32 and finite
     log_s: torch.Tensor                     # log proj_p pi(a|s), the student's, renormalised over A_p(s)
     Q: torch.Tensor                         # log_s + V
     V: torch.Tensor
@@ -215,8 +210,7 @@ class TDTerms(NamedTuple):
 
 
 def successor_values(values, exists, terminal):
-    """V(s'), the next column of V(s) (B, T); 0 where a is terminal, and where there is no next column.
-    exists, terminal (B, T) bool."""
+    """V(s'), the next column of V(s), 0 where there is none or a is terminal; all (B, T)."""
     follows = F.pad(exists[:, 1:], (0, 1)) & ~terminal
     return torch.where(follows, F.pad(values[:, 1:], (0, 1)), 0)
 
@@ -299,7 +293,7 @@ def stay(student, teacher, weights, denominator=None, *, leak=1.0, **options):
     """soft_q with gamma 1 and r = log pi_T(a|s), not renormalised: a nucleus normalised over whole texts.
 
     Optimum: V(s) = log P(the teacher never leaves a set from s on), and pi(a|s) in proportion to pi_T(a|s)
-    exp V(s'): the teacher GIVEN that it never leaves one. V needs the value head, as the leak drives S to 1."""
+    exp V(s'): the teacher GIVEN that it never leaves one. V needs the head, as the leak drives S to 1."""
     x = td_terms(student, teacher, weights, stop_gradient=True, **options)
     return squared_residual(x, x.Q - x.raw_r - x.V_next, leak, denominator)
 
@@ -358,8 +352,8 @@ def improve(student, teacher, weights, denominator=None, *, beta=1.0, gamma=1.0,
 
         mean of  topp_forward_kl to pi_T exp(beta U)  +  fit (U(s,a) - soft_returns)^2 where |A_p| > 1
 
-    U falls where the student leaves the sets later, so the target moves to those of the teacher's choices that
-    this student can go on from. Optimum of a student without limits: U = 0, and the teacher in its sets."""
+    U falls where the student leaves the sets later: the target moves to those choices that it can go on from.
+    Optimum of a student without limits: U = 0, and the teacher in its sets."""
     teacher = teacher._replace(mask=teacher.mask & (weights > 0)[..., None])
     U = torch.where(teacher.mask, at_least_float32(student.U), 0)           # (B, T, K)
     better = teacher._replace(log_probs=teacher.log_probs + beta * U.detach())
@@ -382,9 +376,9 @@ def cached_terms(model, rows, terminal, p):
 
 
 def cached_loss(model, rows, weights, terminal, config, objective, denominator):
-    """The loss terms of a batch of TeacherCache documents, to be added: "hard" on tokens without a set; on
-    the others as well for objective "seqkd", "sets" for "kd", and "td" for "td" and for "td0", where V(s')
-    = 0; they need model.td_heads. weights, terminal (B, T); config: p, leak, alpha, gamma of train.Config."""
+    """The loss terms of a batch of TeacherCache documents: "hard" on tokens without a set (for "seqkd" all),
+    on the others "sets" for "kd" and "improve", "td" for "td" and "td0" (V(s') = 0); the last three need
+    model.td_heads. Weights, terminal: (B, T); config: p, leak, alpha, gamma of train.Config."""
     student, teacher, _ = cached_terms(model, rows, terminal, config.p)
     soft, weights = teacher.mask.any(-1) & (objective != "seqkd"), weights[:, 1:]              # (B, T)
     hard, _ = sft_loss(student, weights * ~soft, denominator)
@@ -392,7 +386,8 @@ def cached_loss(model, rows, weights, terminal, config, objective, denominator):
     if objective in ("td", "td0"):
         options = dict(alpha=config.alpha, gamma=config.gamma if objective == "td" else 0.0, leak=config.leak)
         return {"hard": hard, "td": bellman_distill(*args, expected=True, **options)[0]}
-    return {"hard": hard, "sets": topp_forward_kl(*args, leak=config.leak)[0]}
+    loss = improve if objective == "improve" else topp_forward_kl
+    return {"hard": hard, "sets": loss(*args, leak=config.leak)[0]}
 
 
 def main(arguments=None):

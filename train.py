@@ -80,7 +80,7 @@ class Config:
     plain_share: float = 0.1         # part of a reading student's tokens that is plain text (D_ORI)
     ner_share: float = 0.1           # part that is text with entities (D_NER); the rest is questions (D_QRA)
     # the arms: what goes on from `brd`
-    arms: str = "gold,seqkd,kd,td,td0"      # which, separated by commas (data/report.py); "": none
+    arms: str = ",".join(ARMS)       # which, separated by commas (data/report.py); "": none
     arm_rate: float = 0.003          # learning rate of the arms; all their tokens weigh 1
     p: float = 0.95                  # mass of the teacher's sets A_p
     leak: float = 1.0                # weight of the loss on the student's probability outside the sets
@@ -212,7 +212,7 @@ def train_model(name, model, mix, tokens, config, tokenizer, look=None, objectiv
     objective: what it learns from a TeacherCache in the mix, see td_distill.cached_loss."""
     folder, begin = Path(config.out_dir) / name, time.perf_counter()
     before = model.extra.get("tokens_seen", 0)
-    if objective in ("td", "td0"):
+    if objective in ("td", "td0", "improve"):
         td_distill.add_heads(model, config.seed)
     objective = partial(loss_terms, objective=objective)
     losses, curve, seen = fit(name, model, mix, tokens, config, folder, look, objective)

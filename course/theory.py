@@ -148,7 +148,8 @@ def evaluate(texts, loss, tables, gauge):
 def settle(w, loss, gauge="head", shared=None, seed=0, steps=300):
     """Where training with a loss ends: from a random table, implicit Euler steps down its gradient, longer as
     it vanishes -> Q, U (S, A). Gradients that are stopped stay stopped. shared (S,): states of one number
-    have the same parameters. RuntimeError where the gradient does not vanish."""
+    have the same parameters. RuntimeError where the gradient does not vanish. Of a loss with plateaus, such as
+    reverse_kl, it may find one."""
     (states, *rest), (n_states, n_actions), h = all_texts(w), w.follow.shape, 1e-5
     numbers = np.where(w.visits > 0, range(n_states) if shared is None else shared, 0)
     place = torch.tensor(np.unique(numbers, return_inverse=True)[1])            # (S,): the row of a state
@@ -235,7 +236,6 @@ def member_lines(w):
     rows = [
         ("topp_forward_kl", kl, "zero", kd, "KD: the teacher, renormalised in its sets."),
         ("  tail bucket", partial(kl, tail="bucket"), "zero", w.teacher, "The teacher and its mass outside."),
-        ("reverse_kl", td.reverse_kl, "zero", kd, "As KD."),
         ("sft_loss", lambda student, _, *rest: td.sft_loss(student, *rest), "zero", kd, "As KD."),
         ("bellman_distill, raw", bd, "raw", law, "The paper's: flatter than KD (4)."),
         ("  value head", bd, "head", raw, "The paper's: v is the free number of a state that a raw Q has."),

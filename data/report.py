@@ -9,7 +9,8 @@ ARMS = {                    # what goes on from the finished `brd`, for as many 
     "seqkd": "the teacher's cached readings, its tokens alone",
     "kd": "the same with its top-p sets: forward KL and leak",
     "td": "kd and the squared residual of a temporal difference, with a value head",
-    "td0": "td with V(s') = 0: a control without a temporal difference"}
+    "td0": "td with V(s') = 0: a control without a temporal difference",
+    "improve": "kd to an improved teacher: choices from which the student can go on"}
 FILES = {                   # what a run leaves in --out_dir; --redo throws it away
     "README.txt": "this list", "run.json": "the options, and hashes of text, tokenizer, tasks and cache",
     "stages": "a note for each finished stage: SHA-256 of its files", "plan.json": "tokens for --minutes",
@@ -49,7 +50,7 @@ ARM_ROWS = {"entity F1": ("reading", "entity_f1"), "wh questions, exact": ("read
             "teacher's nats a token on them": ("beside_teacher", "nats"),
             "probability outside A_p": ("beside_teacher", "outside"),
             "TD residual^2, best linear v(s)": ("beside_teacher", "residual")}
-PAIRS = ("+seqkd", "+gold"), ("+kd", "+seqkd"), ("+td", "+kd"), ("+td", "+td0")
+PAIRS = ("+seqkd", "+gold"), ("+kd", "+seqkd"), ("+td", "+kd"), ("+td", "+td0"), ("+improve", "+kd")
 
 
 def counts(student, part, figure):
