@@ -46,8 +46,7 @@ def top_p(probs, p):
 
 def soft_value(Q, inside=True):
     """V_p(s), Q (..., S, A) -> (..., S); inside=True: of the whole softmax."""
-    top = np.where(inside, Q.real, -np.inf).max(-1, keepdims=True)
-    return top[..., 0] + np.log(np.exp(np.where(inside, Q - top, -np.inf)).sum(-1))
+    return np.logaddexp.reduce(np.where(inside, Q, -np.inf), axis=-1)
 
 
 def softmax(Q, inside=True):
@@ -148,8 +147,8 @@ def evaluate(texts, loss, tables, gauge):
 def settle(w, loss, gauge="head", shared=None, seed=0, steps=300):
     """Where training with a loss ends: from a random table, implicit Euler steps down its gradient, longer as
     it vanishes -> Q, U (S, A). Gradients that are stopped stay stopped. shared (S,): states of one number
-    have the same parameters. RuntimeError where the gradient does not vanish. Of a loss with plateaus, such as
-    reverse_kl, it may find one."""
+    have the same parameters. RuntimeError where the gradient does not vanish. Of a loss with plateaus, such
+    as reverse_kl, it may find one."""
     (states, *rest), (n_states, n_actions), h = all_texts(w), w.follow.shape, 1e-5
     numbers = np.where(w.visits > 0, range(n_states) if shared is None else shared, 0)
     place = torch.tensor(np.unique(numbers, return_inverse=True)[1])            # (S,): the row of a state

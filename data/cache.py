@@ -42,7 +42,7 @@ def read_header(folder):
 def open_cache(folder, tokenizer):
     """A teacher's cache -> (the part to learn from, the last tenth to be tested on); see TeacherCache."""
     cache = TeacherCache(folder, tokenizer.n_vocab, tokenizer.hash)
-    cut = len(cache) - len(cache) // 10
+    cut = len(cache) * 9 // 10
     return cache.part(0, cut), cache.part(cut, len(cache))
 
 

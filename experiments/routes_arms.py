@@ -110,4 +110,6 @@ ROWS = {
     "stop-gradient": Row(member(td.improve), stop=True),
     "residual": Row(member(td.bellman_distill, alpha=1.0, leak=1.0, expected=True)),
     "stay": Row(member(td.stay)),
+    "stay v=0": Row(member(td.stay), heads=False),
+    "soft Q v=0": Row(member(td.soft_q), heads=False),
 }

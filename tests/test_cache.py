@@ -141,7 +141,7 @@ def test_a_part_is_a_cache_of_some_documents(tmp_path):
     write_cache(tmp_path, [random_document(rng, n) for n in rng.integers(1, 9, 23)])
     whole, tokenizer = TeacherCache(tmp_path), SimpleNamespace(n_vocab=300, hash="abc")
     learnt, tested = open_cache(tmp_path, tokenizer)
-    parts = (learnt, 0, 21), (tested, 21, 23), (whole.part(5, 9), 5, 9), (whole.part(5, 9).part(1, 3), 6, 8)
+    parts = (learnt, 0, 20), (tested, 20, 23), (whole.part(5, 9), 5, 9), (whole.part(5, 9).part(1, 3), 6, 8)
     for part, begin, end in parts:
         assert len(part) == len(part.lengths) == end - begin
         assert part.lengths.tolist() == whole.lengths[begin:end].tolist() and part.header == whole.header
