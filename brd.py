@@ -334,7 +334,7 @@ def eval_sets(model, cache, p, gamma):
         found.append([y[known] for y in (unit, 1 - (-x.leak).exp(), x.Q - gamma * x.V_next, change)])
     unit, outside, residual, change = (torch.cat(parts).cpu() for parts in zip(*found))    # (N,), (N, C + 1)
     change, residual = change.double(), residual.double()[:, None]     # rcond: rounding of hidden is no fit
-    v = torch.linalg.lstsq(change, -residual, rcond=1e-5, driver="gelsd").solution                 # (C + 1, 1)
+    v = torch.linalg.lstsq(change, -residual, rcond=1e-5, driver="gelsd").solution      # (C + 1, 1)
     square = (residual + change @ v)[:, 0] ** 2
     sums = [np.bincount(unit, y, len(cache)).tolist() for y in (outside, square, torch.ones_like(outside))]
     return {name: list(zip(total, sums[2], sums[2])) for name, total in zip(("outside", "residual"), sums)}

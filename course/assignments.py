@@ -43,7 +43,7 @@ ASSIGNMENTS = {
     7: Assignment("7-td",
                   {"td_distill.py": ("TDHeads.forward", "successor_values", "bellman_weights", "td_terms",
                                      "bellman_distill", "soft_returns")},
-                  {"td_distill.py": ("ls_iq", "retrace")}),
+                  {"td_distill.py": ("ls_iq",)}),
     8: Assignment("8-prize", {"experiments/objectives.py": ("prize",), "course/8-report.json": ("",),
                               "course/8-results.jsonl": ("",), "course/8-routes.jsonl": ("",)}),
 }
