@@ -269,7 +269,7 @@ def train_students(names, config, workers):
         train_start(config, threads)
         return {name: train_and_test(name, config, threads) for name in names}
     with machine.worker_pool(workers) as pool:
-        pool.submit(train_start, config, threads).result()
+        pool.submit(train_start, config, threads // workers).result()
         results, first = {}, names[:2]                             # the arms need a finished `brd`
         for group in (first, *(names[i:i + workers] for i in range(2, len(names), workers))):
             jobs = {name: pool.submit(train_and_test, name, config, threads // workers) for name in group}

@@ -401,6 +401,22 @@ def test_minutes_pay_for_all(place, tmp_path, monkeypatch, threads, arms, studen
     assert given == [600 - 15 - 30 * (students + later), (90_000 - later * arm_tokens) // students]
 
 
+@pytest.mark.parametrize("arm", train.ARMS)
+def test_what_an_arm_learns(place, monkeypatch, arm):
+    """From `brd`, as many tokens as the part of the cache for learning, at its own rate, all of one weight."""
+    calls, config = [], Config(arm_rate=0.004, learning_rate=0.02, answer_weight=20.0, device="cpu")
+    monkeypatch.setattr(train, "finished_model", lambda name, config: name if name == "brd" else None)
+    monkeypatch.setattr(train, "train_model", lambda *given, **options: calls.append((given, options)))
+    monkeypatch.setattr(train, "test_student", lambda name, *_: name)
+    learnt, _ = open_cache(place / "teacher", TOKENIZER())
+    assert train.train_and_test(f"brd+{arm}", config, 1) == f"brd+{arm}"
+    [((name, model, mix, tokens, settings, _), options)] = calls
+    assert (name, model, tokens) == (f"brd+{arm}", "brd", int((learnt.lengths - 1).sum()))
+    assert settings == dataclasses.replace(config, learning_rate=0.004, answer_weight=1.0)
+    assert options == {"objective": arm} and len(mix.sources) == (2 if arm == "gold" else 1)
+    assert arm == "gold" or mix.sources[0].lengths.tolist() == learnt.lengths.tolist()
+
+
 @pytest.mark.parametrize("workers, groups", [
     (1, [["plain"], ["brd"], ["brd+gold"], ["brd+kd"], ["brd+td"]]),
     (2, [["plain", "brd"], ["brd+gold", "brd+kd"], ["brd+td"]]),
