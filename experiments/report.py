@@ -46,7 +46,7 @@ tbody th { font-weight: 400; text-align: left }
 """
 INK = "#1b1f24"   # in the page it becomes the colour of the text, light or dark
 # Of students. Colours of Okabe and Ito (2008) and markers: none is told by its colour alone.
-LOOKS = list(zip(("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999"), "os^vDPX"))
+LOOKS = list(zip("#d55e00 #0072b2 #009e73 #cc79a7 #e69f00 #56b4e9 #999999 #8c564b".split(), "os^vDPX*"))
 TOLD = (*STUDENTS, "brd+kd", "brd+td")                  # whose readings have room beside each other
 STYLE = {"svg.fonttype": "none", "svg.hashsalt": "nanoreader", "text.parse_math": False, "font.size": 9,
          "legend.frameon": False, "legend.fontsize": 8, "axes.spines.top": False, "axes.spines.right": False,

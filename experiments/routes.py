@@ -24,6 +24,7 @@ Shapes: n prompts, P their tokens, A tokens of an answer, K tokens of a set, V v
 import functools
 import itertools
 import math
+import re
 import sys
 import time
 from dataclasses import asdict, dataclass, fields, replace
@@ -37,6 +38,7 @@ import td_distill as td
 import train
 from data.cache import MASKED
 from data.cli import parse_options, run_command
+from data.figures import mean_se
 from data.files import folder_lock, hash_of, open_run, save_finished
 from data.machine import worker_pool
 from data.sets import draw_with_sets
@@ -86,6 +88,7 @@ class Options(World):
     redo: bool = False                  # throw away what an earlier comparison left in out_dir
     workers: int = torch.get_num_threads()  # processes side by side
     show: str = ""                      # print the tables of a results.jsonl, and train nothing
+    png: str = ""                       # with show: also draw KD and TD against the number of facts
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -295,13 +298,17 @@ def run(job):
     return figures
 
 
+def name_of(world):
+    """A World in words."""
+    return ", ".join(f"{name} {value}" for name, value in asdict(world).items())
+
+
 def compare(out, world, rows, options):
     """Tunes every row and runs it with every seed -> path of all results."""
     path, rates = out / "results.jsonl", [float(rate) for rate in options.rates.split(",")]
-    name = ", ".join(f"{name} {value}" for name, value in asdict(world).items())
 
     def job(row, rate, seed):
-        return Job(row, rate, seed, name, world, out)
+        return Job(row, rate, seed, name_of(world), world, out)
     path.touch()
     open_answers(out, replace(world, steps=0))                                      # trains a teacher
     with worker_pool(options.workers) as pool:
@@ -327,10 +334,33 @@ def show(path):
         yield from (name, "", *lines, "")
 
 
+def draw(path, png):
+    """KD and TD, right answers at T=1 against the number of facts, as a file; needs matplotlib."""
+    from matplotlib.figure import Figure
+    points = {"KD": {}, "TD": {}}
+    for run in finished(path, KEY).values():
+        facts = int(re.search(r"facts (\d+)", run["name"])[1])
+        if run["row"] in points and run["seed"] != TUNING and run["name"] == name_of(World(facts=facts)):
+            points[run["row"]].setdefault(facts, []).append(run["T=1"])
+    fig = Figure((4.6, 2.8), layout="constrained")
+    axes = fig.subplots()
+    for (row, found), colour, marker in zip(points.items(), ("#d55e00", "#0072b2"), "os"):
+        facts = sorted(found)
+        values, errors = zip(*((m["value"], m["se"] or 0) for m in (mean_se(found[n]) for n in facts)))
+        axes.errorbar(facts, values, errors, label=row, color=colour, marker=marker, capsize=3)
+    axes.set(xscale="log", xticks=facts, xticklabels=facts, ylim=(0, 1.02), xlabel="facts that must be known",
+             ylabel="right answers, T = 1")
+    axes.minorticks_off()
+    axes.legend(frameon=False)
+    fig.savefig(png, dpi=150)
+
+
 def main(arguments=None):
     """Options -> the tables on the terminal; ValueError in one line for what the user can mend."""
     options = parse_options(Options, sys.argv[1:] if arguments is None else arguments, __doc__)
     if options.show:
+        if options.png:
+            draw(Path(options.show), options.png)
         return print("\n".join(show(Path(options.show))))
     rows = options.rows.split(",") if options.rows else list(ROWS)
     if options.seeds < 1 or not set(rows) <= set(ROWS) or options.task not in "AD":

@@ -173,6 +173,7 @@ def test_the_picture_has_words_and_shows_the_figures(made, tmp_path):
         curves = [[look[name] for look in s["reading_curve"]] for name in TOP]
         assert student == "plain" or ends in lines
         assert "+" in student or all(curve + [end] in lines for curve, end in zip(curves, ends))
+    assert len(report.LOOKS) >= len(train.STUDENTS) + len(train.ARMS)
     two = {name: students[name] for name in NAMES[:2]}
     assert len(report.draw_reading(two).axes) == 2 < len(report.draw_reading(students).axes)
 

@@ -178,6 +178,22 @@ def test_the_loss_of_a_batch_is_a_literal_loop(sources, objective, options):
     assert bits_per_byte(model, ROWS, 321) == pytest.approx(nats / math.log(2) / 321, rel=1e-5)
 
 
+def test_improve_is_that_of_td_distill(sources):
+    """On the positions with a set; the others are hard targets as in "kd"."""
+    model, config, chosen = small_model(), config_of(leak=2.0), np.arange(6)
+    td_distill.add_heads(model)
+    torch.nn.init.normal_(model.td_heads.U.weight)
+    rows = sources[1].batch(chosen)
+    ends = torch.isin(rows["roles"], torch.tensor([SEP, END]))
+    student, teacher, _ = td_distill.cached_terms(model, rows, ends, config.p)
+    weights = torch.from_numpy(documents.role_weights(config))[rows["roles"]] * rows["real"]
+    wanted, _ = td_distill.improve(student, teacher, weights[:, 1:] * teacher.mask.any(-1), 100.0, leak=2.0)
+    improved, kd = (train.loss_terms(model, sources[1], Batch(0, chosen, 0), config, CPU, 100.0, objective)
+                    for objective in ("improve", "kd"))
+    assert improved["sets"].item() == pytest.approx(wanted.item(), rel=1e-5)
+    assert improved["hard"] == kd["hard"] > 0 and abs(improved["sets"] - kd["sets"]) > 1e-3
+
+
 def test_k_micro_batches_are_one_batch(sources, monkeypatch):
     """The first batch is of the shortest documents, the last of the longest."""
     monkeypatch.setattr(train, "pick_device", lambda name: (CPU, None))         # float32
@@ -439,5 +455,5 @@ def test_arms_begin_when_brd_is_finished(monkeypatch, workers, groups):
     monkeypatch.setattr(train, "train_start", lambda config, threads: calls.append(("start", threads)))
     monkeypatch.setattr(train, "train_and_test", lambda name, _, threads: calls.append((name, threads)) or name)
     assert train.train_students(names, Config(), workers) == {name: name for name in names}
-    assert calls == [("start", 6), *((name, 6 // workers) for name in names)]
+    assert calls == [(name, 6 // workers) for name in ("start", *names)]
     assert workers == 1 or begun == [*groups, []]
