@@ -58,7 +58,7 @@ class StudentTerms(NamedTuple):
 class TeacherSets(NamedTuple):
     log_probs: torch.Tensor                 # (B, T, K) log pi_T of the set's tokens, not renormalised
     mask: torch.Tensor                      # (B, T, K) bool, False for padding and where there is no set
-    is_taken: torch.Tensor = None           # (B, T, K) bool, ids == taken[..., None]; for the residual alone
+    is_taken: torch.Tensor = None           # (B, T, K) bool, ids == taken[..., None]; for TD losses alone
     terminal: torch.Tensor = None           # (B, T) bool, the token taken ends the text: V_p(s') = 0
 
 
@@ -77,9 +77,8 @@ def student_terms(logits, ids, taken, hidden=None, heads=None):
 
 
 class TDHeads(nn.Module):
-    """Two functions of a hidden state that training alone needs, 0 at the start: v(s), the free part of V(s),
-    and U(s,a), log P(stay in the sets after a), see improve. The part TRUNK of U's gradient goes on into the
-    model: KD alone does not teach it what a choice will cost."""
+    """Two functions of a hidden state, for training alone, 0 at the start: v(s), the free part of V(s), and
+    U(s,a), log P(stay in the sets after a), see improve. The part TRUNK of U's gradient goes into the model."""
 
     def __init__(self, n_embd, n_vocab, width=64):
         super().__init__()
@@ -193,7 +192,8 @@ def reverse_kl(student, teacher, weights, denominator=None, *, leak=1.0):
 # student, pi_T the teacher; proj_p renormalises over A_p(s), S(s) is the student's probability of it.
 #     Q(s,a) = log pi(a|s) + v(s)        V(s) = log of the sum of exp Q over A_p(s) = v(s) + log S(s)
 # A residual is Q(s,a) minus its target: a reward and the discounted V(s'). soft_q, path_consistency and
-# retrace recover what KD does; bellman_distill and ls_iq are biased; stay and improve recover something else.
+# retrace recover what KD does, bellman_distill and ls_iq with a bias; stay, and improve where the student is
+# limited, recover something else.
 
 
 class TDTerms(NamedTuple):              # each (B, T), of at least float32 and finite
@@ -304,7 +304,7 @@ def path_consistency(student, teacher, weights, denominator=None, *, steps=4, ga
 
         (V(s_t) - G)^2,   G = sum over i < n of gamma^i (r_(t+i) - log_s_(t+i)) + gamma^n V(s_(t+n))
 
-    The gradient goes through both values. One step is the loss of soft_q; the same optimum."""
+    The gradient goes through both values and log_s. One step has the value of soft_q; the same optimum."""
     x = td_terms(student, teacher, weights)
     G = bootstrap = x.V if target_values is None else target_values
     for _ in range(steps):
