@@ -78,7 +78,7 @@ def student_terms(logits, ids, taken, hidden=None, heads=None):
 
 class TDHeads(nn.Module):
     """Two functions of a hidden state, for training alone, 0 at the start: v(s), the free part of V(s), and
-    U(s,a), log P(stay in the sets after a), see improve. The part TRUNK of U's gradient goes into the model."""
+    U(s,a), log P(stay in the sets after a), see improve. TRUNK of U's gradient reaches the model."""
 
     def __init__(self, n_embd, n_vocab, width=64):
         super().__init__()
