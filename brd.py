@@ -20,11 +20,13 @@ import random
 from collections import defaultdict
 from itertools import chain
 
+import numpy as np
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 
+import td_distill
 from data import world
-from data.annotations import ALL_FORMS, NO_ENTITY, TYPES, question_texts
+from data.annotations import ALL_FORMS, NO_ENTITY, TYPES, lines_of, parse_question, question_texts
 from data.cli import run_command, run_named
 from data.figures import count_answer, count_entities, count_raised, mean_se, ratio_se
 from model import sample
@@ -126,20 +128,23 @@ def calibrate(candidates, scores):
 
 def eval_task(model, tokenizer, task):
     """Blind accuracy on a task {"name", "items": [(prompt, candidates, indices of right ones), ...]} -> dict.
-    "centred", a second figure: after `calibrate`, without the model's liking for a word as such."""
+    "centred", a second figure: after `calibrate`, without the model's liking for a word as such. "credits":
+    those of the items."""
     prompts, candidates, rights = zip(*task["items"])
     scores, cut = blind_scores(model, tokenizer, list(zip(prompts, candidates)))
-    raw, rows = mean_se(list(map(tie_accuracy, scores, rights))), calibrate(candidates, scores)
+    credits = list(map(tie_accuracy, scores, rights))
+    raw, rows = mean_se(credits), calibrate(candidates, scores)
     centred = mean_se(list(map(tie_accuracy, rows, rights)))["value"] if rows else None
     chance = mean_se([len(right) / len(words) for words, right in zip(candidates, rights)])["value"]
     return {"name": task["name"], "accuracy": raw["value"], "se": raw["se"], "n": raw["n"], "chance": chance,
-            "centred": centred, "cut": cut, "skipped": task.get("skipped", 0)}
+            "centred": centred, "cut": cut, "skipped": task.get("skipped", 0), "credits": credits}
 
 
 # --- 2. Reading in free running: sentence by sentence; the student's own output stays in its context ------
 
 MAX_READING, MAX_ANSWER = 64, 16      # new tokens for the reading of a sentence and for one answer
 ROWS = 64                             # prompts generated together
+PAIRED = ("entity_f1", "answer.wh", "answer.yes_no")    # figures that are compared paragraph by paragraph
 FIGURES = ("entity_lines", "rouge_l", "answer.all", "answer.wh", "answer.yes_no", "answer.attitude",
            "answer.structure", "raised", "raised.known", "raised.right")
 
@@ -149,12 +154,12 @@ def line_ends(tokenizer):
     return {t for t in range(tokenizer.n_vocab) if "\n" in tokenizer.decode([t])}
 
 
-def greedy(model, prompts, max_new, stop):
-    """Greedy continuations; prompts that leave no room for max_new tokens are cut on the left."""
+def continued(model, prompts, max_new, stop, temperature=0):
+    """New tokens for every prompt; prompts that leave no room for max_new tokens are cut on the left."""
     max_new = min(max_new, model.config.block_size // 2)
     kept = [prompt[max_new - model.config.block_size:] for prompt in prompts]
     return [new for i in range(0, len(kept), ROWS)
-            for new in model.generate(kept[i:i + ROWS], max_new, temperature=0, stop=stop)]
+            for new in model.generate(kept[i:i + ROWS], max_new, temperature=temperature, stop=stop)]
 
 
 @torch.no_grad()
@@ -175,7 +180,7 @@ def first_tokens(model, tokenizer, prompts, sentences, behaviour, **drawing):
     return taken
 
 
-def free_reading(model, tokenizer, paragraphs, behaviour):
+def free_reading(model, tokenizer, paragraphs, behaviour, temperature=0):
     """The student reads paragraphs, lists of sentences -> a text for each sentence, whose lines are entities
     ("ner") or questions with answers ("qra"). Round k reads sentence k of every paragraph."""
     contexts, readings = [[] for _ in paragraphs], [[] for _ in paragraphs]
@@ -187,9 +192,10 @@ def free_reading(model, tokenizer, paragraphs, behaviour):
             contexts[p] += tokenizer.encode(sentence) + [tokenizer.sep]
         prompts, starts = [contexts[p] for p in rows], [[] for _ in rows]
         if k == 0:
-            first = [paragraphs[p][0] for p in rows]
-            starts = [[t] for t in first_tokens(model, tokenizer, prompts, first, behaviour, temperature=0)]
-        tails = greedy(model, [prompt + start for prompt, start in zip(prompts, starts)], MAX_READING, ends)
+            first, drawing = [paragraphs[p][0] for p in rows], {"temperature": temperature}
+            starts = [[t] for t in first_tokens(model, tokenizer, prompts, first, behaviour, **drawing)]
+        prompts = [prompt + start for prompt, start in zip(prompts, starts)]
+        tails = continued(model, prompts, MAX_READING, ends, temperature)
         for p, start, tail in zip(rows, starts, tails):
             new = start if start == [tokenizer.sep] else start + tail
             new = [t for t in new if t not in ends]
@@ -213,7 +219,8 @@ def free_answers(model, tokenizer, paragraphs, rng, forms=ALL_FORMS):
             for p in asked:
                 texts = question_texts(questions[p][j]["question"], forms, rng)
                 contexts[p] += tokenizer.encode("".join(texts))
-            for p, new in zip(asked, greedy(model, [contexts[p] for p in asked], MAX_ANSWER, breaks | ends)):
+            prompts = [contexts[p] for p in asked]
+            for p, new in zip(asked, continued(model, prompts, MAX_ANSWER, breaks | ends)):
                 new = [t for t in new if t not in ends]
                 answers[p].append((questions[p][j], tokenizer.decode(new).strip()))
                 if not new or new[-1] not in breaks:
@@ -225,7 +232,8 @@ def free_answers(model, tokenizer, paragraphs, rng, forms=ALL_FORMS):
 
 
 def eval_reading(model, tokenizer, paragraphs, oracle=None, own_questions=True):
-    """How well the student reads paragraphs of records, free running -> dict of {"value", "se", "n"}.
+    """How well the student reads paragraphs of records, free running -> dict of {"value", "se", "n"}, with
+    "groups", the counts of each paragraph, for those of PAIRED.
 
     entity_f1, entity_f1.person ...   micro F1 over the multiset of (text, type), n = reference entities
     entity_lines                      share of its entity lines that can be parsed
@@ -250,7 +258,9 @@ def eval_reading(model, tokenizer, paragraphs, oracle=None, own_questions=True):
             sums[name][p] = [x + y for x, y in zip(sums[name][p], amounts)]
     for name in FIGURES if own_questions else FIGURES[:7]:
         _ = sums[name]                                          # also where there was nothing to count
-    return {name: ratio_se(groups) for name, groups in sums.items() if oracle or "raised." not in name}
+    kept = {name: {"groups": sums[name]} for name in PAIRED}
+    return {name: ratio_se(groups) | kept.get(name, {}) for name, groups in sums.items()
+            if oracle or "raised." not in name}
 
 
 def eval_fresh_text(model, tokenizer, n):
@@ -270,6 +280,64 @@ def glance(model, tokenizer, records):
     found = eval_reading(model, tokenizer, records, own_questions=False)
     names = ("entity_f1", "answer.wh", "answer.yes_no", "answer.attitude")
     return {name: round(found[name]["value"], 4) for name in names if found[name]["value"] is not None}
+
+
+# --- 3. A distilled student beside its teacher ------------------------------------------------------------
+# Both tests return {figure: [(a, b, n) a unit]} for data.figures.ratio_se: a figure is sum a / sum b.
+
+@torch.no_grad()
+def eval_own_questions(model, tokenizer, teacher, n):
+    """What the student asks and answers by itself at temperature 1 on n fresh paragraphs about two people; a
+    unit is a paragraph.
+
+    right       share of its lines with a question that the scripted reader knows and a right answer
+    distinct    different ones of these, a sentence
+    nats        -log of the teacher's probability (GPT) of what it wrote, a token"""
+    rng, found, sep = random.Random("own questions"), defaultdict(list), [tokenizer.sep]
+    drawn = [world.draw_paragraph(rng, split="test") for _ in range(n)]
+    torch.manual_seed(1)
+    readings = free_reading(model, tokenizer, [p.sentences for p in drawn], "qra", temperature=1)
+    limit, device = teacher.config.block_size + 1, teacher.mask.device
+    for paragraph, texts in zip(drawn, readings):
+        ids, is_own, lines, right, distinct = [], [], 0, 0, 0
+        for k, (sentence, text) in enumerate(zip(paragraph.sentences, texts)):
+            known, asked = world.all_answers(paragraph, k), list(map(parse_question, lines_of(text)))
+            good = [q["question"] for q in asked if q and known.get(q["question"]) == q["answer"]]
+            lines, right, distinct = lines + len(asked), right + len(good), distinct + len(set(good))
+            given, own = (tokenizer.encode(x) + sep for x in (" " + sentence if k else sentence, text))
+            ids, is_own = ids + given + own, is_own + [0] * len(given) + [1] * len(own)
+        ids, own = (torch.tensor(row[-limit:], device=device) for row in (ids, is_own))
+        nll = cross_entropy(teacher(ids[None, :-1])[0], ids[1:], reduction="none") * own[1:]
+        found["right"].append((right, lines, lines))
+        found["distinct"].append((distinct, len(texts), len(texts)))
+        found["nats"].append((nll.sum().item(), own[1:].sum().item(), own[1:].sum().item()))
+    return dict(found)
+
+
+@torch.no_grad()
+def eval_sets(model, cache, p, gamma):
+    """On the documents of a TeacherCache; a unit is a document.
+
+    outside     the student's probability outside A_p
+    residual    (Q(s,a) - gamma V(s'))^2, with the linear v(s) of its hidden states that makes it smallest on
+                these documents: what no value head of its own would remove"""
+    found, device = [], model.mask.device
+    ends = torch.tensor([cache.header["roles"].index(role) for role in ("sep", "end")], device=device)
+    for some in np.array_split(np.arange(len(cache)), len(cache) // 32 + 1):
+        rows = {name: tensor.to(device) for name, tensor in cache.batch(some).items()}
+        student, teacher, hidden = td_distill.cached_terms(model, rows, torch.isin(rows["roles"], ends), p)
+        x = td_distill.td_terms(student, teacher, rows["real"][:, 1:].float())
+        follows = pad(x.live[:, 1:], (0, 1)) * ~teacher.terminal                           # (B, T)
+        states = torch.cat([hidden.float(), torch.ones_like(hidden[..., :1])], -1)         # (B, T, C + 1)
+        change = states - gamma * follows[..., None] * pad(states[:, 1:], (0, 0, 0, 1))    # what v adds
+        known, unit = x.known > 0, torch.from_numpy(some).to(device)[:, None].expand_as(x.known)
+        found.append([y[known] for y in (unit, 1 - (-x.leak).exp(), x.Q - gamma * x.V_next, change)])
+    unit, outside, residual, change = (torch.cat(parts).cpu() for parts in zip(*found))    # (N,), (N, C + 1)
+    change, residual = change.double(), residual.double()[:, None]     # rcond: rounding of hidden is no fit
+    v = torch.linalg.lstsq(change, -residual, rcond=1e-5, driver="gelsd").solution      # (C + 1, 1)
+    square = (residual + change @ v)[:, 0] ** 2
+    sums = [np.bincount(unit, y, len(cache)).tolist() for y in (outside, square, torch.ones_like(outside))]
+    return {name: list(zip(total, sums[2], sums[2])) for name, total in zip(("outside", "residual"), sums)}
 
 
 def main(arguments=None):

@@ -291,7 +291,7 @@ class GPT(nn.Module):
     def save(self, folder, extra=None):
         """Writes model.pt (weights) and config.json: fields, `extra` (any JSON), the SHA-256 of model.pt."""
         weights, folder = io.BytesIO(), Path(folder)
-        torch.save(self.state_dict(), weights)
+        torch.save({k: w for k, w in self.state_dict().items() if not k.startswith("td_heads.")}, weights)
         sha256 = hashlib.sha256(weights.getvalue()).hexdigest()
         card = {"layout": self.layout, "model": asdict(self.config), "extra": extra or {}, "sha256": sha256}
         folder.mkdir(parents=True, exist_ok=True)

@@ -7,9 +7,10 @@
     torchrun --nproc_per_node=2 train.py     # several GPUs, or cores (data/machine.py)
     python train.py --help                   # every option
 
-Stages: 1 text, annotations, tokens; 2 a common start on plain text; 3 three students, equal tokens each; 4
-tests; 5 table. `plain` goes on with plain text (FURTHER in the paper), `brd` learns from the reader's
-annotations, `distilled` from these and the teacher's cached top-p sets. Shapes: B documents, T positions.
+Stages: 1 text, annotations, tokens; 2 a common start on plain text; 3 two students, equal tokens each:
+`plain` goes on with plain text (FURTHER in the paper), `brd` learns from the reader's annotations; 4 the
+arms, which go on from `brd`, equal tokens each: a teacher's cache, read in several ways; 5 tests; 6 tables.
+Shapes: B documents, T positions.
 """
 
 import math
@@ -26,21 +27,21 @@ from tqdm import tqdm
 import brd
 import td_distill
 from data import documents, files, machine
-from data.annotations import read_paragraphs, write_annotations
+from data.annotations import write_annotations
 from data.batches import LENGTH_STEP, DataMix, Rows, plan_batches
-from data.cache import TeacherCache, read_header
+from data.cache import open_cache
 from data.cli import check_range, parse_options, printable, run_command
 from data.documents import ROLES, course_tokenizer, is_annotated, role_weights
 from data.figures import bits_per_byte, thinned
 from data.files import is_finished, read_json, save_finished, write_json
 from data.machine import pick_device
-from data.muon import make_muon
-from data.report import FILES, STUDENTS, report
+from data.optimizers import make_optimizers
+from data.report import ARMS, FILES, STUDENTS, report
 from data.task_files import load_task
 from model import GPT, GPTConfig
 
 DATA = Path(__file__).resolve().parent / "data"
-TEACHER = DATA / "teacher"
+TEACHER, TASKS = DATA / "teacher", sorted((DATA / "tasks").glob("*.json"))
 EVAL_STEPS = 7          # steps at which a student is briefly tested, for the reading curve
 SAVE_SECONDS = 20.0     # at most so much training is lost when the power fails
 
@@ -78,28 +79,29 @@ class Config:
     text_weight: float = 1.0         # weight of what is read; 0: prompts are not learnt
     plain_share: float = 0.1         # part of a reading student's tokens that is plain text (D_ORI)
     ner_share: float = 0.1           # part that is text with entities (D_NER); the rest is questions (D_QRA)
-    cache_share: float = 0.2         # part that `distilled` reads in the teacher's cache, in place of D_QRA
-    # distillation
-    objective: str = "topp_kd"       # on cached tokens: "topp_kd", "bellman" (a TD term), "seqkd" (no sets)
+    # the arms: what goes on from `brd`
+    arms: str = ",".join(ARMS)       # which, separated by commas (data/report.py); "": none
+    arm_rate: float = 0.003          # learning rate of the arms; all their tokens weigh 1
     p: float = 0.95                  # mass of the teacher's sets A_p
     leak: float = 1.0                # weight of the loss on the student's probability outside the sets
-    alpha: float = 10.0              # "bellman": the TD residual costs its square / (4 alpha)
-    gamma: float = 0.99              # "bellman": discount of the value of what follows
+    alpha: float = 10.0              # "td": the TD residual costs its square / (4 alpha)
+    gamma: float = 0.99              # "td": discount of the value of what follows
     device: str = "auto"             # auto, cpu, cuda, mps
     threads: int = 0                 # CPU threads; 0: as many as there are cores
 
     def __post_init__(self):
         above_0 = ("student_tokens", "test_paragraphs", "step_tokens", "accumulate", "learning_rate", "clip",
-                   "answer_weight", "p", "alpha")
+                   "arm_rate", "answer_weight", "p", "alpha")
         for name, value in asdict(self).items():
             if isinstance(value, (int, float)):
                 part = name.endswith("_share") or name in ("p", "gamma", "cooldown")
                 check_range(name, value, above=0 if name in above_0 else None, most=1 if part else math.inf)
-        for name, known in (("objective", "topp_kd bellman seqkd"), ("device", "auto cpu cuda mps")):
-            if getattr(self, name) not in known.split():
-                raise ValueError(f"--{name}={getattr(self, name)}, but expected one of {known}")
-        if self.plain_share + self.ner_share + self.cache_share >= 1:
-            raise ValueError("plain_share + ner_share + cache_share leave no D_QRA; expected less than 1")
+        for name, known in (("arms", ["", *ARMS]), ("device", "auto cpu cuda mps".split())):
+            for value in getattr(self, name).split(","):
+                if value not in known:
+                    raise ValueError(f"--{name}={value}, but expected one of {' '.join(known).strip()}")
+        if self.plain_share + self.ner_share >= 1:
+            raise ValueError("plain_share + ner_share leave no D_QRA; expected less than 1")
         if self.block_size % LENGTH_STEP:
             raise ValueError(f"--block_size={self.block_size}, but expected a multiple of {LENGTH_STEP}")
         GPTConfig(self.n_vocab, self.block_size, self.n_layer, self.n_head, self.n_embd)
@@ -108,10 +110,10 @@ class Config:
 # --- one training loop for every objective ----------------------------------------------------------------
 
 
-def loss_terms(model, source, batch, config, device, denominator):
-    """The loss terms of one batch: "hard" on tokens; "sets" or "bellman" on the sets of a teacher's cache.
-
-    denominator: the summed weights of all batches of the step, so that the losses of batches add up."""
+def loss_terms(model, source, batch, config, device, denominator, objective="kd"):
+    """The loss terms of one batch: "hard" on tokens; "sets" or "td" on the sets of a teacher's cache.
+    denominator: the summed weights of all batches of the step, so that the losses of batches add up;
+    objective: of td_distill.cached_loss."""
     weights_of = role_weights(config)
     if isinstance(source, Rows):
         ids, targets, weights = (t.to(device) for t in source.batch(batch.documents, weights_of))
@@ -122,7 +124,7 @@ def loss_terms(model, source, batch, config, device, denominator):
     ends = [ROLES.index("sep"), ROLES.index("end")]                # a reading ends there: no value follows
     terminal = torch.isin(rows["roles"], torch.tensor(ends, device=device))                        # (B, T)
     weights = torch.from_numpy(weights_of).to(device)[rows["roles"].long()] * rows["real"]         # (B, T)
-    return td_distill.cached_loss(model, rows, weights, terminal, config, denominator)
+    return td_distill.cached_loss(model, rows, weights, terminal, config, objective, denominator)
 
 
 def add_gradients(model, sources, batches, config, loss):
@@ -143,15 +145,6 @@ def add_gradients(model, sources, batches, config, loss):
     return total, terms
 
 
-def make_optimizers(model, config):
-    """Muon for the matrices inside the blocks, AdamW for embeddings and vectors, at one learning rate."""
-    matrices = [p for p in model.transformer.h.parameters() if p.dim() == 2]
-    chosen = {id(p) for p in matrices}  # embeddings go to AdamW: Muon moves the rows of rare tokens too far
-    others, lr = [p for p in model.parameters() if id(p) not in chosen], config.learning_rate
-    muon = make_muon(matrices, lr, config.weight_decay, config.device)
-    return [muon, torch.optim.AdamW(others, lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)]
-
-
 def fit(name, model, mix, tokens, config, folder=None, look=None, loss=loss_terms):
     """Trains `model` on `tokens` tokens of a DataMix -> (loss of every step, figures of `look`, tokens seen).
 
@@ -165,7 +158,7 @@ def fit(name, model, mix, tokens, config, folder=None, look=None, loss=loss_term
     if folder:
         state = files.load_training(folder / "training.pt", model, optimizers, state)
     looks = {n * i // (EVAL_STEPS + 1) for i in range(1, EVAL_STEPS + 1)} if look else ()
-    first, row = len(state["losses"]), STUDENTS.index(name) if name in STUDENTS else 0
+    first, row = len(state["losses"]), list(FILES).index(name) % 2 if name in FILES else 0
     hidden, stopping = True if machine.rank() else None, False     # None: hidden only without a terminal
     bar = tqdm(range(first, n), name, n, initial=first, leave=False, disable=hidden, position=row)
     model.train()
@@ -214,11 +207,16 @@ def finished_model(name, config):
     return GPT.load(out / name, pick_device(config.device)[0]) if is_finished(out, name) else None
 
 
-def train_model(name, model, mix, tokens, config, tokenizer, look=None):
-    """Trains a model and keeps it in out_dir/name, with its tokenizer, losses and the tokens it has seen."""
+def train_model(name, model, mix, tokens, config, tokenizer, look=None, objective="kd"):
+    """Trains a model and keeps it in out_dir/name, with its tokenizer, losses and the tokens it has seen.
+    objective: what it learns from a TeacherCache in the mix, see td_distill.cached_loss."""
     folder, begin = Path(config.out_dir) / name, time.perf_counter()
     before = model.extra.get("tokens_seen", 0)
-    losses, curve, seen = fit(name, model, mix, tokens, config, folder, look)
+    if objective in ("td", "td0", "improve"):
+        td_distill.add_heads(model, config.seed)
+    objective = partial(loss_terms, objective=objective)
+    losses, curve, seen = fit(name, model, mix, tokens, config, folder, look, objective)
+    model.td_heads = None                                          # training alone needs them
     model.extra = {"tokens_seen": before + seen, "losses": losses[:10], "loss_curve": thinned(losses),
                    "reading_curve": [{**point, "tokens": before + point["tokens"]} for point in curve],
                    "seconds": time.perf_counter() - begin}
@@ -231,57 +229,52 @@ def train_model(name, model, mix, tokens, config, tokenizer, look=None):
 
 
 def train_start(config, threads):
-    """Trains the common start of all students and writes the annotations, unless they are there."""
+    """Trains the common start of all students, unless it is there."""
     torch.set_num_threads(threads)
-    out, tokenizer = Path(config.out_dir), course_tokenizer(config.corpus, config.n_vocab)
-    if not is_finished(out, "start"):
+    tokenizer = course_tokenizer(config.corpus, config.n_vocab)
+    if not is_finished(Path(config.out_dir), "start"):
         mix = DataMix([documents.plain_text(config.start_tokens, f"{config.seed} start", tokenizer)], [1.0])
         model = new_model(config.n_layer, config.n_embd, tokenizer, config)
         train_model("start", model, mix, config.start_tokens, replace(config, cooldown=0.0), tokenizer)
-    if not is_finished(out, "annotations"):
-        paragraphs = documents.world_paragraphs(config.student_tokens, config, config.seed)
-        if not machine.rank():
-            write_annotations(out / "annotations.jsonl", paragraphs)
-        save_finished(out, "annotations", out / "annotations.jsonl")
 
 
 def train_and_test(name, config, threads):
-    """One student from the common start to its test results; a process of its own where there are cores."""
+    """One student from its start to its test results; a process of its own where there are cores. `plain` and
+    `brd` go on from the common start, an arm from `brd`, with as many tokens as the cache has."""
     torch.set_num_threads(threads)
     tokenizer, model = course_tokenizer(config.corpus, config.n_vocab), finished_model(name, config)
-    if model is None:
-        model = finished_model("start", config)
-        annotated = read_paragraphs(Path(config.out_dir) / "annotations.jsonl")
-        cache = None
-        if name == "distilled":
-            cache = TeacherCache(config.cache or TEACHER, tokenizer.n_vocab, tokenizer.hash)
-        mix = documents.data_mix(name, config, tokenizer, annotated, cache)
-        glance = partial(brd.glance, model, tokenizer, documents.held_out_records(12, "glance"))
-        look = None if name == "plain" else glance
+    _, _, arm = name.partition("+")
+    if model is None and arm:
+        cache, _ = open_cache(config.cache or TEACHER, tokenizer)
+        tokens, model = int((cache.lengths - 1).sum()), finished_model("brd", config)
+        mix = documents.gold_mix(tokens, config, tokenizer) if arm == "gold" else DataMix([cache], [1.0])
+        settings = replace(config, learning_rate=config.arm_rate, answer_weight=1.0)
+        train_model(name, model, mix, tokens, settings, tokenizer, objective=arm)
+    elif model is None:
+        model, paragraphs, look = finished_model("start", config), None, None
+        if name == "brd":
+            paragraphs = documents.world_paragraphs(config.student_tokens, config, config.seed)
+            write_annotations(Path(config.out_dir) / "annotations.jsonl", paragraphs)
+            look = partial(brd.glance, model, tokenizer, documents.held_out_records(12, "glance"))
+        mix = documents.data_mix(name, config, tokenizer, paragraphs)
         train_model(name, model, mix, config.student_tokens, config, tokenizer, look)
     return test_student(name, model, config, tokenizer)
 
 
-def workers_for(names, config):
-    """How many students are trained at the same time."""
-    on_cpu = pick_device(config.device)[0].type == "cpu" and machine.size() == 1
-    return min(len(names), torch.get_num_threads()) if on_cpu else 1
-
-
-def train_students(names, config):
-    """The common start, then every student -> {name: results}. A small student leaves a second core idle: on
-    two cores `distilled` and `brd` train side by side, a thread each, and then `plain` with both."""
-    threads, workers = torch.get_num_threads(), workers_for(names, config)
+def train_students(names, config, workers):
+    """The common start, then every student -> {name: results}. A small student leaves a second core idle: two
+    workers train `plain` and `brd` side by side, a thread each, and then the arms, two at a time."""
+    threads = torch.get_num_threads()
     if workers == 1:
         train_start(config, threads)
         return {name: train_and_test(name, config, threads) for name in names}
     with machine.worker_pool(workers) as pool:
-        pool.submit(train_start, config, threads).result()
-        order, results = names[::-1], {}                           # the distilled student takes longest
-        for group in (order[i:i + workers] for i in range(0, len(order), workers)):
-            jobs = {name: pool.submit(train_and_test, name, config, threads // len(group)) for name in group}
+        pool.submit(train_start, config, threads // workers).result()
+        results, first = {}, names[:2]                             # the arms need a finished `brd`
+        for group in (first, *(names[i:i + workers] for i in range(2, len(names), workers))):
+            jobs = {name: pool.submit(train_and_test, name, config, threads // workers) for name in group}
             results |= {name: job.result() for name, job in jobs.items()}
-    return {name: results[name] for name in names}
+    return results
 
 
 # --- the tests --------------------------------------------------------------------------------------------
@@ -290,16 +283,20 @@ def train_students(names, config):
 def test_student(name, model, config, tokenizer):
     """The tests of one student, kept in out_dir/name/test.json: reading, blind tasks, plain text."""
     out = Path(config.out_dir)
-    path, blind = out / name / "test.json", {}
+    path = out / name / "test.json"
     if not is_finished(out, f"{name}.test"):
         reading = brd.eval_fresh_text(model, tokenizer, config.test_paragraphs)
         if is_annotated(config.corpus):
             from data.annotated import annotated_text               # the built-in world does without
             reading["corpus"] = brd.eval_reading(model, tokenizer, annotated_text(config.corpus)[1])
-        for file in sorted((DATA / "tasks").glob("*.json")):
-            blind[file.stem] = brd.eval_task(model, tokenizer, load_task(file))
+        blind = {file.stem: brd.eval_task(model, tokenizer, load_task(file)) for file in TASKS}
+        folder, beside = Path(config.cache or TEACHER), {}
+        if name != "plain" and config.arms and (folder / "model").exists():
+            teacher = GPT.load(folder / "model", model.mask.device)
+            beside = brd.eval_own_questions(model, tokenizer, teacher, config.test_paragraphs)
+            beside |= brd.eval_sets(model, open_cache(folder, tokenizer)[1], config.p, config.gamma)
         kept = {key: model.extra[key] for key in ("tokens_seen", "losses", "loss_curve", "reading_curve")}
-        write_json(path, {**kept, "reading": reading, "blind": blind,
+        write_json(path, {**kept, "reading": reading, "blind": blind, "beside_teacher": beside,
                           "plain_bits_per_byte": bits_per_byte(model, *documents.plain_test(tokenizer))})
         save_finished(out, f"{name}.test", path)
     return read_json(path, "remove it, and the student is tested again")
@@ -321,19 +318,18 @@ def read_plainly(config, text):
             "bits_per_byte": bits_per_byte(model, text.held_out, len(text.held_out_text.encode("utf-8")))}
 
 
-def planned_tokens(config, tokenizer, rows, in_turn, seconds):
-    """How many tokens a student reads if `in_turn` groups of students have so many seconds; see plan.json.
-
-    The speed is that of a few steps of another model, less a tenth, because the measured texts are short."""
+def planned_tokens(config, tokenizer, rows, seconds):
+    """How many tokens are read in so many seconds, at the speed of a few steps of another model, less a
+    tenth, because the measured texts are short; kept in plan.json."""
     path = Path(config.out_dir) / "plan.json"
     if not path.exists():
         for n in (4, 25):                              # the first steps prepare kernels and memory
             model, start = new_model(config.n_layer, config.n_embd, tokenizer, config), time.perf_counter()
             *_, seen = fit("measuring", model, DataMix([rows], [1.0]), n * config.step_tokens, config)
         rate = 0.9 * seen / (time.perf_counter() - start)
-        write_json(path, {"student_tokens": int(max(5.0, seconds / in_turn - 25) * rate)})    # 25 s for tests
+        write_json(path, {"tokens": int(max(5.0, seconds) * rate)})
         machine.barrier()
-    return read_json(path, "remove it, and it is planned anew")["student_tokens"]
+    return read_json(path, "remove it, and it is planned anew")["tokens"]
 
 
 def run_inputs(config, names):
@@ -342,12 +338,11 @@ def run_inputs(config, names):
         from data.own_text import text_files
         return {"text hash": files.hash_of(*text_files(config.corpus))}
     tokenizer = course_tokenizer(config.corpus, config.n_vocab)
-    tasks = sorted((DATA / "tasks").glob("*.json"))
-    inputs = {"tokenizer hash": tokenizer.hash, "task files": files.hash_of(*tasks)}
+    inputs = {"tokenizer hash": tokenizer.hash, "task files": files.hash_of(*TASKS)}
     if config.corpus.endswith(".jsonl"):
         inputs["text hash"] = files.hash_of(Path(config.corpus))
-    if "distilled" in names:
-        TeacherCache(config.cache or TEACHER, tokenizer.n_vocab, tokenizer.hash)
+    if len(names) > 2:
+        open_cache(config.cache or TEACHER, tokenizer)
         inputs["cache hash"] = files.hash_of(Path(config.cache or TEACHER) / "header.json")
     return inputs
 
@@ -360,9 +355,12 @@ def main(arguments=None):
     torch.set_num_threads(config.threads or torch.get_num_threads())
     machine.start_processes(device)
     out, shown_out, threads = Path(config.out_dir), printable(config.out_dir), torch.get_num_threads()
+    workers = min(threads, 5) if device.type == "cpu" and machine.size() == 1 else 1    # students at a time
     own = not (config.corpus == "world" or is_annotated(config.corpus))        # a text that nobody annotated
     # The cache in data/teacher has the built-in world's tokenizer: another corpus needs a cache of its own.
-    names = STUDENTS[:1] if own else STUDENTS if config.corpus == "world" or config.cache else STUDENTS[:2]
+    config.arms = "" if own or not (config.cache or config.corpus == "world") else config.arms
+    arms = tuple(f"brd+{arm}" for arm in config.arms.split(",") if arm)
+    names = STUDENTS[:1] if own else STUDENTS + arms
     inputs = run_inputs(config, names)
     with files.folder_lock(out):
         where = ("out_dir", "redo", "device", "threads")            # where and how fast, not what is made
@@ -379,14 +377,16 @@ def main(arguments=None):
         tokenizer = text.tokenizer if own else course_tokenizer(config.corpus, config.n_vocab)
         if config.minutes:
             rows = text.training if own else documents.reading_mix(100_000, config, tokenizer, "speed")[0][-1]
-            in_turn = math.ceil(len(names) / workers_for(names, config))
-            left = 60 * config.minutes - (time.perf_counter() - begin) - (0 if own else 15)    # 15 s: start
-            config.student_tokens = planned_tokens(config, tokenizer, rows, in_turn, left)
+            students, later = math.ceil(len(names[:2]) / workers), math.ceil(len(arms) / workers)
+            spent = time.perf_counter() - begin + (0 if own else 15) + 30 * (students + later)  # start, tests
+            tokens = planned_tokens(config, tokenizer, rows, 60 * config.minutes - spent)
+            arm_tokens = open_cache(config.cache or TEACHER, tokenizer)[0].lengths.sum() if arms else 0
+            config.student_tokens = max(1, (tokens - later * int(arm_tokens)) // students)
         print(f"{device}, {dtype or 'float32'}, {threads} threads, vocabulary {tokenizer.n_vocab}, "
               f"{config.student_tokens:,} tokens a student", flush=True)
-        students = {"plain": read_plainly(config, text)} if own else train_students(names, config)
+        students = {"plain": read_plainly(config, text)} if own else train_students(names, config, workers)
         options["student_tokens"] = config.student_tokens
-        teacher = read_header(config.cache or TEACHER)["teacher"] if "distilled" in names else None
+        teacher = open_cache(config.cache or TEACHER, tokenizer)[0].header["teacher"] if arms else None
         results = {"students": students, "config": options, "seed": config.seed, "tokenizer": tokenizer.hash,
                    "teacher": teacher, "threads": threads, "torch": torch.__version__}
         write_json(out / "results.json", results)

@@ -14,12 +14,12 @@ import torch
 import brd
 import model
 import td_distill as td
-from course import theory
 from course.assignments import REPOSITORY
 from data import world
 from data.cache import TeacherCache
 from data.cli import printable, run_command
 from data.documents import BEHAVIOURS, course_tokenizer, encode_documents, render
+from data.sets import restrict_to_p, top_p_sets
 
 
 def observe_1():
@@ -78,7 +78,7 @@ def observe_5():
     cache, drawn = TeacherCache(REPOSITORY / "data" / "teacher"), []
     for some in np.array_split(np.argsort(cache.lengths), 64):              # of similar lengths
         batch = cache.batch(some)
-        kept = td.restrict_to_p(batch["log_probs"], batch["mask"], 0.8)
+        kept = restrict_to_p(batch["log_probs"], batch["mask"], 0.8)
         probs = batch["log_probs"].double().exp() * kept
         drawn.append(torch.stack([kept.sum(-1), probs.sum(-1)])[:, batch["mask"].any(-1)])
     sizes, mass = torch.cat(drawn, 1)
@@ -89,7 +89,7 @@ def observe_5():
 def observe_6():
     """The probability that a student gives to the most probable token after distillation on a set."""
     log_t = (1 / torch.arange(1, 51).double()).log().log_softmax(-1)
-    probs, (ids, log_probs, mask), found = log_t.exp(), td.top_p_sets(log_t[None], 0.8, 50), []
+    probs, (ids, log_probs, mask), found = log_t.exp(), top_p_sets(log_t[None], 0.8, 50), []
     for tail in ("inside", "bucket"):
         logits = torch.zeros(1, 50, dtype=torch.float64, requires_grad=True)
         lbfgs = torch.optim.LBFGS([logits], max_iter=100, tolerance_change=0, line_search_fn="strong_wolfe")
@@ -106,20 +106,27 @@ def observe_6():
 
 
 def observe_7():
-    """Where Bellman Distill leads the student of a .9 / .1 teacher, for texts of one token."""
-    one, found = theory.world(np.full((1, 2), -1), np.array([[0.9, 0.1]]), 1, 0.99), []
-    for alpha in (10, 1, 0.1):
-        Q, _ = theory.minimise(lambda Q: theory.mean(one, theory.bellman_tokens(one, Q, alpha)),
-                               np.zeros((1, 2)))
-        found.append(f"{theory.softmax(Q)[0, 0]:.3f} at alpha {alpha:g}")
-    return "teacher .900; student " + ", ".join(found)
+    """What looking ahead is worth where the teacher takes one of two doors; a corridor follows, then a mark,
+    which the student knows with .9 behind the first door and with .3 behind the second."""
+    known, logits, found = torch.tensor([0.9, 0.3]), torch.full((2, 3, 5), -1e3), []
+    logits[:, 0, :2] = logits[:, 1, 2] = 0
+    logits[:, 2, 3:] = torch.stack([known, 1 - known], -1).log()
+    taken, terminal = torch.tensor([[0, 2, 3], [1, 2, 3]]), torch.tensor([False, False, True]).expand(2, 3)
+    ids = torch.tensor([[0, 1], [2, 0], [3, 0]]).expand(2, 3, 2)
+    mask = torch.tensor([[True, True], [True, False], [True, False]]).expand(2, 3, 2)
+    student = td.student_terms(logits, ids, taken)._replace(U=torch.zeros(2, 3, 2))
+    teacher = td.TeacherSets(torch.zeros(2, 3, 2), mask, (ids == taken[..., None]) & mask, terminal)
+    for gamma in (0, 0.5, 1):
+        doors = td.soft_returns(student, teacher, gamma)[:, 0].softmax(-1)
+        found.append(f"{doors @ known:.3f} at gamma {gamma:g}")
+    return "right answers: " + ", ".join(found)
 
 
 def observe_8():
-    """The difference that a term of temporal difference makes; the grader compares it with the runs."""
+    """What a term of temporal difference makes of right answers; the grader compares it with the runs."""
     report = json.loads((REPOSITORY / "course" / "8-report.json").read_text(encoding="utf-8"))
-    return ("{row} minus {control}, right answers at T = 1, {seeds} seeds: {difference:+.3f} ± "
-            "{standard_error:.3f}".format(**report))
+    gains = ["{difference:+.3f} ± {standard_error:.3f}".format(**one) for one in (*report["routes"], report)]
+    return "right answers: TD minus KD {}, where it ends {}; prize minus control {}".format(*gains)
 
 
 OBSERVE = (observe_1, observe_2, observe_3, observe_4, observe_5, observe_6, observe_7, observe_8)

@@ -10,9 +10,6 @@ A record is one sentence; a paragraph is the list of its records; a file holds o
 import functools
 import json
 import re
-from itertools import groupby
-from operator import itemgetter
-from pathlib import Path
 
 from data import world
 from data.files import write_text
@@ -24,12 +21,6 @@ def write_annotations(path, paragraphs):
     """Writes a file of records, beside its place and renamed."""
     lines = [json.dumps(record, ensure_ascii=False) + "\n" for records in paragraphs for record in records]
     write_text(path, "".join(lines))
-
-
-def read_paragraphs(path):
-    """The paragraphs of a file that write_annotations wrote; data/annotated.py reads files of others."""
-    lines = Path(path).read_text(encoding="utf-8").split("\n")[:-1]
-    return [list(records) for _, records in groupby(map(json.loads, lines), itemgetter("paragraph"))]
 
 
 # The forms vary: a student that has seen a single form fails in any other. The plain form comes first.

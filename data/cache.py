@@ -14,6 +14,7 @@ Ragged rows in flat arrays, and a header in JSON:
 Shapes: B documents, T tokens of a document, K largest set of a batch, M tokens in all sets of a document.
 """
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,13 @@ def read_header(folder):
     if header.get("format") != FORMAT:
         raise ValueError(f"{path}: format {header.get('format')!r:.60}, expected {FORMAT!r}; {AGAIN}")
     return header
+
+
+def open_cache(folder, tokenizer):
+    """A teacher's cache -> (the part to learn from, the last tenth to be tested on); see TeacherCache."""
+    cache = TeacherCache(folder, tokenizer.n_vocab, tokenizer.hash)
+    cut = len(cache) * 9 // 10
+    return cache.part(0, cut), cache.part(cut, len(cache))
 
 
 class TeacherCache:
@@ -64,6 +72,13 @@ class TeacherCache:
 
     def __len__(self):
         return len(self.lengths)
+
+    def part(self, begin, end):
+        """Documents begin .. end - 1 alone, as another TeacherCache."""
+        part = copy.copy(self)
+        part.starts, part.kept_starts = self.starts[begin:end + 1], self.kept_starts[begin:end + 1]
+        part.lengths = self.lengths[begin:end]
+        return part
 
     def document(self, i):
         """tokens (T,), roles (T,), counts (T,), ids (M,), logprobs (M,) float16: views; M = counts.sum()."""

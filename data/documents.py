@@ -161,9 +161,17 @@ def reading_mix(tokens, config, tokenizer, seed, paragraphs=None):
     return [plain, ner, qra], shares
 
 
-def data_mix(name, config, tokenizer, paragraphs, cache=None):
-    """What one student reads -> DataMix; name: "plain", "brd" or "distilled", which reads a TeacherCache too.
-    paragraphs: of world_paragraphs. An annotated corpus takes corpus_share of all tokens."""
+def gold_mix(tokens, config, tokenizer):
+    """More annotated text like that of the cache: paragraphs of the last level, a quarter of it D_NER."""
+    seed, levels = f"{config.seed} gold", world.LEVELS[-1:]
+    paragraphs = list(world.annotated(int(tokens / QRA_TOKENS) + 1, seed, levels))
+    rows = [reading_rows(paragraphs, b, tokenizer, seed, config.block_size, levels) for b in ("ner", "qra")]
+    return DataMix(rows, [0.25, 0.75])
+
+
+def data_mix(name, config, tokenizer, paragraphs):
+    """What "plain" or "brd" reads -> DataMix. paragraphs: of world_paragraphs. An annotated corpus takes
+    corpus_share of all tokens."""
     own, share = [], 0.0
     if is_annotated(config.corpus):
         own = text_sources(config.corpus, tokenizer, config.block_size, config.seed)
@@ -173,8 +181,6 @@ def data_mix(name, config, tokenizer, paragraphs, cache=None):
         return DataMix(rows, [1 - share, share][:len(rows)])
     sources, shares = reading_mix(config.student_tokens, config, tokenizer, config.seed, paragraphs)
     of_own = [part * share for part in (*shares[:2], 1 - sum(shares[:2]))][:len(own)]
-    if name == "distilled":
-        sources, shares = [*sources, cache], [*shares[:2], shares[2] - config.cache_share, config.cache_share]
     # Questions come first and alone: other tasks hold up a reader who is still guessing.
     start_at = [0.0 if i == 2 else QUESTIONS_FIRST for i in range(len(sources + own))]
     return DataMix(sources + own, [part * (1 - share) for part in shares] + of_own, start_at)

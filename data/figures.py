@@ -21,16 +21,30 @@ def ratio_se(groups):
     return {"value": value, "se": se, "n": n}
 
 
+def paired_se(groups, others):
+    """The difference of two ratios over the same units, as ratio_se has them -> {"value", "se", "n"}."""
+    if not all(sum(b for _, b, _ in some) for some in (groups, others)):
+        return mean_se([])
+
+    def deviations(groups):
+        total = sum(b for _, b, _ in groups)
+        value = sum(a for a, *_ in groups) / total
+        return value, np.array([(a - value * b) / total for a, b, _ in groups])
+    (x, dx), (y, dy) = deviations(groups), deviations(others)
+    se = math.sqrt(len(dx) / (len(dx) - 1) * ((dx - dy) ** 2).sum()) if len(dx) > 1 else None
+    return {"value": x - y, "se": se, "n": len(dx)}
+
+
 def mean_se(values):
     """The mean of independent values with its standard error -> {"value", "se", "n"}."""
     return ratio_se([(value, 1, 1) for value in values])
 
 
-def cell(entry):
+def cell(entry, form=".3f"):
     """A figure with its standard error as a cell of a table; entry: a dict with "value" and "se", or None."""
     if not entry or entry["value"] is None:
         return "-"
-    return f"{entry['value']:.3f} " + ("±-" if entry["se"] is None else f"±{entry['se']:.3f}")
+    return f"{entry['value']:{form}} " + ("±-" if entry["se"] is None else f"±{entry['se']:.3f}")
 
 
 def thinned(losses, n=200):

@@ -1,15 +1,23 @@
 """The tables of a run as text: what `python train.py` prints at its end, made of out/results.json."""
 
 from data.cli import printable
-from data.figures import cell
+from data.figures import cell, paired_se, ratio_se
 
-STUDENTS = ("plain", "brd", "distilled")
+STUDENTS = ("plain", "brd")
+ARMS = {                    # what goes on from the finished `brd`, for as many tokens as the teacher's cache
+    "gold": "more of the scripted reader's annotations",
+    "seqkd": "the teacher's cached readings, its tokens alone",
+    "kd": "the same with its top-p sets: forward KL and leak",
+    "td": "kd and the squared residual of a temporal difference, with a value head",
+    "td0": "td with V(s') = 0: a control without a temporal difference",
+    "improve": "kd to an improved teacher: choices from which the student can go on"}
 FILES = {                   # what a run leaves in --out_dir; --redo throws it away
     "README.txt": "this list", "run.json": "the options, and hashes of text, tokenizer, tasks and cache",
     "stages": "a note for each finished stage: SHA-256 of its files", "plan.json": "tokens for --minutes",
     "annotations.jsonl": "the scripted reader's entities and questions, a line a sentence",
     "text": "own text: tokens.bin, validation.txt, tokenizer", "start": "the common start of all students",
     **dict.fromkeys(STUDENTS, "a student: model, tokenizer, test.json; training.pt while it learns"),
+    **{f"brd+{arm}": f"an arm: {what}" for arm, what in ARMS.items()},
     "results.json": "every figure", "report.html": "the same in pictures: python -m experiments.report"}
 READING = {"entity_f1": "entity F1", "answer.wh": "wh questions, exact",
            "answer.yes_no": "yes/no questions, exact", "answer.attitude": "attitude, exact",
@@ -34,6 +42,42 @@ def table(students):
     yield "tokens seen", [f"{s['tokens_seen']:,}" for s in everyone]
 
 
+# The table of the arms: label: (part of a student's results, figure); see brd.py for the latter ones.
+ARM_ROWS = {"entity F1": ("reading", "entity_f1"), "wh questions, exact": ("reading", "answer.wh"),
+            "yes/no questions, exact": ("reading", "answer.yes_no"), "blind tasks, mean": ("blind", ""),
+            "own questions at T=1, right": ("beside_teacher", "right"),
+            "  right and different, a sentence": ("beside_teacher", "distinct"),
+            "teacher's nats a token on them": ("beside_teacher", "nats"),
+            "probability outside A_p": ("beside_teacher", "outside"),
+            "TD residual^2, best linear v(s)": ("beside_teacher", "residual")}
+PAIRS = ("+seqkd", "+gold"), ("+kd", "+seqkd"), ("+td", "+kd"), ("+td", "+td0"), ("+improve", "+kd")
+
+
+def counts(student, part, figure):
+    """The counts (a, b, n) of the units of a figure: paragraphs, items or documents."""
+    if part == "blind":
+        return [(credit, 1, 1) for task in student["blind"].values() for credit in task["credits"]]
+    return student["reading"]["paragraph"][figure]["groups"] if part == "reading" else student[part][figure]
+
+
+def arm_table(students):
+    """Lines as of `table`: the arms in the columns, then differences, paired unit by unit, with errors."""
+    arms = {name.removeprefix("brd"): s for name, s in students.items() if s["beside_teacher"]}
+    pairs = [pair for pair in PAIRS if set(pair) <= set(arms)]
+    if len(arms) > 1:
+        more = list(arms.values())[-1]["tokens_seen"] - arms[""]["tokens_seen"]
+        yield "", []
+        yield f"brd, and then {more:,} tokens", [arm or "brd" for arm in arms]
+        for label, place in ARM_ROWS.items():
+            yield f"  {label}", [cell(ratio_se(counts(s, *place))) for s in arms.values()]
+    if pairs:
+        yield "", []
+        yield "differences, paired", [f"{one[1:]} - {other[1:]}" for one, other in pairs]
+        for label, place in ARM_ROWS.items():
+            found = [paired_se(*(counts(arms[arm], *place) for arm in pair)) for pair in pairs]
+            yield f"  {label}", [cell(difference, "+.3f") for difference in found]
+
+
 def report(results):
     """A run as text: its tables, or bits per byte and a sample for a text of one's own."""
     plain = results["students"]["plain"]
@@ -42,8 +86,9 @@ def report(results):
         lines = [f"{plain['bits_per_byte']:.3f} bits per byte of held-out text, {read}", "",
                  "A sample that continues the first held-out words:", *plain["sample"].split("\n")]
         return "\n".join(map(printable, lines))
-    lines = []
-    for label, cells in [("", list(results["students"])), *table(results["students"])]:
+    lines, everyone = [], results["students"]
+    two = {name: everyone[name] for name in STUDENTS if name in everyone}
+    for label, cells in [("", list(two)), *table(two), *arm_table(everyone)]:
         if not cells and label:
             lines.append("")
         lines.append(f"{label:38}" + "".join(f"{text:>14}" for text in cells) if cells else label)

@@ -1,6 +1,7 @@
 """What it costs, on a CPU: each figure is a ratio of two ways to do the same thing, timed in turns.
 
     python -m experiments.bench losses                        a loss at V = 50,257 (quick: --positions=256)
+    python -m experiments.bench members                       forward and backward pass with each loss
     python -m experiments.bench cache                         bytes a token of the sparse cache
     python -m experiments.bench race --nanogpt=../nanoGPT     training and generation beside nanoGPT
     python -m experiments.bench shakespeare --rounds=3        seconds to a loss, beside nanoGPT
@@ -28,12 +29,14 @@ from tqdm import tqdm
 
 import td_distill
 from data.batches import DataMix, Rows
+from data.cache import TeacherCache
 from data.cache_tools import CacheWriter
 from data.cli import check_range, parse_options, run_command
 from data.machine import worker_pool
+from data.sets import top_p_sets
 from experiments.losses import head_terms
 from model import GPT, GPTConfig
-from train import Config, fit
+from train import TEACHER, Config, fit
 
 
 @dataclass
@@ -127,6 +130,33 @@ def bench_losses(options):
         {**row, "extra MB": size, "memory": size / extra[0]} for row, size in zip(rows, extra)]
 
 
+# --- members: a student of train.py on documents of data/teacher, from tokens to gradients, with each loss --
+
+MEMBERS = {"topp_forward_kl": td_distill.topp_forward_kl, "reverse_kl": td_distill.reverse_kl,
+           **{loss.__name__: loss for loss in (
+               td_distill.bellman_distill, td_distill.ls_iq, td_distill.soft_q, td_distill.stay,
+               td_distill.path_consistency, td_distill.retrace, td_distill.improve)}}
+
+
+def bench_members(options, documents=16):
+    """Each loss on the same documents; those of temporal differences with their heads."""
+    cache = TeacherCache(TEACHER)
+    rows = cache.batch(range(documents))
+    terminal, models = rows["tokens"] == cache.header["n_vocab"] - 1, {}
+    for name in MEMBERS:
+        models[name] = GPT(GPTConfig(cache.header["n_vocab"], block_size=384))
+        if name not in ("topp_forward_kl", "reverse_kl"):
+            td_distill.add_heads(models[name])
+
+    def timed(name, _):
+        def step():
+            student, teacher, _ = td_distill.cached_terms(models[name], rows, terminal, 0.95)
+            MEMBERS[name](student, teacher, teacher.mask.any(-1).float())[0].backward()
+        step()
+        return timeit(step, number=3)
+    return f"{documents} documents of {rows['tokens'].size(1)} tokens", in_turns(MEMBERS, timed, options.rounds)
+
+
 # --- cache --------------------------------------------------------------------------------------------------
 
 def bench_cache(options, n=2000, p=0.8):
@@ -141,7 +171,7 @@ def bench_cache(options, n=2000, p=0.8):
         s = torch.from_numpy(0.95 + rng.gamma(shape, (mean - 0.95) / shape, n)).float()
         logits = -s[:, None] * torch.from_numpy(rng.permutation(V) + 1.0).float().log()    # (n, V)
         for k_cap in (64, 8):
-            parts = [zip(*td_distill.top_p_sets(part, p, k_cap)) for part in logits.split(64)]
+            parts = [zip(*top_p_sets(part, p, k_cap)) for part in logits.split(64)]
             sets = [(ids[mask].numpy(), values[mask].numpy()) for part in parts for ids, values, mask in part]
             with tempfile.TemporaryDirectory() as folder:
                 writer = CacheWriter(folder, n_vocab=V, tokenizer_hash="", p=p, k_cap=k_cap, temperature=1.0,
@@ -245,7 +275,8 @@ def bench_shakespeare(options):
                                                for row in in_turns(RIVALS, timed, options.rounds)]
 
 
-BENCHES = {"losses": bench_losses, "cache": bench_cache, "race": bench_race, "shakespeare": bench_shakespeare}
+BENCHES = {"losses": bench_losses, "members": bench_members, "cache": bench_cache, "race": bench_race,
+           "shakespeare": bench_shakespeare}
 
 
 def main(arguments=None):

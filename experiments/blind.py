@@ -99,7 +99,7 @@ def exact_matches(model, tokenizer, prompts, answers):
     max_new = min(longest + SPARE_TOKENS, model.config.block_size // 2)
     ids = tokenizer.encode_batch([prompt.rstrip(" ") for prompt in prompts])
     ends, cut = {tokenizer.sep, tokenizer.end}, sum(len(p) + max_new > model.config.block_size for p in ids)
-    news = brd.greedy(model, [p or [tokenizer.end] for p in ids], max_new, ends | brd.line_ends(tokenizer))
+    news = brd.continued(model, [p or [tokenizer.end] for p in ids], max_new, ends | brd.line_ends(tokenizer))
     texts = [tokenizer.decode([t for t in new if t not in ends]).partition("\n")[0].strip() for new in news]
     return [float(text in right) for text, right in zip(texts, answers)], cut
 

@@ -132,7 +132,7 @@ def config_of(job):
     config = train.Config(seed=job.seed, learning_rate=job.rate, student_tokens=tokens, n_layer=size.n_layer,
                           n_embd=size.n_embd, answer_weight=arm.answer_weight, out_dir=job.out,
                           cooldown=train.Config.cooldown if arm.start else 0.0)
-    return retelling.config_of(config, size.retelling, method) if method else config
+    return retelling.config_of(config, size.retelling) if method else config
 
 
 def family(arm):

@@ -90,7 +90,8 @@ def student(job):
     if model is None:
         size = config.n_layer, config.n_embd
         model = student(job.start) if job.start else new_model(*size, tokenizer, config)
-        train_model(job.name, model, mix_of(job), config.student_tokens, config, tokenizer)
+        objective = retelling.METHODS[job.arm.split("+")[1]][1] if job.arm in AFTER else "kd"
+        train_model(job.name, model, mix_of(job), config.student_tokens, config, tokenizer, None, objective)
     return model.eval()
 
 

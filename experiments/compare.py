@@ -136,23 +136,33 @@ def measure(model, task, numbers, seed):
     return figures
 
 
-def finished(path):
-    """{key of a job: figures} of results.jsonl; ValueError for another file."""
+def finished(path, names=KEY):
+    """{key of a job: figures} of results.jsonl; names: the fields of a key. ValueError for another file."""
     try:
         runs = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return {tuple(run[name] for name in KEY): run for run in runs}
+        return {tuple(run[name] for name in names): run for run in runs}
     except (ValueError, LookupError, TypeError):
         raise ValueError(f"{path}: these are no results of compare; remove the file") from None
 
 
-def run_all(jobs, path, pool, what):
-    """Runs the jobs that are not in results.jsonl yet, and adds a line for each -> all that is in it."""
-    results = finished(path)
-    futures = {pool.submit(run, job): job[:len(KEY)] for job in jobs if job[:len(KEY)] not in results}
+def run_all(jobs, path, pool, what, run=run, names=KEY):
+    """Runs the jobs that are not in results.jsonl yet, and adds a line for each -> all that is in it. names:
+    the first fields of a job, which identify it."""
+    results, n = finished(path, names), len(names)
+    futures = {pool.submit(run, job): job[:n] for job in jobs if job[:n] not in results}
     for future in tqdm(as_completed(futures), what, len(futures), disable=None, leave=False):
         results[futures[future]] = future.result()
         write_text(path, "".join(json.dumps(result) + "\n" for result in results.values()))
     return results
+
+
+def tune(job, rows, rates, pool, names=KEY, run=run):
+    """{row: the best of its learning rates on the seed for tuning}; job(row, rate, seed) makes a Job."""
+    trials = {(row, rate): job(row, rate, TUNING) for row in rows for rate in rates}
+    path = next(iter(trials.values())).out / "results.jsonl"
+    tried = run_all(trials.values(), path, pool, "learning rates", run, names)
+    right = {key: tried[trial[:len(names)]].get("T=1", -1.0) for key, trial in trials.items()}
+    return {row: max(rates, key=lambda rate: right[row, rate]) for row in rows}
 
 
 def compare(out, size, rows, options):
@@ -163,16 +173,13 @@ def compare(out, size, rows, options):
         budgets = [(0, seconds) for seconds in sorted(map(float, options.seconds.split(",")))]
     path, seeds = out / "results.jsonl", range(1, options.seeds + 1)
 
-    def job(row, rate, seed, budget=(0, 0.0)):
+    def job(row, rate, seed, budget=budgets[-1]):
         return Job(row, rate, seed, options.embd, *budget, out, size)
     path.touch()
     open_task(out, size)
     with worker_pool(options.workers) as pool:
         list(pool.map(start, [job("", 0.0, seed) for seed in (TUNING, *seeds)]))
-        trials = {(row, rate): job(row, rate, TUNING, budgets[-1]) for row in rows for rate in rates}
-        tried = run_all(trials.values(), path, pool, "learning rates")
-        right = {key: tried[trial[:len(KEY)]].get("T=1", -1.0) for key, trial in trials.items()}
-        best = {row: max(rates, key=lambda rate: right[row, rate]) for row in rows}
+        best = tune(job, rows, rates, pool)
         chosen = {(row, budget): [job(row, best[row], seed, budget) for seed in seeds]
                   for row, budget in product(rows, budgets)}
         results = run_all(chain(*zip(*chosen.values())), path, pool, "seeds")          # seed by seed
@@ -187,21 +194,24 @@ def line(label, cells):
     return f"{label:34}" + "".join(f"{text:>16}" for text in cells)
 
 
-def table(results):
+CONTROLS = {name: row.control for name, row in OBJECTIVES.items()}
+
+
+def table(results, paired=PAIRED, columns=COLUMNS, controls=CONTROLS):
     """Lines: means over seeds with their standard errors, then each row minus its control, paired by seed."""
-    yield line(f"mean of {max(len(runs) for _, runs in results.values())} seeds, rate", COLUMNS)
+    yield line(f"mean of {max(len(runs) for _, runs in results.values())} seeds, rate", columns)
     for (row, (_, seconds)), (rate, runs) in results.items():
-        cells = [cell(mean_se([run[name] for run in runs if name in run])) for name in COLUMNS]
+        cells = [cell(mean_se([run[name] for run in runs if name in run])) for name in columns]
         failed = [f"  failed: {run['failed']}" for run in runs if "failed" in run]
         label = f"{row}, {seconds:g} s" if seconds else row
         yield line(f"{label:26}{rate:g}", failed[:1] or cells)
-    yield from ("", line("minus the control, paired", PAIRED))
+    yield from ("", line("minus the control, paired", paired))
     for (row, budget), (_, runs) in results.items():
-        control = OBJECTIVES[row].control
-        _, controls = results.get((control, budget), (0, []))
-        pairs = [(a, b) for a in runs for b in controls if a["seed"] == b["seed"] and "failed" not in a | b]
+        control = controls[row]
+        _, others = results.get((control, budget), (0, []))
+        pairs = [(a, b) for a in runs for b in others if a["seed"] == b["seed"] and "failed" not in a | b]
         if pairs and control != row:
-            cells = [cell(mean_se([a[name] - b[name] for a, b in pairs])) for name in PAIRED]
+            cells = [cell(mean_se([a[name] - b[name] for a, b in pairs if name in a])) for name in paired]
             yield line(f"{row} - {control}", cells)
 
 

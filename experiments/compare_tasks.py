@@ -13,11 +13,11 @@ from data.cache import TeacherCache
 from data.cache_tools import CacheWriter
 from data.documents import ROLES
 from data.files import hash_of, is_finished, read_json, save_finished, write_json
+from data.sets import draw_with_sets
 from experiments import grammar
 from experiments.grammar import END, N_VOCAB
 from experiments.objectives import OBJECTIVES, learn
 from model import GPT, GPTConfig
-from td_distill import draw_with_sets
 
 
 class Size(NamedTuple):

@@ -26,14 +26,14 @@ from data.documents import ROLES
 from data.figures import cell, mean_se, rouge_l
 from data.files import folder_lock, hash_of, open_run, read_json, write_json
 from data.machine import pick_device
+from data.sets import draw_with_sets
 from data.tokenizer import Tokenizer
 from experiments.teacher import K_CAP, ROWS, weights_hash
 from model import GPT
-from td_distill import draw_with_sets
 
 TEXT, ANSWER, END = map(ROLES.index, ("text", "answer", "end"))
 MAX_NEW, DRAWS = 128, 5             # tokens of an answer at most; answers to a held-out prompt
-OBJECTIVES = ("seqkd", "topp_kd", "bellman")                # of the students that learn from the cache
+OBJECTIVES = ("seqkd", "kd", "td")                     # of the students that learn from the cache
 FILES = dict.fromkeys(("sft", "more_sft", *OBJECTIVES, "cache", "stages", "results.json"), "see pair.py")
 
 
@@ -113,12 +113,12 @@ def train_pair(teacher, student, tokenizer, prompts, rows, config):
     models, command = {"teacher": teacher}, f"python -m experiments.pair --teacher={config.teacher}"
     cache = answer_cache(Path(config.out_dir) / "cache", teacher, tokenizer, prompts, p=config.p,
                          seed=config.seed, made_by=command, answers=config.answers)
-    plans = [("sft", rows, config.start_tokens, config), ("more_sft", rows, config.student_tokens, config)]
-    plans += [(name, cache, config.student_tokens, replace(config, objective=name)) for name in OBJECTIVES]
-    for name, source, tokens, settings in plans:
+    plans = [("sft", rows, config.start_tokens), ("more_sft", rows, config.student_tokens)]
+    plans += [(name, cache, config.student_tokens) for name in OBJECTIVES]
+    for name, source, tokens in plans:
         start = train.finished_model("sft", config) or student
         models[name] = train.finished_model(name, config) or train.train_model(
-            name, start, DataMix([source], [1.0]), tokens, settings, tokenizer)
+            name, start, DataMix([source], [1.0]), tokens, config, tokenizer, objective=name)
     return models
 
 

@@ -13,7 +13,10 @@ import io
 import random
 import re
 from html import escape
+from itertools import groupby
 from pathlib import Path
+
+import numpy as np
 
 import brd
 from data.annotated import marked
@@ -22,7 +25,7 @@ from data.cli import printable, run_command
 from data.documents import held_out_records
 from data.figures import thinned
 from data.files import read_json, write_text
-from data.report import report, table
+from data.report import STUDENTS, arm_table, report, table
 from data.tokenizer import Tokenizer
 from model import GPT
 
@@ -43,7 +46,8 @@ tbody th { font-weight: 400; text-align: left }
 """
 INK = "#1b1f24"   # in the page it becomes the colour of the text, light or dark
 # Of students. Colours of Okabe and Ito (2008) and markers: none is told by its colour alone.
-LOOKS = ("#d55e00", "o"), ("#0072b2", "s"), ("#009e73", "^")
+LOOKS = list(zip("#d55e00 #0072b2 #009e73 #cc79a7 #e69f00 #56b4e9 #999999 #8c564b".split(), "os^vDPX*"))
+TOLD = (*STUDENTS, "brd+kd", "brd+td")                  # whose readings have room beside each other
 STYLE = {"svg.fonttype": "none", "svg.hashsalt": "nanoreader", "text.parse_math": False, "font.size": 9,
          "legend.frameon": False, "legend.fontsize": 8, "axes.spines.top": False, "axes.spines.right": False,
          "axes.grid": True, "grid.alpha": 0.2, "axes.titlesize": 10, "axes.titlelocation": "left",
@@ -52,12 +56,15 @@ STYLE = {"svg.fonttype": "none", "svg.hashsalt": "nanoreader", "text.parse_math"
 
 
 def draw_reading(students):
-    """Reading of paragraphs against tokens: short tests on the way (lines), and the test (points)."""
+    """Reading of paragraphs against tokens: short tests on the way (lines), and the test (points); below it
+    the tests of `brd` and of what goes on from it."""
     from matplotlib.figure import Figure
-    fig = Figure((4.6, 4.8), layout="constrained")
-    top, below = fig.subplots(2, 1, sharex=True)
+    arms = list(students)[1:]
+    fig = Figure((4.6, 4.8 if len(arms) < 2 else 7.2), layout="constrained")
+    top, below, *last = fig.subplots(2 if len(arms) < 2 else 3, 1)
     figures = {"entity_f1": (top, "-"), "answer.wh": (below, "-"), "answer.yes_no": (below, ":")}
-    for (student, s), (colour, marker) in zip(students.items(), LOOKS):
+    for student, (colour, marker) in zip(STUDENTS, LOOKS):
+        s = students[student]
         for name, (axes, line) in figures.items():
             end = s["reading"]["paragraph"][name]
             if end["value"] is None:
@@ -69,11 +76,21 @@ def draw_reading(students):
     kinds = [below.plot([], [], line, color=INK)[0] for line in "-:"]
     below.legend(kinds, ["wh questions", "yes/no questions"])
     top.legend()
-    top.set(title="entity F1", ylim=(-0.04, 1.04))
+    top.set(title="entity F1", ylim=(-0.04, 1.04), xlim=(0, None))
     below.axhline(0.5, color=INK, lw=0.8, alpha=0.6)
     below.set(title="answers right (0.5: yes or no by chance)", ylim=(-0.04, 1.04),
               xlabel="thousand tokens read", xlim=(0, None))
-    below.xaxis.set_major_formatter(lambda x, _: f"{x / 1e3:,.0f}")
+    for axes in (top, below):
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e3:,.0f}")
+    for axes in last:
+        for i, (student, (colour, marker)) in enumerate(zip(arms, LOOKS[1:])):
+            ends = [students[student]["reading"]["paragraph"][name] for name in figures]
+            values = np.array([end["value"] for end in ends], float)              # None becomes NaN
+            axes.errorbar(np.arange(3) + 0.12 * i, values, [end["se"] or 0 for end in ends], fmt=marker,
+                          color=colour, label=student)
+        axes.set(title="brd, and what goes on from it", xlim=(-0.2, 3))
+        axes.set_xticks([0.3, 1.3, 2.3], ["entity F1", "wh questions", "yes/no questions"])
+        axes.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.12))
     return fig
 
 
@@ -130,6 +147,11 @@ def read_text(out, names, paragraphs):
     return html
 
 
+def escaped(lines):
+    """Lines of data.report.table, (label, cells), as HTML."""
+    return [(escape(label), list(map(escape, cells))) for label, cells in lines]
+
+
 def load_student(folder):
     """The model and the tokenizer of a folder."""
     return GPT.load(folder).eval(), Tokenizer.load(folder)
@@ -142,10 +164,13 @@ def sections(out, results, png):
         yield "A text of your own", f"<pre>{escape(report(results))}</pre>"
     else:
         yield "Reading, against tokens", reading_curve(students, png)
-        rows = [(escape(label), list(map(escape, cells))) for label, cells in table(students)]
-        yield "The students", html_table(rows, students)
-        paragraphs = held_out_records(4, "page")
-        yield "Held-out text, as each student reads it", read_text(out, list(students), paragraphs)
+        two = {name: students[name] for name in STUDENTS}
+        yield "The students", html_table(escaped(table(two)), two)
+        blocks = [list(lines) for filled, lines in groupby(escaped(arm_table(students)), any) if filled]
+        for (title, head), *rows in blocks:
+            yield title, html_table(rows, head)
+        paragraphs, names = held_out_records(4, "page"), [name for name in TOLD if name in students]
+        yield "Held-out text, as each student reads it", read_text(out, names, paragraphs)
     rows = [(name, [f"{x:.3f}" for x in thinned(s["loss_curve"], 10)]) for name, s in students.items()]
     yield "Training losses by tenths of the run, nats", html_table(rows, range(1, 11))
 

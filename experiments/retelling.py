@@ -18,8 +18,8 @@ from data.batches import DataMix
 from experiments import claim_items, pair
 
 # What each method learns from, the references or the teacher's answers with their sets, and its objective.
-METHODS = {"SFT": ("references", "topp_kd"), "SeqKD": ("cache", "seqkd"), "top-p KD": ("cache", "topp_kd"),
-           "top-p TD": ("cache", "bellman")}
+METHODS = {"SFT": ("references", "seqkd"), "SeqKD": ("cache", "seqkd"), "top-p KD": ("cache", "kd"),
+           "top-p TD": ("cache", "td")}
 RATE, P = 0.005, 0.8                # learning rate of all methods; the teacher's nucleus, as the paper has it
 KINDS = tuple(kind for kind in world.KINDS if kind != "feel")
 
@@ -42,10 +42,10 @@ def exchanges(n, split, seed):
     return found
 
 
-def config_of(config, tokens, method="SFT"):
+def config_of(config, tokens):
     """The Config of one short training: answers alone are learnt, at a small rate."""
     return dataclasses.replace(config, text_weight=0.0, answer_weight=1.0, learning_rate=RATE, p=P,
-                               student_tokens=tokens, objective=METHODS[method][1])
+                               student_tokens=tokens)
 
 
 def instructed_teacher(reader, tokenizer, config):
@@ -73,5 +73,5 @@ def test(model, tokenizer, n=300, seed=1):
     asked = exchanges(n, "test", seed)
     prompts = tokenizer.encode_batch([prompt for prompt, _ in asked])
     texts = [tokenizer.decode([t for t in new if t != tokenizer.end]).strip()
-             for new in brd.greedy(model, prompts, 24, {tokenizer.end})]
+             for new in brd.continued(model, prompts, 24, {tokenizer.end})]
     return [float(text in right) for text, (_, right) in zip(texts, asked)]

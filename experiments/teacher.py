@@ -1,4 +1,4 @@
-"""A teacher for the distilled student: a larger reader is trained, reads new text, and fills a cache.
+"""A teacher for the arms of train.py: a larger reader is trained, reads new text, and fills a cache.
 
     python -m experiments.teacher                       # trains the teacher, fills out_teacher/cache
     python train.py --cache=out_teacher/cache           # students learn from it
@@ -28,11 +28,13 @@ from data.cli import parse_options, printable, run_command
 from data.documents import QUESTIONS_FIRST, ROLES, course_tokenizer, is_annotated, reading_mix
 from data.figures import cell
 from data.files import folder_lock, is_finished, open_run, save_finished
-from td_distill import draw_with_sets
+from data.machine import pick_device
+from data.sets import draw_with_sets
+from model import GPT
 
 K_CAP, ROWS = 64, 64    # most tokens that the cache keeps of one distribution; paragraphs read together
 CHUNK = 256             # documents that are read between two checkpoints of the cache
-DOCUMENT_TOKENS = 49    # of an average document of the cache
+DOCUMENT_TOKENS = 75    # of an average document of the cache
 MAX_NEW = 96            # tokens of a reading at most, for the cache
 SHARES = {"ner": 0.25, "qra": 0.75}                                         # parts of the cache's documents
 FILES = {"stages": "finished stages", "teacher": "the model", "cache": "its cache"}
@@ -43,7 +45,7 @@ FIGURES = ("entity_f1", "answer.wh", "answer.yes_no", "answer.attitude")    # no
 class TeacherConfig(train.Config):
     out_dir: str = "out_teacher"     # the folder of the teacher and its cache
     teacher_tokens: int = 4_000_000  # what the teacher reads
-    cache_tokens: int = 200_000      # length of the cache
+    cache_tokens: int = 192_000      # length of the cache
     teacher_layer: int = 4           # blocks of the teacher
     teacher_embd: int = 192          # channels of the teacher
 
@@ -141,8 +143,9 @@ def weights_hash(model):
 
 
 def write_cache(folder, teacher, tokenizer, config):
-    """Fills a cache with the teacher's readings of new text of the built-in world, about config.cache_tokens
-    tokens. One that was stopped goes on behind its last chunk. ValueError where no reading was finished."""
+    """Fills a cache with the teacher's readings of new text of the built-in world, of the last level, about
+    config.cache_tokens tokens. One that was stopped goes on behind its last chunk. ValueError where no
+    reading was finished."""
     figures = {place: {name: cell(found[name]) for name in FIGURES}
                for place, found in teacher.extra["reading"].items()}
     about = {"hash": weights_hash(teacher), "params": teacher.num_params(), "figures": figures,
@@ -155,8 +158,8 @@ def write_cache(folder, teacher, tokenizer, config):
     rng, n = random.Random(f"cache {config.seed}"), config.cache_tokens // DOCUMENT_TOKENS
     for number, start in enumerate(tqdm(range(0, n, CHUNK), "cache", leave=False, disable=None), 1):
         for behaviour, share in SHARES.items():
-            places = [(start + i / share) / n for i in range(round(min(CHUNK, n - start) * share))]
-            texts = [world.draw_paragraph(rng, world.level(place)).sentences for place in places]
+            texts = [world.draw_paragraph(rng, world.LEVELS[-1]).sentences
+                     for _ in range(round(min(CHUNK, n - start) * share))]
             if number > writer.done:
                 teacher_reads(teacher, tokenizer, texts, writer, behaviour, config.seed + start, MAX_NEW)
         writer.checkpoint(max(number, writer.done))
@@ -170,6 +173,7 @@ def main(arguments=None):
     config = parse_options(TeacherConfig, sys.argv[1:] if arguments is None else arguments, __doc__)
     if config.corpus != "world" and not is_annotated(config.corpus):
         raise ValueError(f"--corpus={config.corpus}; expected annotations: world, primer or a .jsonl file")
+    device, _ = pick_device(config.device)
     torch.set_num_threads(config.threads or torch.get_num_threads())
     out, tokenizer = Path(config.out_dir), course_tokenizer(config.corpus, config.n_vocab)
     decisive = asdict(replace(config, out_dir="", redo=False, device="auto", threads=0))
@@ -177,8 +181,10 @@ def main(arguments=None):
         open_run(out, decisive | {"tokenizer hash": tokenizer.hash}, FILES, config.redo)
         teacher = train_teacher(config, tokenizer)
         if not is_finished(out, "cache"):
-            write_cache(out / "cache", teacher, tokenizer, config)
-            save_finished(out, "cache", out / "cache" / "header.json")
+            folder, extra = out / "cache", {name: teacher.extra[name] for name in ("tokens_seen", "reading")}
+            teacher.half().save(folder / "model", extra)        # half the size; the cache is of these weights
+            write_cache(folder, GPT.load(folder / "model", device), tokenizer, config)
+            save_finished(out, "cache", folder / "header.json")
     print(f"finished; python train.py --cache={printable(str(out / 'cache'))} learns from it")
 
 

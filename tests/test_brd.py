@@ -1,17 +1,21 @@
 """Basic Reading Distillation: the blind score, figures with errors, reading in free running, the commands."""
 import io
 import json
+import math
 import random
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 import brd
 from adapters import read
-from data import figures
+from data import figures, world
 from data.annotations import TYPES, question_texts
-from data.documents import encode_documents, render
+from data.cache import TeacherCache
+from data.cache_tools import CacheWriter
+from data.documents import ROLES, encode_documents, render
 from data.tokenizer import train_bpe
 from model import GPT, GPTConfig
 from test_annotations import ANNA, ASIDE, OTHER, PARAGRAPH
@@ -138,7 +142,7 @@ def test_accuracy_chance_and_centred_by_hand(monkeypatch):
     monkeypatch.setattr(brd, "blind_scores", lambda model, tokenizer, given: (rows[:len(given)], 2))
     assert brd.eval_task(None, None, {"name": "t", "items": items}) == {
         "name": "t", "accuracy": 0.5, "se": pytest.approx((0.25 / 9) ** 0.5), "n": 10, "chance": 0.5,
-        "centred": 1.0, "cut": 2, "skipped": 0}
+        "centred": 1.0, "cut": 2, "skipped": 0, "credits": [1.0, 0.0] * 5}
     different = [(prompt, [f"a{i}", f"b{i}"], right) for i, (prompt, _, right) in enumerate(items)]
     for some, centred in ((items[:4], None), (items[:5], 1.0), (different, None)):    # at least five each
         assert brd.eval_task(None, None, {"name": "t", "items": some})["centred"] == centred
@@ -170,6 +174,30 @@ def test_the_error_of_a_ratio_agrees_with_the_bootstrap():
     assert se == pytest.approx(float(draws.std()), rel=0.1)
     apart = mean_se([1] * sum(a for a, _, _ in groups) + [0] * sum(b - a for a, b, _ in groups))["se"]
     assert se > 1.3 * apart           # what ignoring the paragraphs would hide
+
+
+def test_a_paired_difference_is_a_literal_formula():
+    """m / (m - 1) times the sum over units of the squared difference of their parts in the two errors."""
+    rng, one, other = random.Random(0), [], []
+    for _ in range(40):
+        n, skill = rng.randint(0, 9), rng.random()                      # of a paragraph, for both students
+        for groups in (one, other):
+            right = sum(rng.random() < skill for _ in range(n))
+            groups.append((right, n + rng.randint(0, 1), n))
+    (x, y), (A, B) = ([sum(a for a, _, _ in g) / sum(b for _, b, _ in g) for g in (one, other)],
+                      [sum(b for _, b, _ in g) for g in (one, other)])
+    parts = [(a - x * b) / A - (c - y * d) / B for (a, b, _), (c, d, _) in zip(one, other)]
+    wanted = math.sqrt(40 / 39 * sum(part ** 2 for part in parts))
+    found = figures.paired_se(one, other)
+    assert found == {"value": pytest.approx(x - y), "se": pytest.approx(wanted), "n": 40}
+    apart = math.hypot(*(figures.ratio_se(groups)["se"] for groups in (one, other)))
+    assert found["se"] < 0.9 * apart                                    # pairing is worth something
+    ones, others = ([(rng.random(), 1, 1) for _ in range(7)] for _ in range(2))
+    means = figures.mean_se([a - b for (a, _, _), (b, _, _) in zip(ones, others)])
+    assert figures.paired_se(ones, others) == pytest.approx(means)
+    assert figures.paired_se([(1, 2, 2)], [(1, 4, 4)]) == {"value": 0.25, "se": None, "n": 1}
+    nothing = {"value": None, "se": None, "n": 0}
+    assert figures.paired_se(one, [(0, 0, 0)] * 40) == figures.paired_se([], []) == nothing
 
 
 def test_entity_f1_by_hand():
@@ -268,6 +296,9 @@ def test_a_perfect_reader_has_a_perfect_score(tokenizer, plain_questions):
         "entity_lines": 7, "answer.all": 6, "answer.wh": 3, "answer.yes_no": 2, "answer.attitude": 1,
         "answer.structure": 1, "rouge_l": 6, "raised": 6, "raised.known": 6, "raised.right": 6}
     assert all(figure["se"] in (None, 0.0) for figure in result.values())
+    assert {name: figure["groups"] for name, figure in result.items() if "groups" in figure} == {
+        "entity_f1": [[4, 4, 4], [2, 2, 2]], "answer.wh": [[2, 2, 2], [1, 1, 1]],
+        "answer.yes_no": [[1, 1, 1], [1, 1, 1]]}
     # one call a sentence for ner and raised questions, one a question index for answers
     assert reader.calls == [2, 1, 1] * 2 + [2, 2, 1, 1]
     assert brd.glance(reader, tokenizer, paragraphs) == dict.fromkeys(
@@ -293,6 +324,149 @@ def test_a_random_student_is_read_without_fail(model, tokenizer):
     once, twice = (brd.eval_reading(model, tokenizer, paragraphs, lambda p, k: {}) for _ in range(2))
     assert once == twice and once["answer.all"]["n"] == 8 + 2 + 2 and once["entity_f1"]["n"] == 8 + 2 + 2
     assert all(figure["value"] is None or 0 <= figure["value"] <= 1 for figure in once.values())
+
+
+# --- a student beside its teacher -------------------------------------------------------------------------
+
+
+def test_temperature_reaches_every_draw(model, tokenizer, monkeypatch):
+    """Of the first token and of the rest: at 1 the readings differ from draw to draw."""
+    sentences, given, first = [["Anna took a train.", "So it goes."]], [], brd.first_tokens
+
+    def first_tokens(*arguments, **drawing):
+        given.append(drawing["temperature"])
+        return first(*arguments, **drawing)
+
+    def generate(prompts, max_new, temperature, stop):
+        given.append(temperature)
+        return GPT.generate(model, prompts, max_new, temperature=temperature, stop=stop)
+    monkeypatch.setattr(brd, "first_tokens", first_tokens)
+    monkeypatch.setattr(model, "generate", generate, raising=False)
+    greedy = [brd.free_reading(model, tokenizer, sentences, "qra") for _ in range(2)]
+    assert greedy[0] == greedy[1] and given == [0] * 6
+    drawn = [brd.free_reading(model, tokenizer, sentences, "qra", temperature=1) for _ in range(2)]
+    assert drawn[0] != drawn[1] and given[6:] == [1] * 6
+
+
+def drawn_paragraphs(n):
+    rng = random.Random("own questions")
+    return [world.draw_paragraph(rng, split="test") for _ in range(n)]
+
+
+def test_own_questions_are_a_literal_loop(tokenizer, monkeypatch):
+    """Right, right twice, wrong, unknown and nothing at all; text that a short teacher sees the end of."""
+    rng, texts, asked = random.Random(0), [], []
+    for paragraph in drawn_paragraphs(9):
+        texts.append([])
+        for k in range(len(paragraph.sentences)):
+            known = rng.sample(sorted(world.all_answers(paragraph, k).items()), 3)
+            lines = [f" {question} {answer}\n" for question, answer in known]
+            lines += [lines[0], f" {known[1][0]} wrong\n", " Who is it? Nobody\n", " no question\n"]
+            texts[-1].append("".join(rng.sample(lines, rng.randint(0, 5))))
+
+    def free_reading(model, tokenizer, sentences, behaviour, temperature):
+        asked.append((model, sentences, behaviour, temperature))
+        return texts
+    monkeypatch.setattr(brd, "free_reading", free_reading)
+    torch.manual_seed(0)
+    teacher = GPT(GPTConfig(n_vocab=tokenizer.n_vocab, n_layer=1, n_head=2, n_embd=16, block_size=448))
+    for parameter in teacher.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    wanted, lengths = {"right": [], "distinct": [], "nats": []}, []
+    for paragraph, readings in zip(drawn_paragraphs(9), texts):
+        ids, own, n_lines, right, different = [], set(), 0, 0, 0
+        for k, (sentence, text) in enumerate(zip(paragraph.sentences, readings)):
+            good, known = [], world.all_answers(paragraph, k)
+            for line in text.splitlines():
+                question, _, answer = line.strip().partition("?")
+                n_lines += 1
+                if known.get(question + "?") == answer.strip():
+                    good.append(question)
+            right, different = right + len(good), different + len(set(good))
+            ids += tokenizer.encode(sentence if k == 0 else " " + sentence) + [tokenizer.sep]
+            start = len(ids)
+            ids += tokenizer.encode(text) + [tokenizer.sep]
+            own |= set(range(start, len(ids)))
+        cut = max(0, len(ids) - 449)
+        log_probs = log_probs_of(teacher, ids[cut:-1])
+        nats = [-float(log_probs[t - cut - 1, ids[t]]) for t in sorted(own) if t > cut]
+        wanted["right"].append((right, n_lines, n_lines))
+        wanted["distinct"].append((different, len(readings), len(readings)))
+        wanted["nats"].append((sum(nats), len(nats), len(nats)))
+        lengths.append(len(ids))
+    found = brd.eval_own_questions("student", tokenizer, teacher, 9)
+    assert list(found) == list(wanted) and min(lengths) < 449 < max(lengths)
+    for name, groups in wanted.items():
+        assert [list(group) for group in found[name]] == [pytest.approx(group, rel=1e-4) for group in groups]
+    sums = {name: [sum(column) for column in zip(*groups)] for name, groups in wanted.items()}
+    assert 0 < sums["distinct"][0] < sums["right"][0] < sums["right"][1]
+    assert asked == [("student", [p.sentences for p in drawn_paragraphs(9)], "qra", 1)]
+
+
+def test_own_questions_of_a_random_student(model, tokenizer):
+    """In rows that are cut, the same twice, of tokens that it draws itself."""
+    once, twice = (brd.eval_own_questions(model, tokenizer, model, 3) for _ in range(2))
+    assert once == twice and all(n > 0 for _, _, n in once["nats"]) and len(once["right"]) == 3
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """40 documents, two batches of eval_sets; two tokens of three have a set, nine of ten of these are in it."""
+    folder, rng = tmp_path_factory.mktemp("cache"), np.random.default_rng(3)
+    writer = CacheWriter(folder, n_vocab=50, tokenizer_hash="", p=0.95, k_cap=8, temperature=1.0,
+                         teacher={}, made_by="", roles=ROLES)
+    for n in rng.integers(2, 12, 40):
+        tokens, roles, sets = rng.integers(0, 50, n).tolist(), rng.integers(0, 5, n).tolist(), [None] * n
+        for t in range(1, n):
+            if rng.random() < 0.67:
+                probs = np.sort(rng.dirichlet(np.ones(9)))[::-1][:rng.integers(1, 9)]
+                ids = rng.permutation(50)[:len(probs)]
+                tokens[t], sets[t] = int(ids[0]) if rng.random() < 0.9 else tokens[t], (ids, np.log(probs))
+        writer.add(tokens, roles, sets)
+    writer.close()
+    return TeacherCache(folder)
+
+
+@pytest.mark.parametrize("p, gamma, begin", [(0.95, 0.99, 0), (0.5, 0.6, 0), (0.95, 0.99, 3)])
+def test_sets_are_a_dense_softmax_and_least_squares(cache, p, gamma, begin):
+    """Position by position where the residual is known, v(s) fitted by numpy to all of them at once."""
+    torch.manual_seed(1)
+    model = GPT(GPTConfig(n_vocab=50, n_layer=1, n_head=2, n_embd=16, block_size=16))
+    cache = cache.part(begin, 40)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    units, outside, residual, change = [], [], [], []
+    for d in range(len(cache)):
+        tokens, roles, counts, ids, log_probs = cache.document(d)
+        with torch.no_grad():
+            hidden = model.hidden(torch.tensor([tokens.tolist()]))[0]
+            pi, states = model.logits(hidden).double().softmax(-1).numpy(), hidden.double().numpy()
+        ends, sets = np.cumsum(counts), []
+        for t in range(len(tokens)):                # the nucleus of p, inside the one that was cached
+            kept = {}
+            for k in range(ends[t] - counts[t], ends[t]):
+                if sum(kept.values()) < p - 1e-6:
+                    kept[int(ids[k])] = math.exp(float(log_probs[k]))
+            sets.append(kept)
+        for t in range(1, len(tokens)):
+            is_end, follows = ROLES[roles[t]] in ("sep", "end"), t + 1 < len(tokens) and sets[t + 1]
+            if tokens[t] in sets[t] and (is_end or follows):
+                inside = sum(pi[t - 1][i] for i in sets[t])
+                then = 0.0 if is_end else math.log(sum(pi[t][i] for i in sets[t + 1]))
+                later = np.zeros(17) if is_end else np.append(states[t], 1.0)
+                units.append(d)
+                outside.append(1 - inside)
+                residual.append(math.log(pi[t - 1][tokens[t]]) - gamma * then)
+                change.append(np.append(states[t - 1], 1.0) - gamma * later)
+    v, *_ = np.linalg.lstsq(np.array(change), -np.array(residual), rcond=1e-5)
+    square = (np.array(residual) + np.array(change) @ v) ** 2
+    found = brd.eval_sets(model, cache, p, gamma)
+    assert list(found) == ["outside", "residual"] and len(units) > 80
+    assert square.mean() < 0.9 * np.square(residual).mean() and len(set(units)) < len(cache)
+    for name, values in (("outside", outside), ("residual", square)):
+        of = [[value for unit, value in zip(units, values) if unit == d] for d in range(len(cache))]
+        wanted = [pytest.approx((sum(some), len(some), len(some)), rel=1e-3, abs=1e-4) for some in of]
+        assert [tuple(group) for group in found[name]] == wanted
 
 
 # --- the command line -------------------------------------------------------------------------------------

@@ -4,13 +4,14 @@ import math
 import os
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from data.cache import ARRAYS, TeacherCache
+from data.cache import ARRAYS, TeacherCache, open_cache
 from data.cache_tools import CacheWriter, inspect, round_down_to_half
 from data.files import digest
 
@@ -132,6 +133,28 @@ def test_batch_by_hand(tmp_path):
         cache.batch([0, 1], T=2)
     with pytest.raises(ValueError, match="tokenizer abc of 300 ids, but the student has other of 301"):
         TeacherCache(tmp_path, n_vocab=301, tokenizer_hash="other")
+
+
+def test_a_part_is_a_cache_of_some_documents(tmp_path):
+    """The last tenth of the documents is for tests."""
+    rng = np.random.default_rng(1)
+    write_cache(tmp_path, [random_document(rng, n) for n in rng.integers(1, 9, 23)])
+    whole, tokenizer = TeacherCache(tmp_path), SimpleNamespace(n_vocab=300, hash="abc")
+    learnt, tested = open_cache(tmp_path, tokenizer)
+    parts = (learnt, 0, 20), (tested, 20, 23), (whole.part(5, 9), 5, 9), (whole.part(5, 9).part(1, 3), 6, 8)
+    for part, begin, end in parts:
+        assert len(part) == len(part.lengths) == end - begin
+        assert part.lengths.tolist() == whole.lengths[begin:end].tolist() and part.header == whole.header
+        for i in range(len(part)):
+            for found, wanted in zip(part.document(i), whole.document(begin + i)):
+                assert found.tolist() == wanted.tolist()
+        batches = part.batch(range(len(part))), whole.batch(range(begin, end))
+        assert all(torch.equal(*both) for both in zip(*(batch.values() for batch in batches)))
+        with pytest.raises(IndexError):
+            part.document(len(part))
+    assert len(whole) == 23 and whole.lengths.sum() == whole.header["tokens"]
+    with pytest.raises(ValueError, match="made with tokenizer abc of 300 ids"):
+        open_cache(tmp_path, SimpleNamespace(n_vocab=300, hash="other"))
 
 
 @pytest.mark.parametrize("name", ARRAYS)

@@ -9,6 +9,7 @@ import torch
 
 import td_distill
 from data.files import open_run
+from data.sets import restrict_to_p
 from experiments import compare, compare_tasks, grammar, objectives
 from experiments.objectives import OBJECTIVES, terms
 from model import GPT
@@ -55,7 +56,7 @@ def test_the_cross_entropy_of_answers_is_that_of_one_document_at_a_time(task, mo
 def test_a_row_takes_smaller_sets_from_the_cache(task, model):
     source = task.sources["free"]
     wide, narrow = (terms(model, source, [0, 3], task, p) for p in (1.0, 0.8))
-    kept = td_distill.restrict_to_p(wide.teacher.log_probs, wide.teacher.mask, 0.8)
+    kept = restrict_to_p(wide.teacher.log_probs, wide.teacher.mask, 0.8)
     assert torch.equal(wide.weights, narrow.weights) and narrow.ids.size(-1) == kept.sum(-1).max()
     assert torch.equal(kept.sum(-1), narrow.teacher.mask.sum(-1)) and kept.sum() < wide.teacher.mask.sum()
     assert torch.equal(wide.ids[kept], narrow.ids[narrow.teacher.mask])
@@ -79,9 +80,24 @@ def test_terms_are_those_of_the_answers(task, model, source, p):
 def test_every_objective_has_a_control_and_a_finite_gradient(task, model, name):
     row, inputs = OBJECTIVES[name], objectives.own_answers if name == "GKD" else terms
     assert row.control in OBJECTIVES
+    if row.heads:
+        td_distill.add_heads(model)
     loss = row.loss(inputs(model, task.sources[row.source], range(6), task))
-    gradients = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
+    grads = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True, materialize_grads=True)
+    gradients = torch.cat([g.flatten() for g in grads])
     assert gradients.isfinite().all() and gradients.any()
+
+
+def test_a_target_network_follows_slowly(task, model):
+    td_distill.add_heads(model)
+    s = terms(model, task.sources["free"], range(4), task, 0.8)
+    live = (s.weights > 0) & s.teacher.mask.any(-1)
+    first, before = objectives.slow_values(s), td_distill.td_terms(s.student, s.teacher, s.weights).V
+    torch.testing.assert_close(first[live], before[live], rtol=1e-4, atol=1e-4)     # a copy at the start
+    with torch.no_grad():
+        model.td_heads.v.bias += 1.0
+    torch.testing.assert_close(objectives.slow_values(s, rate=0.25)[live], first[live] + 0.25)
+    assert not any("slow" in name for name in model.state_dict())
 
 
 def test_gkd_is_the_dense_divergence_of_own_answers(task, model):

@@ -20,6 +20,7 @@ from model import GPT, GPTConfig
 from tests.torture import OWN, TINY, outcome, small_world, start
 
 NAMES = dict.fromkeys(("README.txt", "run.json", "stages", "a", "plan.json"), "what such a file is")
+ARMS = "--arms=gold,td"             # one reads annotations; one reads the teacher's cache, with a value head
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forks of this process")
 
 
@@ -186,17 +187,18 @@ def place(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         small_world(folder, patch.setattr)
         patch.setattr(train, "SAVE_SECONDS", 0.0)
-        train.main([*TINY, f"--out_dir={folder / 'whole'}"])
+        train.main([*TINY, ARMS, f"--out_dir={folder / 'whole'}"])
         yield folder
 
 
 @forks
 def test_a_run_that_is_stopped_in_every_stage_ends_as_if_it_had_not_been(place, tmp_path, capfd):
     """Killed, or stopped by a signal, which is told in one line, when these files are there."""
-    for where, number in (("start/training.pt", 9), ("stages/start.json", 9), ("stages/annotations.json", 15),
-                          ("plain/training.pt", 2), ("stages/plain.json", 9), ("brd/training.pt", 15),
-                          ("distilled/training.pt", 9), ("stages/distilled.json", 2)):
-        process = start([*TINY, f"--out_dir={tmp_path}"])
+    for where, number in (("start/training.pt", 9), ("stages/start.json", 9), ("plain/training.pt", 2),
+                          ("stages/plain.json", 9), ("annotations.jsonl", 9), ("brd/training.pt", 15),
+                          ("stages/brd.json", 2), ("brd+gold/training.pt", 9), ("stages/brd+gold.json", 15),
+                          ("brd+td/training.pt", 2), ("stages/brd+td.json", 9)):
+        process = start([*TINY, ARMS, f"--out_dir={tmp_path}"])
         while not (tmp_path / where).exists() and process.is_alive():
             time.sleep(0.001)
         os.kill(process.pid, number)
@@ -208,7 +210,7 @@ def test_a_run_that_is_stopped_in_every_stage_ends_as_if_it_had_not_been(place, 
             assert process.exitcode == 130 and told.endswith("; the same command goes on from there\n"), told
             assert told.count("\n") == 1, told
     assert not (tmp_path / "results.json").exists()
-    train.main([*TINY, f"--out_dir={tmp_path}"])
+    train.main([*TINY, ARMS, f"--out_dir={tmp_path}"])
     assert outcome(tmp_path) == outcome(place / "whole")
 
 
@@ -237,5 +239,5 @@ def test_a_checkpoint_that_is_damaged_is_named(place, tmp_path):
     shutil.copytree(place / "whole", tmp_path / "out")
     path = tmp_path / "out" / "plain" / "model.pt"
     path.write_bytes(path.read_bytes()[:-5])
-    refused("model.pt: changed since it was written", train.main, [*TINY, f"--out_dir={tmp_path / 'out'}"])
+    refused("model.pt: changed since it was written", train.main, [*TINY, ARMS, f"--out_dir={tmp_path / 'out'}"])
     refused("no model that GPT.save wrote", GPT.load, path.parent)

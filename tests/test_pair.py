@@ -82,7 +82,7 @@ def test_the_whole_recipe(folder, capsys):
     run(folder)
     out, text = folder / "out", capsys.readouterr().out
     results = read_json(out / "results.json", "")["pair"]
-    assert list(results) == ["teacher", "sft", "more_sft", "seqkd", "topp_kd", "bellman"]
+    assert list(results) == ["teacher", "sft", "more_sft", "seqkd", "kd", "td"]
     for name, result in results.items():
         assert result["rouge_l"]["n"] == 2 and 0 <= result["rouge_l"]["value"] <= 1 and name in text
     cache = TeacherCache(out / "cache")

@@ -9,13 +9,14 @@ import brd
 import train
 from data.documents import held_out_records
 from data.files import write_json
-from data.report import READING
+from data.figures import mean_se
+from data.report import READING, report as data_report
 from experiments import report
 
 pytest.importorskip("matplotlib")
 TOP = list(READING)[:3]
 EVIL = '<script>alert("1")</script><img src=x onerror=alert(2)>&amp;'
-TASKS = ("nli", EVIL)
+TASKS, NAMES = ("nli", EVIL), ("plain", "brd", "brd+gold", "brd+seqkd", "brd+td")
 
 
 def asked(paragraph):
@@ -34,7 +35,17 @@ def results_of_a_run():
         blind = {task: {"accuracy": rng.random(), "se": 0.02, "n": 400, "chance": 0.5} for task in TASKS}
         return {"tokens_seen": rng.randrange(10**6), "loss_curve": [7.0] * 30, "reading_curve": looks,
                 "reading": reading, "plain_bits_per_byte": rng.random(), "blind": blind}
-    students = {name: student() for name in ("plain", "brd")}
+    def units(n=40):
+        return [(rng.random(), 1, 1) for _ in range(n)]
+    students = {name: student() for name in NAMES}
+    for name, s in students.items():
+        for figure in brd.PAIRED:
+            s["reading"]["paragraph"][figure]["groups"] = units()
+        for task in s["blind"].values():
+            task["credits"] = [rng.choice([0, 0.5, 1]) for _ in range(30)]
+        figures = ("right", "distinct", "nats", "outside", "residual")
+        s["beside_teacher"] = {} if name == "plain" else {figure: units() for figure in figures}
+        s["reading_curve"] = [] if "+" in name else s["reading_curve"]
     return {"students": students, "config": vars(train.Config(seed=3))}
 
 
@@ -78,7 +89,7 @@ def made(tmp_path, monkeypatch):
 
 
 def test_the_table_is_that_of_the_results(made):
-    html, everyone = made(results := results_of_a_run()), results["students"].values()
+    html, everyone = made(results := results_of_a_run()), list(results["students"].values())[:2]
     page, head, rows = Page(html), rows_of(html)[0], {row[0].strip(): row[1:] for row in rows_of(html)[:19]}
     found = [s["reading"]["paragraph"]["entity_f1"] for s in everyone]
     assert rows["entity F1"] == [f"{entry['value']:.3f} ±{entry['se']:.3f}" for entry in found]
@@ -86,6 +97,40 @@ def test_the_table_is_that_of_the_results(made):
     assert rows[f"{EVIL} (400, 0.50)"] == [f"{s['blind'][EVIL]['accuracy']:.3f} ±0.020" for s in everyone]
     assert rows["tokens seen"] == [f"{s['tokens_seen']:,}" for s in everyone]
     assert "python train.py --corpus=world" in page.text
+
+
+def test_the_arms_are_compared_with_brd_and_unit_by_unit(made):
+    """In the columns brd and its arms; below them the differences of the pairs that are there."""
+    html, students = made(results := results_of_a_run()), results["students"]
+    rows = rows_of(html)
+    first, second = ([row[0] for row in rows].index("  entity F1", after) for after in (15, 25))
+    assert rows[first - 1][1:] == ["brd", "+gold", "+seqkd", "+td"]
+    assert rows[second - 1][1:] == ["seqkd - gold"]
+    gold, seqkd, td = (students[name] for name in NAMES[2:])
+    more = td["tokens_seen"] - students["brd"]["tokens_seen"]
+    text = Page(html).text
+    assert f"brd, and then {more:,} tokens" in text and "differences, paired" in text
+    for i, (label, part, figure) in enumerate([
+            ("entity F1", "reading", "entity_f1"), ("wh questions, exact", "reading", "answer.wh"),
+            ("yes/no questions, exact", "reading", "answer.yes_no"), ("blind tasks, mean", "blind", ""),
+            ("own questions at T=1, right", "beside_teacher", "right"),
+            ("  right and different, a sentence", "beside_teacher", "distinct"),
+            ("teacher's nats a token on them", "beside_teacher", "nats"),
+            ("probability outside A_p", "beside_teacher", "outside"),
+            ("TD residual^2, best linear v(s)", "beside_teacher", "residual")]):
+        def values(s):
+            if part == "blind":
+                return [credit for task in s["blind"].values() for credit in task["credits"]]
+            found = s[part][figure] if part != "reading" else s[part]["paragraph"][figure]["groups"]
+            return [a for a, _, _ in found]
+        wanted = [mean_se(values(students[name])) for name in NAMES[1:]]
+        assert rows[first + i] == [f"  {label}", *(f"{x['value']:.3f} ±{x['se']:.3f}" for x in wanted)]
+        wanted = mean_se([a - b for a, b in zip(values(seqkd), values(gold))])
+        assert rows[second + i] == [f"  {label}", f"{wanted['value']:+.3f} ±{wanted['se']:.3f}"]
+    shown, two = data_report(results), {name: students[name] for name in NAMES[:2]}
+    assert all(f"{cell:>14}" in shown for row in rows[first - 1:first + 9] for cell in row[1:])
+    assert "and then" not in data_report({"students": two})
+    assert "differences" not in data_report({"students": two | {"brd+td": td}})
 
 
 @pytest.mark.parametrize("run", [results_of_a_run, results_of_own_text])
@@ -123,9 +168,14 @@ def test_the_picture_has_words_and_shows_the_figures(made, tmp_path):
     report.main([str(tmp_path), f"--png={tmp_path / 'reading.png'}"])
     assert (tmp_path / "reading.png").read_bytes().startswith(b"\x89PNG")
     lines = [list(line.get_ydata()) for axes in report.draw_reading(students).axes for line in axes.lines]
-    for s, name in ((s, name) for s in students.values() for name in TOP):
-        curve = [look[name] for look in s["reading_curve"]]
-        assert curve + [s["reading"]["paragraph"][name]["value"]] in lines
+    for student, s in students.items():
+        ends = [s["reading"]["paragraph"][name]["value"] for name in TOP]
+        curves = [[look[name] for look in s["reading_curve"]] for name in TOP]
+        assert student == "plain" or ends in lines
+        assert "+" in student or all(curve + [end] in lines for curve, end in zip(curves, ends))
+    assert len(report.LOOKS) >= len(train.STUDENTS) + len(train.ARMS)
+    two = {name: students[name] for name in NAMES[:2]}
+    assert len(report.draw_reading(two).axes) == 2 < len(report.draw_reading(students).axes)
 
 
 @pytest.mark.parametrize("content, message", [

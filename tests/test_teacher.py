@@ -9,11 +9,11 @@ from data import world
 from data.cache import TeacherCache
 from data.cache_tools import CacheWriter
 from data.documents import ROLES, encode_documents, render_reading
+from data.sets import top_p_sets
 from data.tokenizer import train_bpe
 from experiments import teacher
 from experiments.teacher import TeacherConfig, reading_roles, teacher_reads, write_cache
 from model import GPT, GPTConfig
-from td_distill import top_p_sets
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,9 @@ import contextlib
 import dataclasses
 import functools
 import math
+import random
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 
+import td_distill
 import train
 from adapters.read import main as read_main
-from data import documents
+from data import documents, world
 from data.batches import Batch, DataMix, Rows, plan_batches
-from data.cache import TeacherCache
+from data.cache import TeacherCache, open_cache
 from data.cache_tools import CacheWriter
 from data.annotated import annotated_text
 from data.cli import parse_options
@@ -28,7 +31,8 @@ from train import Config
 
 ROOT = Path(train.__file__).resolve().parent
 TEXT, ENTITY, QUESTION, ANSWER, SEP, END = range(len(ROLES))
-N_VOCAB, CPU = 50, torch.device("cpu")
+N_VOCAB, CPU, EVERY_ARM = 50, torch.device("cpu"), tuple(f"brd+{arm}" for arm in train.ARMS)
+TOKENIZER = functools.partial(course_tokenizer, "world", Config.n_vocab)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -40,8 +44,8 @@ parse = functools.partial(parse_options, Config, doc=train.__doc__)
 
 
 def test_options_are_read_in_both_spellings_and_with_their_types():
-    config = parse(["--p=0.8", "--seed", "7", "--redo", "--out_dir=elsewhere", "--objective=seqkd"])
-    assert config == Config(p=0.8, seed=7, redo=True, out_dir="elsewhere", objective="seqkd")
+    config = parse(["--p=0.8", "--seed", "7", "--redo", "--out_dir=elsewhere", "--arms=td,kd"])
+    assert config == Config(p=0.8, seed=7, redo=True, out_dir="elsewhere", arms="td,kd")
     assert parse([]) == Config() and (type(config.p), type(config.seed)) == (float, int)
 
 
@@ -52,7 +56,7 @@ def test_options_are_read_in_both_spellings_and_with_their_types():
     ("--leak=inf", "leak=inf"), ("--minutes=nan", "minutes=nan"), ("--clip=inf", "clip=inf"),
     ("--p=much", "'much'"), ("--p", "expected one argument"), ("--seed=1.5", "'1.5'"), ("--redo=1", "redo"),
     ("--seed=-1", "--seed=-1, but expected at least 0"), ("--device=tpu", "one of auto cpu cuda mps"),
-    ("--objective=kl", "one of topp_kd bellman seqkd"), ("--learning_rate=0", "more than 0"),
+    ("--arms=kd,kl", "--arms=kl, but expected one of gold seqkd kd td td0"), ("--learning_rate=0", "than 0"),
     ("--block_size=100", "a multiple of 8"), ("--ner_share=0.9", "leave no D_QRA"), ("--n_layer=0", "layer"),
     ("--n_embd=102", "n_embd"), ("--cooldown=2", "at most 1"), ("--plain_share=1.5", "at most 1")])
 def test_bad_options_are_named_in_one_line(option, words):
@@ -66,7 +70,7 @@ def test_help_tells_every_option_and_every_option_is_used(capsys):
         parse(["--help"])
     shown = "".join(capsys.readouterr().out.split())                # lines are wrapped anywhere
     assert end.value.code == 0 and "pythontrain.py--minutes=30" in shown
-    names = "train.py", "td_distill.py", "data/documents.py", "data/own_text.py"
+    names = "train.py", "td_distill.py", "data/documents.py", "data/own_text.py", "data/optimizers.py"
     code = "".join((ROOT / name).read_text(encoding="utf-8") for name in names)
     for field in dataclasses.fields(Config):
         default = re.escape("".join(str(field.default).split()))
@@ -124,14 +128,16 @@ def sources(tmp_path_factory):
     return [ROWS, *caches]
 
 
-def literal_loss(model, source, chosen, config):
+def literal_loss(model, source, chosen, config, objective="kd"):
     """The weighted loss, token by token in float64 on the model's logits -> (its sum, sum of the weights)."""
     total = weight = 0.0
     for d in chosen:
         tokens, roles, *teacher = source.document(d)
         counts, ids, log_probs = teacher or (np.zeros(len(tokens), int), [], [])
         with torch.no_grad():
-            log_s = model(torch.tensor([tokens.tolist()])).double().log_softmax(-1)[0].numpy()
+            hidden = model.hidden(torch.tensor([tokens.tolist()]))
+            log_s = model.logits(hidden).double().log_softmax(-1)[0].numpy()
+            v = model.td_heads.v(hidden)[0, :, 0].tolist() if "td" in objective else [0.0] * len(tokens)
         ends, sets, V = np.cumsum(counts), [{} for _ in tokens], [0.0] * len(tokens)
         for t in range(len(tokens)):                # the nucleus of config.p, inside the one that was cached
             for k in range(ends[t] - counts[t], ends[t]):
@@ -141,31 +147,51 @@ def literal_loss(model, source, chosen, config):
         for t in range(1, len(tokens)):
             w, a, mass = config.answer_weight if roles[t] == ANSWER else 1.0, tokens[t], sum(sets[t].values())
             weight += w
-            if not sets[t] or config.objective == "seqkd":
+            if not sets[t] or objective == "seqkd":
                 total -= w * log_s[t - 1][a]
                 continue
             total -= w * sum(q / mass * (log_s[t - 1][i] - V[t]) for i, q in sets[t].items())
             total -= w * config.leak * V[t]
-            if config.objective == "topp_kd":
+            if objective == "kd":
                 total += w * sum(q / mass * math.log(q / mass) for q in sets[t].values())
             elif a in sets[t] and (roles[t] in (SEP, END) or (t + 1 < len(tokens) and sets[t + 1])):
-                after = 0.0 if roles[t] in (SEP, END) else V[t + 1]
-                total += w * (log_s[t - 1][a] - config.gamma * after) ** 2 / (4 * config.alpha)
+                after = 0.0 if roles[t] in (SEP, END) or objective == "td0" else v[t] + V[t + 1]
+                total += w * (log_s[t - 1][a] + v[t - 1] - config.gamma * after) ** 2 / (4 * config.alpha)
     return total, weight
 
 
-@pytest.mark.parametrize("options", [dict(), dict(p=0.5, leak=2.0), dict(objective="seqkd"),
-                                     dict(objective="bellman", leak=2.0, alpha=3.0, gamma=0.9)], ids=str)
-def test_the_loss_of_a_batch_is_a_literal_loop(sources, options):
+@pytest.mark.parametrize("objective, options", [
+    ("kd", dict()), ("kd", dict(p=0.5, leak=2.0)), ("seqkd", dict()),
+    ("td", dict(leak=2.0, alpha=3.0, gamma=0.9)), ("td0", dict(leak=2.0, alpha=3.0, gamma=0.9))])
+def test_the_loss_of_a_batch_is_a_literal_loop(sources, objective, options):
     model, config, chosen, soft = small_model(), config_of(**options), np.array([7, 0, 3, 11, 5]), []
+    if "td" in objective:
+        td_distill.add_heads(model)
+        torch.nn.init.normal_(model.td_heads.v.weight)
     for source in sources:
-        expected, weight = literal_loss(model, source, chosen, config)
-        terms = train.loss_terms(model, source, Batch(0, chosen, 0), config, CPU, weight)
+        expected, weight = literal_loss(model, source, chosen, config, objective)
+        terms = train.loss_terms(model, source, Batch(0, chosen, 0), config, CPU, weight, objective)
         assert sum(terms.values()).item() == pytest.approx(expected / weight, rel=1e-4)
         soft.append(sum(value.item() for name, value in terms.items() if name != "hard") != 0)
-    assert soft == [False, config.objective != "seqkd", False, config.objective != "seqkd"]
+    assert soft == [False, objective != "seqkd", False, objective != "seqkd"]
     nats, _ = literal_loss(model, ROWS, range(len(ROWS)), config_of(answer_weight=1.0))
     assert bits_per_byte(model, ROWS, 321) == pytest.approx(nats / math.log(2) / 321, rel=1e-5)
+
+
+def test_improve_is_that_of_td_distill(sources):
+    """On the positions with a set; the others are hard targets as in "kd"."""
+    model, config, chosen = small_model(), config_of(leak=2.0), np.arange(6)
+    td_distill.add_heads(model)
+    torch.nn.init.normal_(model.td_heads.U.weight)
+    rows = sources[1].batch(chosen)
+    ends = torch.isin(rows["roles"], torch.tensor([SEP, END]))
+    student, teacher, _ = td_distill.cached_terms(model, rows, ends, config.p)
+    weights = torch.from_numpy(documents.role_weights(config))[rows["roles"]] * rows["real"]
+    wanted, _ = td_distill.improve(student, teacher, weights[:, 1:] * teacher.mask.any(-1), 100.0, leak=2.0)
+    improved, kd = (train.loss_terms(model, sources[1], Batch(0, chosen, 0), config, CPU, 100.0, objective)
+                    for objective in ("improve", "kd"))
+    assert improved["sets"].item() == pytest.approx(wanted.item(), rel=1e-5)
+    assert improved["hard"] == kd["hard"] > 0 and abs(improved["sets"] - kd["sets"]) > 1e-3
 
 
 def test_k_micro_batches_are_one_batch(sources, monkeypatch):
@@ -234,18 +260,40 @@ def test_documents_of_one_token_have_nothing_to_predict(tmp_path):
 
 # --- what students read, and whole runs ---------------------------------------------------------------------
 
-def test_students_read_equal_tokens_and_the_shipped_cache_fits():
-    config, tokenizer, seen = Config(student_tokens=40_000), course_tokenizer("world", Config.n_vocab), []
+def test_the_shipped_teacher_fits():
+    tokenizer, teacher = TOKENIZER(), GPT.load(train.TEACHER / "model")
     cache = TeacherCache(train.TEACHER, tokenizer.n_vocab, tokenizer.hash)
     assert cache.header["roles"] == list(ROLES) and cache.header["p"] >= Config.p
     assert cache.lengths.max() <= Config.block_size + 1 and cache.header["tokens"] > 100_000
+    assert teacher.num_params() == cache.header["teacher"]["params"]
+    assert (teacher.config.n_vocab, teacher.config.block_size) == (tokenizer.n_vocab, Config.block_size)
+
+
+def test_plain_and_brd_read_equal_tokens():
+    config, tokenizer, seen = Config(student_tokens=40_000), TOKENIZER(), []
     paragraphs = documents.world_paragraphs(config.student_tokens, config, 1)
     for name in train.STUDENTS:
-        mix = documents.data_mix(name, config, tokenizer, paragraphs, cache)
+        mix = documents.data_mix(name, config, tokenizer, paragraphs)
         seen.append(sum(batch.tokens for batch in plan_batches(mix, 40_000, config.step_tokens, 1)))
         for source, share in zip(mix.sources, mix.shares):          # enough text: no document is read twice
             assert (source.lengths - 1).sum() > 0.95 * share * 40_000
     assert max(seen) / min(seen) < 1.04
+
+
+def test_more_annotations_are_those_of_the_last_level():
+    """Document by document, for as many tokens as they are to last."""
+    tokenizer, last = TOKENIZER(), world.LEVELS[-1]
+    mix = documents.gold_mix(20_000, Config(seed=3), tokenizer)
+    paragraphs = list(world.annotated(20_000 // 56 + 1, "3 gold", [last]))
+    assert mix.shares == [0.25, 0.75] and max(map(len, paragraphs)) == 4
+    for behaviour, source, share in zip(("ner", "qra"), mix.sources, mix.shares):
+        rng, wanted = random.Random(f"{behaviour} 3 gold"), []
+        for paragraph in paragraphs:
+            document = documents.render(paragraph, behaviour, rng, 24, 0.4)
+            wanted.append(documents.vary_layout(document, rng) if rng.random() < 0.4 else document)
+        wanted = [ids for ids, _ in documents.encode_documents(wanted, tokenizer)]
+        assert [source.document(d)[0].tolist() for d in range(len(source))] == wanted
+        assert (source.lengths - 1).sum() > share * 20_000          # no document is read twice
 
 
 @pytest.fixture(scope="module")
@@ -273,11 +321,15 @@ def test_a_run_leaves_everything_and_running_again_changes_nothing(trained, plac
     assert names == set(train.FILES) - {"plan.json", "text", "report.html"} | {".lock"}
     assert not [path for path in trained.rglob("*") if path.name == "training.pt" or path.suffix == ".tmp"]
     assert "annotations.jsonl" in (trained / "README.txt").read_text(encoding="utf-8")
-    assert tuple(results["students"]) == train.STUDENTS and results["teacher"]["params"] > 1e6
-    start = GPT.load(trained / "start")
+    assert tuple(results["students"]) == train.STUDENTS + EVERY_ARM and results["teacher"] == {"params": 7}
+    start, (learnt, _) = GPT.load(trained / "start"), open_cache(place / "teacher", TOKENIZER())
+    arm_tokens = (learnt.lengths - 1).sum()
     for name, student in results["students"].items():
-        assert abs(student["tokens_seen"] / 7000 - 1) < 0.05 and start.extra["tokens_seen"] > 2800
-        assert len(student["losses"]) > 1 and bool(student["reading_curve"]) == (name != "plain")
+        seen = results["students"]["brd"]["tokens_seen"] + arm_tokens if "+" in name else 7000
+        assert abs(student["tokens_seen"] / seen - 1) < 0.05 and start.extra["tokens_seen"] > 2800
+        assert len(student["losses"]) > 1 and bool(student["reading_curve"]) == (name == "brd")
+        beside = [] if name == "plain" else ["right", "distinct", "nats", "outside", "residual"]
+        assert list(student["beside_teacher"]) == beside
         assert set(student["reading"]) == {"single", "paragraph"} and set(student["blind"]) == {"moods"}
         assert not torch.equal(GPT.load(trained / name).transformer.wte.weight, start.transformer.wte.weight)
     before = stamps(trained)
@@ -293,7 +345,7 @@ def test_another_option_cache_task_or_text_is_named(trained, place, tmp_path, mo
         with pytest.raises(ValueError, match=f"holds a run with {words}.*--redo") as error:
             train.main([*TINY, *options, f"--out_dir={trained}"])
         assert "\n" not in str(error.value) and stamps(trained) == before
-    tokenizer, before = course_tokenizer("world", 1024), stamps(trained)
+    tokenizer, before = TOKENIZER(), stamps(trained)
     refused("seed=1, this one has 2", "--seed=2")
     refused("corpus=world", *OWN, f"--corpus={place / 'my.txt'}")
     write_cache(tmp_path, [([1, 2], [TEXT, END], [None, ([2], [-0.1])])], tokenizer.n_vocab, tokenizer.hash)
@@ -301,20 +353,33 @@ def test_another_option_cache_task_or_text_is_named(trained, place, tmp_path, mo
     with monkeypatch.context() as patch:
         patch.setattr(train, "TEACHER", tmp_path)
         refused("cache hash=")
-    monkeypatch.setattr(train, "DATA", tmp_path)
+    monkeypatch.setattr(train, "TASKS", [])
     refused("task files=")
 
 
+def test_redo_throws_away_all_that_a_run_made(trained, tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+    shutil.copytree(trained, tmp_path / "out")
+    (tmp_path / "out" / "mine.txt").touch()
+    monkeypatch.setattr(train, "train_start", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train.main([*TINY, "--arms=kd", "--redo", f"--out_dir={tmp_path / 'out'}"])
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"README.txt", "run.json", ".lock", "mine.txt"}
+
+
 def test_an_annotated_corpus_is_read_beside_the_world(trained, tmp_path, capsys):
-    """Two students without a distilled one, since the cache in data/teacher has another vocabulary."""
+    """Without arms, since the cache in data/teacher has another vocabulary."""
     corpus = tmp_path / "my.jsonl"
     lines = (trained / "annotations.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     corpus.write_text("".join(lines[:40]), encoding="utf-8")
     train.main([*TINY, f"--corpus={corpus}", "--n_vocab=400", f"--out_dir={tmp_path / 'out'}"])
-    students = read_json(tmp_path / "out" / "results.json", "")["students"]
+    results = read_json(tmp_path / "out" / "results.json", "")
+    students = results["students"]
     _, held_out = annotated_text(str(corpus))
     asked = sum(len(record["questions"]) for paragraph in held_out for record in paragraph)
     assert students["brd"]["reading"]["corpus"]["answer.all"]["n"] == asked > 0
+    assert not (results["config"]["arms"] or results["teacher"] or students["brd"]["beside_teacher"])
     assert list(students) == ["plain", "brd"] and "reading text of the corpus" in capsys.readouterr().out
 
 
@@ -330,16 +395,65 @@ def test_minutes_plan_the_tokens_once(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     config, tokenizer = config_of(step_tokens=1000, out_dir=str(tmp_path)), SimpleNamespace(n_vocab=N_VOCAB)
     for seconds in (250, 1000):
-        assert train.planned_tokens(config, tokenizer, None, 2, seconds) == (250 / 2 - 25) * 900
+        assert train.planned_tokens(config, tokenizer, None, seconds) == 250 * 900
     assert names == ["measuring"] * 2
 
 
-@pytest.mark.parametrize("cores, threads", [(2, (1, 1, 2)), (6, (2, 2, 2)), (1, (1, 1, 1))])
-def test_a_student_that_trains_alone_has_all_cores(monkeypatch, cores, threads):
-    given, pool = {}, SimpleNamespace(submit=lambda call, *how: SimpleNamespace(result=lambda: call(*how)))
-    monkeypatch.setattr(train.machine, "worker_pool", lambda n: contextlib.nullcontext(pool))
-    monkeypatch.setattr(train.torch, "get_num_threads", lambda: cores)
-    monkeypatch.setattr(train, "train_start", lambda *_: None)
-    monkeypatch.setattr(train, "train_and_test", lambda name, config, n: given.update({name: n}))
-    assert tuple(train.train_students(train.STUDENTS, Config(device="cpu"))) == train.STUDENTS
-    assert given == dict(zip(("distilled", "brd", "plain"), threads))
+@pytest.mark.parametrize("threads, arms, students, later", [
+    (1, "gold,kd,td", 2, 3), (2, "gold,kd,td", 1, 2), (4, "", 1, 0)])
+def test_minutes_pay_for_all(place, tmp_path, monkeypatch, threads, arms, students, later):
+    """A student's tokens are what is left by the arms, which read the cache; 15 s: the start, 30 s: a test."""
+    given, now = [], [0.0]
+
+    def stop(names, config, workers):
+        given.append(config.student_tokens)
+        raise KeyboardInterrupt
+    monkeypatch.setattr(train, "planned_tokens", lambda *arguments: given.append(arguments[-1]) or 90_000)
+    monkeypatch.setattr(train, "train_students", stop)
+    monkeypatch.setattr(train, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    with pytest.raises(KeyboardInterrupt):
+        train.main([*TINY, "--minutes=10", f"--threads={threads}", f"--arms={arms}", f"--out_dir={tmp_path}"])
+    arm_tokens = int(open_cache(place / "teacher", TOKENIZER())[0].lengths.sum())
+    assert given == [600 - 15 - 30 * (students + later), (90_000 - later * arm_tokens) // students]
+
+
+@pytest.mark.parametrize("arm", train.ARMS)
+def test_what_an_arm_learns(place, monkeypatch, arm):
+    """From `brd`, as many tokens as the part of the cache for learning, at its own rate, all of one weight."""
+    calls, config = [], Config(arm_rate=0.004, learning_rate=0.02, answer_weight=20.0, device="cpu")
+    monkeypatch.setattr(train, "finished_model", lambda name, config: name if name == "brd" else None)
+    monkeypatch.setattr(train, "train_model", lambda *given, **options: calls.append((given, options)))
+    monkeypatch.setattr(train, "test_student", lambda name, *_: name)
+    learnt, _ = open_cache(place / "teacher", TOKENIZER())
+    assert train.train_and_test(f"brd+{arm}", config, 1) == f"brd+{arm}"
+    [((name, model, mix, tokens, settings, _), options)] = calls
+    assert (name, model, tokens) == (f"brd+{arm}", "brd", int((learnt.lengths - 1).sum()))
+    assert settings == dataclasses.replace(config, learning_rate=0.004, answer_weight=1.0)
+    assert options == {"objective": arm} and len(mix.sources) == (2 if arm == "gold" else 1)
+    assert arm == "gold" or mix.sources[0].lengths.tolist() == learnt.lengths.tolist()
+
+
+@pytest.mark.parametrize("workers, groups", [
+    (1, [["plain"], ["brd"], ["brd+gold"], ["brd+kd"], ["brd+td"]]),
+    (2, [["plain", "brd"], ["brd+gold", "brd+kd"], ["brd+td"]]),
+    (5, [["plain", "brd"], ["brd+gold", "brd+kd", "brd+td"]])])
+def test_arms_begin_when_brd_is_finished(monkeypatch, workers, groups):
+    """Each has an equal part of six threads."""
+    names, begun, calls = tuple(sum(groups, [])), [[]], []
+
+    def submit(call, *how):
+        def result():
+            if begun[-1]:
+                begun.append([])
+            return call(*how)
+        if call is train.train_and_test:
+            begun[-1].append(how[0])
+        return SimpleNamespace(result=result)
+    pool = contextlib.nullcontext(SimpleNamespace(submit=submit))
+    monkeypatch.setattr(train.machine, "worker_pool", lambda n: pool if n == workers > 1 else None)
+    monkeypatch.setattr(train.torch, "get_num_threads", lambda: 6)
+    monkeypatch.setattr(train, "train_start", lambda config, threads: calls.append(("start", threads)))
+    monkeypatch.setattr(train, "train_and_test", lambda name, _, threads: calls.append((name, threads)) or name)
+    assert train.train_students(names, Config(), workers) == {name: name for name in names}
+    assert calls == [(name, 6 // workers) for name in ("start", *names)]
+    assert workers == 1 or begun == [*groups, []]

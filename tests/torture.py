@@ -18,13 +18,16 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import brd
 import train
 from data import documents
+from data.cache_tools import CacheWriter
 from data.cli import run_command
 from data.files import read_json, write_text
+from model import GPT, GPTConfig
 
 TEXT = "The cat sat on the mat. The dog ran to the red house and saw a bird.\n\n" * 100
 TINY = ("--n_layer=1 --n_embd=16 --n_head=2 --test_paragraphs=1 --device=cpu --threads=1 --start_tokens=3000 "
@@ -32,19 +35,37 @@ TINY = ("--n_layer=1 --n_embd=16 --n_head=2 --test_paragraphs=1 --device=cpu --t
 OWN = [*TINY, "--n_vocab=280", "--block_size=64"]            # and a --corpus
 
 
+def small_teacher(folder, tokenizer, n=24):
+    """A cache of questions and answers, with sets that are made up; beside it a random model, the teacher."""
+    rng, V = random.Random(0), tokenizer.n_vocab
+    writer = CacheWriter(folder, n_vocab=V, tokenizer_hash=tokenizer.hash, p=0.95, k_cap=8, temperature=1.0,
+                         teacher={"params": 7}, made_by="", roles=documents.ROLES)
+    read = [documents.render(p, "qra", rng) for p in documents.world.annotated(n, "small teacher")]
+    for ids, roles in documents.encode_documents(read, tokenizer):
+        sets = [None if documents.ROLES[role] in ("text", "end") else
+                ([(i + (rng.random() < 0.1)) % V, (i + 2) % V, (i + 3) % V], np.log([0.6, 0.3, 0.05]))
+                for i, role in zip(ids, roles)]
+        writer.add(ids, roles, sets)
+    writer.close()
+    torch.manual_seed(0)
+    GPT(GPTConfig(V, 384, 1, 2, 16)).save(folder / "model")
+
+
 def small_world(folder, patch=setattr):
-    """Writes tasks/moods.json and my.txt into a folder, and makes a student's tests short."""
+    """Writes tasks/moods.json, my.txt and a teacher into a folder, and makes a student's tests short."""
     examples = [{"input": f"Line {i}", "target_scores": {"good": i % 2, "bad": 1 - i % 2}} for i in range(8)]
     write_text(folder / "tasks" / "moods.json", json.dumps({"name": "moods", "examples": examples}))
     write_text(folder / "my.txt", TEXT)
     plain, held_out, config = documents.world.plain, documents.held_out_records, train.Config(device="cpu")
-    patch(train, "DATA", folder)
+    patch(train, "TASKS", [folder / "tasks" / "moods.json"])
+    patch(train, "TEACHER", folder / "teacher")
     patch(train, "EVAL_STEPS", 1)
     patch(brd, "MAX_READING", 8)
     patch(brd, "MAX_ANSWER", 4)
     patch(documents, "held_out_records", lambda n, seed: held_out(1, seed))
     patch(documents.world, "plain", lambda n, seed: plain(20 if seed == "test plain" else n, seed))
     tokenizer = documents.course_tokenizer("world", 1024)           # once, before any fork
+    small_teacher(folder / "teacher", tokenizer)
     train.make_optimizers(train.new_model(1, 16, tokenizer, config), config)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from data.cache import MASKED, TeacherCache
 from data.cache_tools import CacheWriter, round_down_to_half
-from td_distill import restrict_to_p, top_p_sets
+from data.sets import restrict_to_p, top_p_sets
 
 LOGITS = torch.tensor([[0.05, 0.5, 0.15, 0.3]]).log() + 7.0         # logits are known up to a constant
 WAVES = (3 * torch.sin(1.3 * torch.arange(600.0) ** 1.1)).reshape(20, 30)

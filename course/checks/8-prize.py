@@ -1,5 +1,5 @@
-"""Checks of assignment 8: an objective that looks ahead, and a report of what it does. The docstring of a
-check is its hint.
+"""Checks of assignment 8: an objective that looks ahead, and a report of what it does and of where looking
+ahead helps. The docstring of a check is its hint.
 
 The objective must have the properties of a loss, whatever its idea. The figures of the report are computed
 again from the runs. Whether the term helps earns no points.
@@ -13,7 +13,7 @@ import torch
 
 import td_distill as td
 from data.cache import MASKED
-from experiments.objectives import OBJECTIVES, sft
+from experiments.objectives import OBJECTIVES
 
 FOLDER, FIGURE, RATES = Path(td.__file__).parent / "course", "T=1", 3
 B, T, K, V, C = 3, 6, 3, 12, 8
@@ -37,12 +37,17 @@ def batch(seed=0):
             "terminal": terminal, "weights": (sizes > 0).float()}
 
 
-def run(loss, parts, seed=0):
-    """(loss, gradient by the hidden states (B, T, C)) of an objective on a batch; a new model each time."""
+def run(row, parts, seed=0):
+    """(loss, gradient by the hidden states (B, T, C)) of a row on a batch; a new model each time, with random
+    heads where the row has some."""
     torch.manual_seed(seed)
     hidden, ids, taken = parts["hidden"].clone().requires_grad_(), parts["ids"], parts["taken"]
-    value = loss(SimpleNamespace(
-        student=td.student_terms(hidden @ parts["head"].T, ids, taken), ids=ids, hidden=hidden,
+    heads = td.TDHeads(hidden.size(-1), len(parts["head"])) if row.heads else None
+    if heads:
+        torch.nn.init.normal_(heads.U.weight, std=0.05)
+        torch.nn.init.normal_(heads.v.weight, std=0.1)
+    value = row.loss(SimpleNamespace(
+        student=td.student_terms(hidden @ parts["head"].T, ids, taken, hidden, heads), ids=ids, hidden=hidden,
         teacher=td.TeacherSets(parts["log_probs"], parts["mask"], ids == taken[..., None], parts["terminal"]),
         weights=parts["weights"], model=SimpleNamespace(config=SimpleNamespace(n_vocab=V, n_embd=C))))
     assert value.shape == (), f"the loss has the shape {tuple(value.shape)}, expected one number"
@@ -50,7 +55,7 @@ def run(loss, parts, seed=0):
 
 
 def prize(parts, seed=0):
-    return run(OBJECTIVES["prize"].loss, parts, seed)
+    return run(OBJECTIVES["prize"], parts, seed)
 
 
 def later_changed(parts):
@@ -76,6 +81,29 @@ def read_report():
     runs = {(run["row"], run["seed"], run["rate"]): run for run in runs}
     table = [{seed: run for (name, seed, _), run in runs.items() if name == row and seed > 0} for row in rows]
     return report, runs, table
+
+
+def paired(mine, theirs):
+    """(mean, standard error) of the differences mine - theirs; mine, theirs: {seed: run}."""
+    pairs = torch.tensor([mine[seed][FIGURE] - theirs[seed][FIGURE] for seed in mine], dtype=torch.float64)
+    return float(pairs.mean()), float(pairs.std(correction=1)) / math.sqrt(len(pairs))
+
+
+def read_routes():
+    """[the two worlds] and [(difference, standard error)] of TD minus KD in each; the report must agree."""
+    routes, found = read_report()[0]["routes"], []
+    assert len(routes) == 2, f"{len(routes)} worlds in the report, expected two"
+    runs = list(map(json.loads, (FOLDER / "8-routes.jsonl").read_text(encoding="utf-8").splitlines()))
+    for number, entry in enumerate(routes):
+        here = [run for run in runs if run["name"] == entry["world"] and run["seed"] > 0]
+        mine, theirs = ({run["seed"]: run for run in here if run["row"] == row} for row in ("TD", "KD"))
+        seeds = f"routes[{number}]: seeds {sorted(mine)} of TD and {sorted(theirs)} of KD"
+        assert len(mine) >= 3 and set(mine) == set(theirs), f"{seeds}, expected the same three or more"
+        found.append(paired(mine, theirs))
+        for name, value in zip(("difference", "standard_error"), found[-1]):
+            said = f"routes[{number}]: {name} is {entry[name]}, but the runs give {value:.4f}"
+            assert abs(entry[name] - value) < 2e-4, said
+    return [entry["world"] for entry in routes], found
 
 
 def check_one_finite_number(points=2):
@@ -158,10 +186,10 @@ def check_it_learns(points=3):
     """Along this gradient the teacher's tokens become more probable: by .3 nats in the mean after 60 small
     steps."""
     parts = batch()
-    start = run(sft, parts)[0].item()
+    start = run(OBJECTIVES["SFT"], parts)[0].item()
     for _ in range(60):
         parts = {**parts, "hidden": parts["hidden"] - 0.1 * prize(parts)[1].sign()}
-    end = run(sft, parts)[0].item()
+    end = run(OBJECTIVES["SFT"], parts)[0].item()
     assert end < start - 0.3, f"the tokens drawn cost {start:.2f} nats before and {end:.2f} after 60 steps"
 
 
@@ -192,7 +220,7 @@ def check_the_row_and_its_control(points=3):
     same = row.control != "prize" and row[:2] == control[:2]
     assert same, f"the row reads {row[:2]}, its control {row.control} {control[:2]}"
     parts = batch()
-    grads = [run(control.loss, one)[1] for one in (parts, later_changed(parts))]
+    grads = [run(control, one)[1] for one in (parts, later_changed(parts))]
     assert turned(*(grad[:, :2] for grad in grads)) < 1e-9, f"{row.control} looks ahead itself"
     apart = turned(prize(parts)[1], grads[0])
     assert apart > 1e-4, f"the gradient has the direction of the control's: they differ by {apart:.0e}"
@@ -227,9 +255,8 @@ def check_the_difference(points=3):
     """difference: the mean over seeds of prize minus control at T = 1. standard_error: of these PAIRED
     differences, with n - 1."""
     report, _, (mine, theirs) = read_report()
-    pairs = torch.tensor([mine[seed][FIGURE] - theirs[seed][FIGURE] for seed in mine], dtype=torch.float64)
-    error = float(pairs.std(correction=1)) / math.sqrt(len(pairs))
-    want = {"seeds": len(pairs), "difference": float(pairs.mean()), "standard_error": error}
+    difference, error = paired(mine, theirs)
+    want = {"seeds": len(mine), "difference": difference, "standard_error": error}
     for name, value in want.items():
         assert abs(report[name] - value) < 2e-4, f"{name} is {report[name]}, but the runs give {value:.4f}"
 
@@ -244,12 +271,29 @@ def check_the_verdict(points=2):
     assert found == want, f"the verdict is {found!r}, but the difference is {ratio:+.1f} standard errors"
 
 
+def check_the_gain_on_routes(points=3):
+    """routes[0]: a world of experiments/routes.py, by the name that its table has, where TD beats KD by more
+    than two standard errors. Both ran on the same three or more seeds."""
+    _, ((difference, error), _) = read_routes()
+    assert difference > 2 * error, f"TD minus KD is {difference:.4f}, with a standard error of {error:.4f}"
+
+
+def check_where_the_gain_ends(points=3):
+    """routes[1]: a world that differs from the first in ONE option, which is then the cause. There the gain
+    is less than a tenth, or a loss."""
+    worlds, ((gain, _), (left, _)) = read_routes()
+    changed = [pair for pair in zip(*(world.split(", ") for world in worlds)) if pair[0] != pair[1]]
+    assert len(changed) == 1, f"the worlds differ in {len(changed)} options: {changed}"
+    assert left < gain / 10, f"the gain is {gain:.4f} in the first world and still {left:.4f} in the second"
+
+
 def check_the_text(points=2):
-    """idea, result, doubt: three texts of 80 to 2000 letters. The result names the difference and its error
+    """where, idea, result, doubt: texts of 80 to 2000 letters. The result names the difference and its error
     with three digits, the doubt names another explanation or what was not measured."""
     report, *_ = read_report()
-    for name in ("idea", "result", "doubt"):
+    texts = "where", "idea", "result", "doubt"
+    for name in texts:
         assert 80 <= len(report[name]) <= 2000, f"{name} has {len(report[name])} letters, expected 80 to 2000"
-    assert len({report[name] for name in ("idea", "result", "doubt")}) == 3
+    assert len({report[name] for name in texts}) == 4
     for value in (f"{report['difference']:+.3f}", f"{report['standard_error']:.3f}"):
         assert value in report["result"], f"the result does not name {value}"

@@ -1,4 +1,4 @@
-"""Muon (Jordan et al. 2024) for matrices, in float32 where the processor has no bfloat16 instructions."""
+"""AdamW, and Muon (Jordan et al. 2024), in float32 where the processor has no bfloat16 instructions."""
 
 import torch
 
@@ -27,8 +27,13 @@ class Float32Muon(torch.optim.Muon):
                 p.add_(x.T if tall else x, alpha=-group["lr"] * 0.2 * max(p.shape) ** 0.5)
 
 
-def make_muon(matrices, lr, weight_decay, device):
-    """torch.optim.Muon, or Float32Muon on a CPU without bfloat16; device: as in the options of train.py."""
-    kind, dtype = pick_device(device)
-    Muon = Float32Muon if kind.type == "cpu" and dtype is None else torch.optim.Muon
-    return Muon(matrices, lr, weight_decay, adjust_lr_fn="match_rms_adamw")
+def make_optimizers(model, config):
+    """Muon for the matrices inside the blocks, AdamW for embeddings, heads and vectors, at one learning rate.
+    config: device, learning_rate and weight_decay, of the matrices, as in train.Config."""
+    matrices = [p for p in model.transformer.h.parameters() if p.dim() == 2]
+    chosen = {id(p) for p in matrices}  # embeddings go to AdamW: Muon moves the rows of rare tokens too far
+    others, lr = [p for p in model.parameters() if id(p) not in chosen], config.learning_rate
+    device, dtype = pick_device(config.device)
+    Muon = Float32Muon if device.type == "cpu" and dtype is None else torch.optim.Muon
+    return [Muon(matrices, lr, config.weight_decay, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(others, lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)]

@@ -1,0 +1,115 @@
+"""The rows of experiments/routes.py: losses on the same cached answers, from the same start.
+
+Shapes: B documents, T tokens of an answer, K tokens of a set. U: the head of td_distill.improve.
+"""
+
+from functools import partial
+from types import SimpleNamespace
+from typing import Callable, NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+import td_distill as td
+from data.cache import MASKED
+
+
+class Row(NamedTuple):
+    loss: Callable                  # loss(s) -> scalar; s: see inputs
+    heads: bool = True              # the student gets value heads for its training
+    longer: int = 1                 # times as many steps
+    stop: bool = False              # no gradient goes from the heads into the trunk
+
+
+def inputs(model, row, tokens, ids, log_probs):
+    """tokens (B, P + T) of documents, ids and log_probs (B, T, K) of the answers' sets -> terms of a loss.
+    choice (B, T): there is more than one token in the set; later (B, T): what leaks after the token taken."""
+    T = ids.size(1)
+    hidden, taken, mask = model.hidden(tokens[:, :-1])[:, -T:], tokens[:, -T:], log_probs > MASKED
+    student = td.student_terms(model.logits(hidden), ids, taken, hidden.detach() if row.stop else hidden,
+                               model.td_heads if row.heads else None)
+    is_taken, terminal = mask & (ids == taken[..., None]), (torch.arange(T) == T - 1).expand(taken.shape)
+    leak = student.log_Z - torch.where(mask, student.z_K, MASKED).logsumexp(-1)                # (B, T)
+    return SimpleNamespace(
+        student=student, teacher=td.TeacherSets(log_probs, mask, is_taken, terminal), ids=ids, leak=leak,
+        weights=torch.ones_like(leak), choice=(mask.sum(-1) > 1) & is_taken.any(-1),
+        later=(leak.flip(1).cumsum(1).flip(1) - leak).detach())
+
+
+def guided(s, guide, error, beta=1.0):
+    """KD towards the teacher times exp(beta guide), guide (B, T, K), plus error(U of the token taken)."""
+    better = s.teacher.log_probs + beta * torch.where(s.teacher.mask, guide.detach(), 0)
+    kl = td.topp_forward_kl(s.student, s.teacher._replace(log_probs=better), s.weights)[0]
+    u = torch.where(s.teacher.is_taken, s.student.U, 0).sum(-1)                                # (B, T)
+    return kl + td.weighted_mean(torch.where(s.choice, error(u), 0), s.weights)
+
+
+def tree(s, change=lambda s, U: U, beta=1.0, gamma=1.0):
+    """td_distill.improve, guided by change(s, U) in place of U."""
+    returns = td.soft_returns(s.student, s.teacher, gamma)
+    return guided(s, change(s, s.student.U.detach()), lambda u: (u - returns) ** 2, beta)
+
+
+def shuffled(s, U):
+    """The guides of all choices in the batch, in random order."""
+    guides = U[s.choice]
+    return U.masked_scatter(s.choice[..., None], guides[torch.randperm(len(guides))])
+
+
+def by_class(s, U):
+    """The mean of U for each token, whatever the state."""
+    ids, sums = s.ids[s.teacher.mask], torch.zeros(2, int(s.ids.max()) + 1)
+    sums.index_add_(1, ids, torch.stack([U[s.teacher.mask], torch.ones(len(ids))]))
+    return (sums[0] / sums[1].clamp(min=1))[s.ids]
+
+
+def one_step(s):
+    """TD(0): U is fitted to the value of the next state, by U alone, at all tokens of the answer."""
+    log_s = s.student.z_K - s.student.log_Z[..., None] + s.student.U.detach()
+    V = torch.where(s.teacher.mask, log_s, MASKED).logsumexp(-1).detach()
+    after = td.successor_values(V, s.teacher.mask.any(-1), s.teacher.terminal)
+    s.choice = s.teacher.is_taken.any(-1)
+    return guided(s, s.student.U, lambda u: (u - after) ** 2)
+
+
+def mc_weight(s):
+    """KD, but at a choice the cross-entropy on the token taken, weighted by P(stay on the teacher's way)."""
+    weights = torch.exp(-s.later)
+    weights = torch.where(s.choice, weights / weights[s.choice].mean(), 1)
+    hot = torch.where(s.choice[..., None] & ~s.teacher.is_taken, MASKED, s.teacher.log_probs)
+    terms = s.student, s.teacher._replace(log_probs=hot), weights, s.weights.sum()
+    return td.topp_forward_kl(*terms, leak=0.0)[0] + s.leak.mean()
+
+
+def mc_head(s):
+    """U as the logit of P(stay on the teacher's way), without bootstrap; the guide is its logarithm."""
+    stay = torch.exp(-s.later)
+    return guided(s, F.logsigmoid(s.student.U),
+                  lambda u: F.binary_cross_entropy_with_logits(u, stay, reduction="none"))
+
+
+def member(loss, **options):
+    """A function of student, teacher and weights -> the loss of a row."""
+    return lambda s: loss(s.student, s.teacher, s.weights, **options)[0]
+
+
+ROWS = {
+    "KD": Row(member(td.topp_forward_kl), heads=False),
+    "KD leak 3": Row(member(td.topp_forward_kl, leak=3.0), heads=False),
+    "KD longer": Row(member(td.topp_forward_kl), heads=False, longer=4),
+    "reverse KL": Row(member(td.reverse_kl), heads=False),
+    "TD": Row(member(td.improve)),
+    "MC weight": Row(mc_weight, heads=False),
+    "MC head": Row(mc_head),
+    "TD(0)": Row(one_step),
+    "door only": Row(partial(tree, change=lambda s, U: F.pad(U[:, :1], (0, 0, 0, U.size(1) - 1)))),
+    "gamma 0": Row(partial(tree, gamma=0.0)),
+    "beta -1": Row(partial(tree, beta=-1.0)),
+    "shuffled": Row(partial(tree, change=shuffled)),
+    "by class": Row(partial(tree, change=by_class)),
+    "stop-gradient": Row(member(td.improve), stop=True),
+    "residual": Row(member(td.bellman_distill, alpha=1.0, leak=1.0, expected=True)),
+    "stay": Row(member(td.stay)),
+    "stay v=0": Row(member(td.stay), heads=False),
+    "soft Q v=0": Row(member(td.soft_q), heads=False),
+}
