@@ -63,7 +63,7 @@ def test_bad_options_are_told(folder, options, message):
 def test_generated_answers_end_with_the_line_and_match_word_for_word(folder, monkeypatch):
     tokenizer, model = blind.Tokenizer.load(folder / "student"), GPT.load(folder / "student")
     said = [tokenizer.encode(text) + [tokenizer.end] for text in (" 24\n", "24 \nMore? 25", "24.", " [ ]\n")]
-    monkeypatch.setattr(blind.brd, "greedy", lambda model, prompts, max_new, stop: said)
+    monkeypatch.setattr(blind.brd, "continued", lambda model, prompts, max_new, stop: said)
     items = [("4 * 6 =", [], {"24", "x"})] * 3 + [("4 * 6 = " * 99, [], {"[ ]"})]
     found = blind.eval_task(model, tokenizer, {"name": "t", "items": items, "skipped": 3})
     assert list(found.values()) == ["t", 0.75, pytest.approx(0.25), 4, 0, None, 1, 3]

@@ -200,7 +200,7 @@ def test_only_right_sentences_count(models, monkeypatch):
         assert all(text.startswith(person) and text.endswith(f"{value}.") for text in right)
     tokenizer, (student, _) = models
     texts = [asked[0][1][2], asked[1][1][0] + " And more.", asked[0][1][0], ""]
-    monkeypatch.setattr(retelling.brd, "greedy",
+    monkeypatch.setattr(retelling.brd, "continued",
                         lambda *_: [tokenizer.encode(" " + text) + [tokenizer.end] for text in texts])
     assert retelling.test(student, tokenizer, 4) == [1, 0, 0, 0]
 

@@ -60,7 +60,7 @@ def test_what_is_foreign_is_printed_escaped(tmp_path, capsys):
                 roles=["text"], teacher=about, made_by=EVIL).close()
     told(0, td_distill.main, "inspect", tmp_path / "cache")
     told(2, td_distill.main, "inspect", tmp_path / EVIL)
-    one = {"tokens_seen": 5, "reading": {}, "plain_bits_per_byte": 1.5,
+    one = {"tokens_seen": 5, "reading": {}, "plain_bits_per_byte": 1.5, "beside_teacher": None,
            "blind": {EVIL: {"n": 4, "chance": 0.5, "accuracy": 0.75, "se": 0.1}}}
     clean(report({"students": {"plain": one, EVIL: one}}))
     clean(printable(brief(ValueError(EVIL))))

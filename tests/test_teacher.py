@@ -113,7 +113,7 @@ def test_a_stopped_cache_goes_on_behind_its_last_chunk(tmp_path, reader, monkeyp
     monkeypatch.setattr(teacher, "CHUNK", 8)
     figures = dict.fromkeys(teacher.FIGURES, {"value": 0.5, "se": None})
     reader[0].extra = {"reading": {"single": figures}, "tokens_seen": 1}
-    inputs, calls = (*reader[:2], TeacherConfig(cache_tokens=24 * 49)), []
+    inputs, calls = (*reader[:2], TeacherConfig(cache_tokens=24 * teacher.DOCUMENT_TOKENS)), []
     write_cache(tmp_path / "whole", *inputs)
 
     def stopped(*arguments):
