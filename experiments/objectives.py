@@ -179,7 +179,7 @@ OBJECTIVES = {
     "KD leak 3": Row("free", 0.8, kl(leak=3.0)),
     "reverse KL": Row("free", 0.8, with_options(td.reverse_kl)),
     "cloning": Row("free", 0.8, cloning),
-    "BD, no LM": Row("free", 0.8, published, "cloning"),
+    "BD without LM": Row("free", 0.8, published, "cloning"),
     "BD + LM": Row("free", 0.8, partial(published, dense=0.0), "cloning", plain=True),
     "BD + LM + dense KD": Row("free", 0.8, partial(published, dense=0.5), "BD + LM", plain=True),
     "BD": Row("free", 0.8, bd(), "cloning", heads=True),
