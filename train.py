@@ -22,7 +22,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 import brd
 import td_distill
@@ -30,7 +29,7 @@ from data import documents, files, machine
 from data.annotations import write_annotations
 from data.batches import LENGTH_STEP, DataMix, Rows, plan_batches
 from data.cache import open_cache
-from data.cli import check_range, parse_options, printable, run_command
+from data.cli import check_range, parse_options, printable, progress, run_command
 from data.documents import ROLES, course_tokenizer, is_annotated, role_weights
 from data.figures import bits_per_byte, thinned
 from data.files import is_finished, read_json, save_finished, write_json
@@ -159,8 +158,8 @@ def fit(name, model, mix, tokens, config, folder=None, look=None, loss=loss_term
         state = files.load_training(folder / "training.pt", model, optimizers, state)
     looks = {n * i // (EVAL_STEPS + 1) for i in range(1, EVAL_STEPS + 1)} if look else ()
     first, row = len(state["losses"]), list(FILES).index(name) % 2 if name in FILES else 0
-    hidden, stopping = True if machine.rank() else None, False     # None: hidden only without a terminal
-    bar = tqdm(range(first, n), name, n, initial=first, leave=False, disable=hidden, position=row)
+    bar = progress(range(first, n), name, total=n, initial=first, disable=machine.rank() > 0, position=row)
+    stopping = False
     model.train()
     with machine.delayed_stop() as stop:
         for step in bar:
@@ -291,10 +290,11 @@ def test_student(name, model, config, tokenizer):
             reading["corpus"] = brd.eval_reading(model, tokenizer, annotated_text(config.corpus)[1])
         blind = {file.stem: brd.eval_task(model, tokenizer, load_task(file)) for file in TASKS}
         folder, beside = Path(config.cache or TEACHER), {}
-        if name != "plain" and config.arms and (folder / "model").exists():
-            teacher = GPT.load(folder / "model", model.mask.device)
-            beside = brd.eval_own_questions(model, tokenizer, teacher, config.test_paragraphs)
-            beside |= brd.eval_sets(model, open_cache(folder, tokenizer)[1], config.p, config.gamma)
+        if name != "plain" and config.arms:
+            beside = brd.eval_sets(model, open_cache(folder, tokenizer)[1], config.p, config.gamma)
+            if (folder / "model").exists():                        # the weights of the teacher
+                teacher = GPT.load(folder / "model", model.mask.device)
+                beside |= brd.eval_own_questions(model, tokenizer, teacher, config.test_paragraphs)
         kept = {key: model.extra[key] for key in ("tokens_seen", "losses", "loss_curve", "reading_curve")}
         write_json(path, {**kept, "reading": reading, "blind": blind, "beside_teacher": beside,
                           "plain_bits_per_byte": bits_per_byte(model, *documents.plain_test(tokenizer))})

@@ -17,9 +17,8 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from http.client import HTTPException
 
-from tqdm import tqdm
 
-from data.cli import brief, printable
+from data.cli import brief, printable, progress
 from data.files import digest
 
 BACKOFF, LONGEST_WAIT = 1.0, 300    # seconds before the first retry, doubled each time; the longest wait
@@ -149,7 +148,7 @@ def ask_all(jobs, next_request, replies, path, options):
             reply = {"key": request[0], "model": options.model, "job": job, **reply}
             replies[request[0]] = keep(file, reply, options.secret)
 
-    with open(path, "ab", buffering=0) as file, tqdm(total=len(jobs), disable=None, leave=False) as bar:
+    with open(path, "ab", buffering=0) as file, progress(None, "replies", total=len(jobs)) as bar:
         try:
             futures = {pool.submit(work, job): job for job in jobs}
             for future in as_completed(futures):

@@ -8,8 +8,12 @@ import math
 import re
 import signal
 import sys
+from types import SimpleNamespace
+
+from tqdm import tqdm
 
 # Line breaks, control codes and half characters: they may move the cursor of a terminal or colour its screen.
+EVERY = 30               # seconds between two lines of progress where there is no terminal
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
@@ -50,6 +54,16 @@ def check_range(name, value, above=None, most=math.inf):
         limit = "at least 0" if above is None else f"more than {above}"
         limit += f" and at most {most}" if most < math.inf else ""
         raise ValueError(f"--{name}={value}, but expected {limit}")
+
+
+def progress(steps, name, **options):
+    """A tqdm bar, with more options of tqdm; where stderr is no terminal a line every EVERY seconds."""
+    if not sys.stderr.isatty():
+        def write(text):
+            sys.stderr.write(text.strip() and text.strip() + "\n")
+        options |= {"file": SimpleNamespace(write=write, flush=sys.stderr.flush), "position": 0, "ncols": 110,
+                    "delay": EVERY, "mininterval": EVERY, "maxinterval": 2 * EVERY}
+    return tqdm(steps, name, leave=False, **options)
 
 
 def run_named(commands, arguments, doc):

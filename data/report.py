@@ -64,16 +64,20 @@ def arm_table(students):
     """Lines as of `table`: the arms in the columns, then differences, paired unit by unit, with errors."""
     arms = {name.removeprefix("brd"): s for name, s in students.items() if s["beside_teacher"]}
     pairs = [pair for pair in PAIRS if set(pair) <= set(arms)]
+    rows = {label: (part, figure) for label, (part, figure) in ARM_ROWS.items()
+            if part != "beside_teacher" or all(figure in s[part] for s in arms.values())}
     if len(arms) > 1:
         more = list(arms.values())[-1]["tokens_seen"] - arms[""]["tokens_seen"]
         yield "", []
         yield f"brd, and then {more:,} tokens", [arm or "brd" for arm in arms]
-        for label, place in ARM_ROWS.items():
+        for label, place in rows.items():
             yield f"  {label}", [cell(ratio_se(counts(s, *place))) for s in arms.values()]
+        if len(rows) < len(ARM_ROWS):
+            yield "own questions: not tested, the cache has no folder `model` with the teacher's weights", []
     if pairs:
         yield "", []
         yield "differences, paired", [f"{one[1:]} - {other[1:]}" for one, other in pairs]
-        for label, place in ARM_ROWS.items():
+        for label, place in rows.items():
             found = [paired_se(*(counts(arms[arm], *place) for arm in pair)) for pair in pairs]
             yield f"  {label}", [cell(difference, "+.3f") for difference in found]
 

@@ -25,13 +25,12 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 import td_distill
 from data.batches import DataMix, Rows
 from data.cache import TeacherCache
 from data.cache_tools import CacheWriter
-from data.cli import check_range, parse_options, run_command
+from data.cli import check_range, parse_options, progress, run_command
 from data.machine import worker_pool
 from data.sets import top_p_sets
 from experiments.losses import head_terms
@@ -55,7 +54,7 @@ def in_fresh_process(function, *arguments):
 def in_turns(ways, timed, rounds):
     """timed(way, round) -> seconds gives a row a way: median seconds, and the median over rounds of its time
     / that of the first way. A round runs each way once, in turn."""
-    todo = tqdm(range(rounds), disable=None, leave=False)
+    todo = progress(range(rounds), "rounds")
     seconds = np.array([[timed(way, i) for way in ways] for i in todo])                    # (rounds, ways)
     columns = zip(ways, np.median(seconds, axis=0), np.median(seconds / seconds[:, :1], axis=0))
     return [{"way": way, "seconds": median, "time": ratio} for way, median, ratio in columns]

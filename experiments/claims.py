@@ -20,10 +20,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from tqdm import tqdm
 
 import brd
-from data.cli import check_range, printable, run_command
+from data.cli import check_range, printable, progress, run_command
 from data.documents import course_tokenizer, plain_test
 from data.figures import bits_per_byte
 from data.files import folder_lock, is_finished, open_run, read_json, sha256_of, write_json, write_text
@@ -151,7 +150,7 @@ def run(options, size):
 
     def work(function, jobs, what):
         futures = [pool.submit(function, one) for one in jobs]
-        for future in tqdm(as_completed(futures), what, len(futures), disable=None, leave=False):
+        for future in progress(as_completed(futures), what, total=len(futures)):
             future.result()
     with worker_pool(options.workers) as pool:
         teachers = [pool.submit(teach, job("teacher", 1))] if {"5", "6", "8"}.intersection(claims) else []

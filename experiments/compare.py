@@ -22,10 +22,9 @@ from typing import NamedTuple
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 
 import train
-from data.cli import parse_options, printable, run_command
+from data.cli import parse_options, printable, progress, run_command
 from data.figures import cell, mean_se
 from data.files import folder_lock, open_run, write_text
 from data.machine import worker_pool
@@ -150,7 +149,7 @@ def run_all(jobs, path, pool, what, run=run, names=KEY):
     the first fields of a job, which identify it."""
     results, n = finished(path, names), len(names)
     futures = {pool.submit(run, job): job[:n] for job in jobs if job[:n] not in results}
-    for future in tqdm(as_completed(futures), what, len(futures), disable=None, leave=False):
+    for future in progress(as_completed(futures), what, total=len(futures)):
         results[futures[future]] = future.result()
         write_text(path, "".join(json.dumps(result) + "\n" for result in results.values()))
     return results

@@ -5,12 +5,12 @@ import random
 from typing import Callable, NamedTuple
 
 import torch
-from tqdm import tqdm
 
 import train
 from data.batches import Rows
 from data.cache import TeacherCache
 from data.cache_tools import CacheWriter
+from data.cli import progress
 from data.documents import ROLES
 from data.files import hash_of, is_finished, read_json, save_finished, write_json
 from data.sets import draw_with_sets
@@ -64,7 +64,7 @@ def write_answers(folder, teacher, about, prompts, max_new, p):
     """A cache of the teacher's answers, drawn from sets of mass p; one that was cut is not an answer."""
     writer = CacheWriter(folder, n_vocab=N_VOCAB, tokenizer_hash="grammar", p=p, k_cap=N_VOCAB, roles=ROLES,
                          temperature=1.0, teacher=about, made_by="python td_distill.py compare")
-    for start in tqdm(range(writer.done, len(prompts), 256), f"answers, p={p}", disable=None, leave=False):
+    for start in progress(range(writer.done, len(prompts), 256), f"answers, p={p}"):
         some = prompts[start:start + 256]
         drawn = draw_with_sets(teacher, some, max_new, p=p, k_cap=N_VOCAB, stop=END, seed=start)
         for prompt, tokens, sets in zip(some, *drawn):

@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 import brd
 import train
@@ -24,7 +23,7 @@ from data import world
 from data.annotations import parse_question
 from data.batches import DataMix
 from data.cache_tools import CacheWriter
-from data.cli import parse_options, printable, run_command
+from data.cli import parse_options, printable, progress, run_command
 from data.documents import QUESTIONS_FIRST, ROLES, course_tokenizer, is_annotated, reading_mix
 from data.figures import cell
 from data.files import folder_lock, is_finished, open_run, save_finished
@@ -156,7 +155,7 @@ def write_cache(folder, teacher, tokenizer, config):
         temperature=1.0, teacher=about, roles=ROLES,
         made_by=f"python -m experiments.teacher --seed={config.seed} {amounts}")
     rng, n = random.Random(f"cache {config.seed}"), config.cache_tokens // DOCUMENT_TOKENS
-    for number, start in enumerate(tqdm(range(0, n, CHUNK), "cache", leave=False, disable=None), 1):
+    for number, start in enumerate(progress(range(0, n, CHUNK), "cache"), 1):
         for behaviour, share in SHARES.items():
             texts = [world.draw_paragraph(rng, world.LEVELS[-1]).sentences
                      for _ in range(round(min(CHUNK, n - start) * share))]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import train
-from data import machine
+from data import cli, machine
 from data.batches import DataMix, Rows
 from data.cli import run_command
 from data.files import read_json, write_json, write_text
@@ -34,6 +34,18 @@ def test_bf16_is_taken_where_the_processor_computes_in_it(monkeypatch, supported
 def test_a_device_that_is_not_there():
     with pytest.raises(ValueError, match="--device=cuda, but this machine has .*; try --device=auto"):
         machine.pick_device("cuda")
+
+
+def test_without_a_terminal_progress_is_a_line_now_and_then(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "EVERY", 0.1)
+    bar = cli.progress(range(40), "brd", total=40)
+    for step in bar:
+        time.sleep(0.02)
+        bar.set_postfix_str(f"loss {step}", refresh=False)
+    lines = capsys.readouterr().err.splitlines()
+    assert 2 <= len(lines) <= 12 and all("brd: " in line and "/40 " in line and "loss" in line for line in lines)
+    monkeypatch.setattr(cli, "EVERY", 30)
+    assert len(list(cli.progress(range(40), "brd"))) == 40 and not capsys.readouterr().err
 
 
 # --- worker processes ---------------------------------------------------------------------------------------

@@ -133,6 +133,17 @@ def test_the_arms_are_compared_with_brd_and_unit_by_unit(made):
     assert "differences" not in data_report({"students": two | {"brd+td": td}})
 
 
+def test_a_cache_without_its_teachers_weights_still_has_a_table():
+    results = results_of_a_run()
+    for name, s in results["students"].items():
+        for figure in ("right", "distinct", "nats") if "+" in name or name == "brd" else ():
+            del s["beside_teacher"][figure]
+    shown = data_report(results)
+    assert "own questions: not tested, the cache has no folder `model`" in shown
+    assert shown.count("probability outside A_p") == 2 and "own questions at T=1" not in shown
+    assert "not tested" not in data_report(results_of_a_run())
+
+
 @pytest.mark.parametrize("run", [results_of_a_run, results_of_own_text])
 def test_the_page_fetches_and_runs_nothing(made, run):
     page = Page(html := made(run()))

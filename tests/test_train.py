@@ -328,7 +328,7 @@ def test_a_run_leaves_everything_and_running_again_changes_nothing(trained, plac
         seen = results["students"]["brd"]["tokens_seen"] + arm_tokens if "+" in name else 7000
         assert abs(student["tokens_seen"] / seen - 1) < 0.05 and start.extra["tokens_seen"] > 2800
         assert len(student["losses"]) > 1 and bool(student["reading_curve"]) == (name == "brd")
-        beside = [] if name == "plain" else ["right", "distinct", "nats", "outside", "residual"]
+        beside = [] if name == "plain" else ["outside", "residual", "right", "distinct", "nats"]
         assert list(student["beside_teacher"]) == beside
         assert set(student["reading"]) == {"single", "paragraph"} and set(student["blind"]) == {"moods"}
         assert not torch.equal(GPT.load(trained / name).transformer.wte.weight, start.transformer.wte.weight)
