@@ -283,16 +283,16 @@ def glance(model, tokenizer, records):
 
 
 # --- 3. A distilled student beside its teacher ------------------------------------------------------------
-# Both tests return {figure: [(a, b, n) a unit]} for data.figures.ratio_se: a figure is sum a / sum b.
+# Both tests return {figure: [(a, b, n) per unit]} for data.figures.ratio_se: a figure is sum a / sum b.
 
 @torch.no_grad()
 def eval_own_questions(model, tokenizer, teacher, n):
     """What the student asks and answers by itself at temperature 1 on n fresh paragraphs about two people; a
     unit is a paragraph.
 
-    right       share of its lines with a question that the scripted reader knows and a right answer
-    distinct    different ones of these, a sentence
-    nats        -log of the teacher's probability (GPT) of what it wrote, a token"""
+    right       share of its lines that are a question which the scripted reader knows, with a right answer
+    distinct    different ones of these per sentence
+    nats        -log of the teacher's probability (GPT) per token of its readings, all lines of them"""
     rng, found, sep = random.Random("own questions"), defaultdict(list), [tokenizer.sep]
     drawn = [world.draw_paragraph(rng, split="test") for _ in range(n)]
     torch.manual_seed(1)
@@ -304,13 +304,13 @@ def eval_own_questions(model, tokenizer, teacher, n):
             known, asked = world.all_answers(paragraph, k), list(map(parse_question, lines_of(text)))
             good = [q["question"] for q in asked if q and known.get(q["question"]) == q["answer"]]
             lines, right, distinct = lines + len(asked), right + len(good), distinct + len(set(good))
-            given, own = (tokenizer.encode(x) + sep for x in (" " + sentence if k else sentence, text))
-            ids, is_own = ids + given + own, is_own + [0] * len(given) + [1] * len(own)
-        ids, own = (torch.tensor(row[-limit:], device=device) for row in (ids, is_own))
-        nll = cross_entropy(teacher(ids[None, :-1])[0], ids[1:], reduction="none") * own[1:]
+            given, written = (tokenizer.encode(x) + sep for x in (" " + sentence if k else sentence, text))
+            ids, is_own = ids + given + written, is_own + [0] * len(given) + [1] * len(written)
+        ids, is_own = (torch.tensor(row[-limit:], device=device) for row in (ids, is_own))
+        nll = cross_entropy(teacher(ids[None, :-1])[0], ids[1:], reduction="none") * is_own[1:]
         found["right"].append((right, lines, lines))
         found["distinct"].append((distinct, len(texts), len(texts)))
-        found["nats"].append((nll.sum().item(), own[1:].sum().item(), own[1:].sum().item()))
+        found["nats"].append((nll.sum().item(), *[is_own[1:].sum().item()] * 2))
     return dict(found)
 
 
@@ -320,7 +320,7 @@ def eval_sets(model, cache, p, gamma):
 
     outside     the student's probability outside A_p
     residual    (Q(s,a) - gamma V(s'))^2, with the linear v(s) of its hidden states that makes it smallest on
-                these documents: what no value head of its own would remove"""
+                these documents: what no linear value head can remove"""
     found, device = [], model.mask.device
     ends = torch.tensor([cache.header["roles"].index(role) for role in ("sep", "end")], device=device)
     for some in np.array_split(np.arange(len(cache)), len(cache) // 32 + 1):
@@ -329,11 +329,11 @@ def eval_sets(model, cache, p, gamma):
         x = td_distill.td_terms(student, teacher, rows["real"][:, 1:].float())
         follows = pad(x.live[:, 1:], (0, 1)) * ~teacher.terminal                           # (B, T)
         states = torch.cat([hidden.float(), torch.ones_like(hidden[..., :1])], -1)         # (B, T, C + 1)
-        change = states - gamma * follows[..., None] * pad(states[:, 1:], (0, 0, 0, 1))    # what v adds
+        change = states - gamma * follows[..., None] * pad(states[:, 1:], (0, 0, 0, 1))    # of v(s)
         known, unit = x.known > 0, torch.from_numpy(some).to(device)[:, None].expand_as(x.known)
         found.append([y[known] for y in (unit, 1 - (-x.leak).exp(), x.Q - gamma * x.V_next, change)])
     unit, outside, residual, change = (torch.cat(parts).cpu() for parts in zip(*found))    # (N,), (N, C + 1)
-    change, residual = change.double(), residual.double()[:, None]     # rcond: rounding of hidden is no fit
+    change, residual = change.double(), residual.double()[:, None]     # rcond: no fit to rounding
     v = torch.linalg.lstsq(change, -residual, rcond=1e-5, driver="gelsd").solution      # (C + 1, 1)
     square = (residual + change @ v)[:, 0] ** 2
     sums = [np.bincount(unit, y, len(cache)).tolist() for y in (outside, square, torch.ones_like(outside))]

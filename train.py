@@ -1,6 +1,6 @@
 """The whole run, in order: students learn from a teacher's cached outputs, are tested and compared.
 
-    python train.py                          # about five minutes on two CPU cores, no network
+    python train.py                          # five to ten minutes on two CPU cores, no network
     python train.py --minutes=30             # the same with more tokens
     python train.py --corpus=my.txt          # your own text, read plainly (no teacher has annotated it)
     python train.py --corpus=primer          # annotated natural English, beside the built-in world
@@ -9,8 +9,8 @@
 
 Stages: 1 text, annotations, tokens; 2 a common start on plain text; 3 two students, equal tokens each:
 `plain` goes on with plain text (FURTHER in the paper), `brd` learns from the reader's annotations; 4 the
-arms, which go on from `brd`, equal tokens each: a teacher's cache, read in several ways; 5 tests; 6 tables.
-Shapes: B documents, T positions.
+arms, which go on from `brd`, equal tokens each: more annotations, or a teacher's cache, read in several ways.
+Every student is tested; 5 tables. Shapes: B documents, T positions.
 """
 
 import math
@@ -80,7 +80,7 @@ class Config:
     ner_share: float = 0.1           # part that is text with entities (D_NER); the rest is questions (D_QRA)
     # the arms: what goes on from `brd`
     arms: str = ",".join(ARMS)       # which, separated by commas (data/report.py); "": none
-    arm_rate: float = 0.003          # learning rate of the arms; all their tokens weigh 1
+    arm_rate: float = 0.003          # learning rate of the arms; their answers weigh 1
     p: float = 0.95                  # mass of the teacher's sets A_p
     leak: float = 1.0                # weight of the loss on the student's probability outside the sets
     alpha: float = 10.0              # "td": the TD residual costs its square / (4 alpha)
@@ -95,10 +95,10 @@ class Config:
             if isinstance(value, (int, float)):
                 part = name.endswith("_share") or name in ("p", "gamma", "cooldown")
                 check_range(name, value, above=0 if name in above_0 else None, most=1 if part else math.inf)
-        for name, known in (("arms", ["", *ARMS]), ("device", "auto cpu cuda mps".split())):
-            for value in getattr(self, name).split(","):
-                if value not in known:
-                    raise ValueError(f"--{name}={value}, but expected one of {' '.join(known).strip()}")
+        arms, devices = self.arms.split(",") if self.arms else [], ("auto", "cpu", "cuda", "mps")
+        for name, given, known in ("arms", arms, ARMS), ("device", [self.device], devices):
+            if not set(given) <= set(known) or len(set(given)) < len(given):
+                raise ValueError(f"--{name}={getattr(self, name)}, but expected one of {' '.join(known)}")
         if self.plain_share + self.ner_share >= 1:
             raise ValueError("plain_share + ner_share leave no D_QRA; expected less than 1")
         if self.block_size % LENGTH_STEP:
@@ -213,8 +213,8 @@ def train_model(name, model, mix, tokens, config, tokenizer, look=None, objectiv
     before = model.extra.get("tokens_seen", 0)
     if objective in ("td", "td0", "improve"):
         td_distill.add_heads(model, config.seed)
-    objective = partial(loss_terms, objective=objective)
-    losses, curve, seen = fit(name, model, mix, tokens, config, folder, look, objective)
+    loss = partial(loss_terms, objective=objective)
+    losses, curve, seen = fit(name, model, mix, tokens, config, folder, look, loss)
     model.td_heads = None                                          # training alone needs them
     model.extra = {"tokens_seen": before + seen, "losses": losses[:10], "loss_curve": thinned(losses),
                    "reading_curve": [{**point, "tokens": before + point["tokens"]} for point in curve],
@@ -261,8 +261,8 @@ def train_and_test(name, config, threads):
 
 
 def train_students(names, config, workers):
-    """The common start, then every student -> {name: results}. A small student leaves a second core idle: two
-    workers train `plain` and `brd` side by side, a thread each, and then the arms, two at a time."""
+    """The common start, then every student -> {name: results}. A small student leaves a second core idle:
+    workers train `plain` and `brd` side by side, then the arms, as many at a time as there are workers."""
     threads = torch.get_num_threads()
     if workers == 1:
         train_start(config, threads)

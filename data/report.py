@@ -6,11 +6,11 @@ from data.figures import cell, paired_se, ratio_se
 STUDENTS = ("plain", "brd")
 ARMS = {                    # what goes on from the finished `brd`, for as many tokens as the teacher's cache
     "gold": "more of the scripted reader's annotations",
-    "seqkd": "the teacher's cached readings, its tokens alone",
-    "kd": "the same with its top-p sets: forward KL and leak",
-    "td": "kd and the squared residual of a temporal difference, with a value head",
-    "td0": "td with V(s') = 0: a control without a temporal difference",
-    "improve": "kd to an improved teacher: choices from which the student can go on"}
+    "seqkd": "the teacher's cached readings, the tokens taken alone",
+    "kd": "its top-p sets in place of these tokens: forward KL and leak",
+    "td": "kd and the squared residual of a temporal difference (TD), with a value head",
+    "td0": "td with V(s') = 0: the same penalty without a future",
+    "improve": "kd to the teacher times exp U: more of the choices after which the student stays in its sets"}
 FILES = {                   # what a run leaves in --out_dir; --redo throws it away
     "README.txt": "this list", "run.json": "the options, and hashes of text, tokenizer, tasks and cache",
     "stages": "a note for each finished stage: SHA-256 of its files", "plan.json": "tokens for --minutes",
@@ -42,14 +42,15 @@ def table(students):
     yield "tokens seen", [f"{s['tokens_seen']:,}" for s in everyone]
 
 
-# The table of the arms: label: (part of a student's results, figure); see brd.py for the latter ones.
+# The table of the arms, label: (part of a student's results, figure); "beside_teacher": see brd.py, part 3.
 ARM_ROWS = {"entity F1": ("reading", "entity_f1"), "wh questions, exact": ("reading", "answer.wh"),
             "yes/no questions, exact": ("reading", "answer.yes_no"), "blind tasks, mean": ("blind", ""),
             "own questions at T=1, right": ("beside_teacher", "right"),
-            "  right and different, a sentence": ("beside_teacher", "distinct"),
-            "teacher's nats a token on them": ("beside_teacher", "nats"),
+            "  different right ones per sentence": ("beside_teacher", "distinct"),
+            "teacher's nats per token of them": ("beside_teacher", "nats"),
             "probability outside A_p": ("beside_teacher", "outside"),
             "TD residual^2, best linear v(s)": ("beside_teacher", "residual")}
+# Which differences: teacher or program? sets or tokens? a residual? its V(s')? an improved teacher?
 PAIRS = ("+seqkd", "+gold"), ("+kd", "+seqkd"), ("+td", "+kd"), ("+td", "+td0"), ("+improve", "+kd")
 
 
@@ -69,7 +70,7 @@ def arm_table(students):
     if len(arms) > 1:
         more = list(arms.values())[-1]["tokens_seen"] - arms[""]["tokens_seen"]
         yield "", []
-        yield f"brd, and then {more:,} tokens", [arm or "brd" for arm in arms]
+        yield f"brd, and {more:,} tokens more", [arm or "brd" for arm in arms]
         for label, place in rows.items():
             yield f"  {label}", [cell(ratio_se(counts(s, *place))) for s in arms.values()]
         if len(rows) < len(ARM_ROWS):

@@ -14,6 +14,7 @@ import copy
 import json
 import sys
 import time
+from collections import Counter
 from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
 from itertools import chain, product
@@ -144,6 +145,16 @@ def finished(path, names=KEY):
         raise ValueError(f"{path}: these are no results of compare; remove the file") from None
 
 
+def best_rates(runs, names):
+    """The runs of the table: for each value of these fields those of the rate that most seeds have, without
+    the seed for tuning. A comparison that is repeated with other rates leaves runs of several."""
+    runs, seeds = [run for run in runs if run["seed"] != TUNING], Counter()
+    for run in runs:
+        seeds[tuple(run[name] for name in names), run["rate"]] += 1
+    most = {key: rate for (key, rate), _ in reversed(seeds.most_common())}
+    return [run for run in runs if most[tuple(run[name] for name in names)] == run["rate"]]
+
+
 def run_all(jobs, path, pool, what, run=run, names=KEY):
     """Runs the jobs that are not in results.jsonl yet, and adds a line for each -> all that is in it. names:
     the first fields of a job, which identify it."""
@@ -226,7 +237,8 @@ def curves(results):
 def show(path):
     """Lines: the tables of a results.jsonl, one for each size and budget, of the rows of OBJECTIVES."""
     order, groups = list(OBJECTIVES), {}
-    runs = [run for run in finished(path).values() if run["row"] in order and run["seed"] != TUNING]
+    runs = best_rates(finished(path).values(), ("row", "embd", "tokens", "seconds"))
+    runs = [run for run in runs if run["row"] in order]
     for run in sorted(runs, key=lambda r: (order.index(r["row"]), r["seconds"], r["seed"])):
         group = groups.setdefault((run["embd"], run["tokens"], bool(run["seconds"])), {})
         key = run["row"], (run["tokens"], run["seconds"])

@@ -1,4 +1,4 @@
-"""Reading or knowing: right answers that differ in what a small student can do after its choices.
+"""When does a temporal difference beat KD? All answers are right, but a small student cannot finish all.
 
     python -m experiments.routes                            all rows of routes_arms.py on task A, 5 seeds
     python -m experiments.routes --task=D --rows=KD,TD      only these, on task D
@@ -12,12 +12,13 @@ key of two symbols. The answer names a door, copies its corridor, and gives one 
 
 The first h marks are a fact: a random table, which no prompt shows, gives them for the key. The others are
 dots. Every door and item is right, but an item of type 0 can be read, one of type 3 must be known, and a
-small student cannot learn all facts. In a trap one door has the types 0 and 3, the other 1 and 1. On task D a
-door has no corridor and two pairs of items, one of each pair is given, and facts depend on labels too.
+small student cannot learn all facts. In a trap one door has the types 0 and 3, the other 1 and 1: the first
+is better if one then takes the 0. On task D a door has no corridor and two pairs of items, one of each pair
+is given, and facts depend on labels too.
 
-All rows of a seed begin with one student and read one teacher's answers in one order, each at a learning rate
-chosen on a seed of its own. Measures are exact: right answers are enumerated. A finished run is a line of
-results.jsonl: what was stopped goes on, and more rows, seeds and tasks are added.
+All rows of a seed begin with one student and read one teacher's answers in one order, each at the rate that
+was best on a seed kept for that. Seeds share prompts and answers. Measures are exact: right answers are
+enumerated. A finished run is a line of results.jsonl: more rows, seeds and tasks are added.
 Shapes: n prompts, P their tokens, A tokens of an answer, K tokens of a set, V vocabulary.
 """
 
@@ -42,7 +43,7 @@ from data.figures import mean_se
 from data.files import folder_lock, hash_of, open_run, save_finished
 from data.machine import worker_pool
 from data.sets import draw_with_sets
-from experiments.compare import TUNING, finished, run_all, table, tune
+from experiments.compare import TUNING, best_rates, finished, run_all, table, tune
 from experiments.routes_arms import ROWS, inputs
 from model import GPT, GPTConfig
 
@@ -60,11 +61,11 @@ FILES = dict.fromkeys(("stages", "starts", "teachers", "results.jsonl"), "")
 class World:
     """What the runs of one table have in common."""
     task: str = "A"                     # A: a corridor and one pair of items a door; D: two pairs
-    facts: int = 1296                   # keys that have a fact, the square of a number up to 36
+    facts: int = 1296                   # different keys, a square up to 36 * 36; on task D with each label
     trap: float = 0.5                   # part of the prompts that are traps
     corridor: int = 2                   # symbols of a corridor on task A, up to 4
     prefer: float = 0.6                 # the teacher's probability of the first door, and of the first item
-    lapse: float = 0.0                  # its probability to call a type 0 and write dots: a dead end
+    lapse: float = 0.0                  # P(it writes type 0 and dots for a harder item): easy, but wrong
     teacher: str = "scripted"           # scripted: exact; trained: a network with 2 layers and 64 channels
     layers: int = 1                     # layers of the students
     embd: int = 24                      # channels of the students
@@ -108,8 +109,8 @@ def draw_prompts(world, n, seed):
     table = np.random.default_rng(1).integers(SYMBOLS, size=(LABELS, size, size, MARKS))        # the facts
     shape = n, 2, world.pairs, 2                                                    # (n, door, pair, item)
     types, trap = rng.integers(4, size=shape), rng.random(n) < world.trap
-    tempting = (rng.integers(2, size=n)[:, None] == np.arange(2))[..., None, None]  # the door with 0 and 3
-    trapped = np.where(tempting, rng.permuted(np.broadcast_to([0, 3], shape), axis=-1), 1)
+    mixed = (rng.integers(2, size=n)[:, None] == np.arange(2))[..., None, None]     # the door with 0 and 3
+    trapped = np.where(mixed, rng.permuted(np.broadcast_to([0, 3], shape), axis=-1), 1)
     types = np.where(trap[:, None, None, None], trapped, types)
     labels = rng.permuted(np.tile(np.arange(LABELS), (n, 1)), axis=1)[:, :4 * world.pairs].reshape(shape)
     keys = rng.integers(size, size=(*shape, 2))
@@ -142,11 +143,6 @@ def right_answers(world, prompts):
     for choices in itertools.product((0, 1), repeat=1 + world.pairs):
         tokens, _, shares = script(world, prompts, np.tile(choices, (len(prompts.items), 1)))
         yield tokens, shares.prod(1)
-
-
-def judge(world, prompts, i, answer):
-    """True where an answer (a list of ids) to prompt i is right."""
-    return any(tokens[i].tolist() == list(answer) for tokens, _ in right_answers(world, prompts))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -211,8 +207,8 @@ def open_answers(out, world):
 @torch.no_grad()
 def measure(model, world, prompts, p=0.8):
     """What a model answers to these prompts, by enumeration -> dict. The probability of a right answer: T=1,
-    nucleus (of mass p), greedy, and traps (T=1 on traps). Of whole answers: kl, KL(exact teacher || student)
-    in nats, and overlap, the sum of the smaller of the two probabilities, 1 where they are the same."""
+    nucleus (of mass p), greedy, and traps (T=1 on traps). Of whole answers: kl, KL(scripted teacher without
+    lapses || student) in nats, and overlap, the sum of the smaller probability, 1 where they agree."""
     figures, ask = {}, torch.from_numpy(prompts.tokens)
     for tokens, share in right_answers(world, prompts):
         tokens, share = torch.from_numpy(tokens), torch.from_numpy(share).float()
@@ -225,7 +221,7 @@ def measure(model, world, prompts, p=0.8):
         s = drawn[..., 0].prod(-1)                                                  # (n,)
         each = {"T=1": s, "nucleus": torch.where(above < p, drawn[..., 0] / kept, 0).prod(-1),
                 "greedy": (logits.argmax(-1) == tokens).all(-1).float(), "overlap": torch.minimum(s, share),
-                "kl": share * (share.log() - drawn[..., 0].log().sum(-1))}
+                "kl": torch.xlogy(share, share) - share * drawn[..., 0].log().sum(-1)}
         figures = {name: figures.get(name, 0) + value for name, value in each.items()}
     figures["traps"] = figures["T=1"][torch.from_numpy(prompts.trap)]
     return {name: float(value.mean()) for name, value in figures.items() if len(value)}
@@ -241,7 +237,7 @@ def learn(model, row, answers, steps, rate, seed, cooldown):
         batch, order = order[:BATCH], order[BATCH:]
         loss = row.loss(inputs(model, row, *(part[batch] for part in answers)))
         if not torch.isfinite(loss):
-            raise ValueError(f"the loss is {loss.item()} at step {step}")
+            raise FloatingPointError(f"the loss is {loss.item()} at step {step}")
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
@@ -293,7 +289,7 @@ def run(job):
         learn(model, row, answers, row.longer * world.steps, job.rate, job.seed, cooldown=0.5)
         figures["cpu seconds"] = round(time.process_time() - begin, 1)
         figures |= measure(model, world, draw_prompts(world, TESTS, seed=3 if job.seed == TUNING else 4))
-    except ValueError as error:         # a loss that is not finite is an outcome like any other
+    except FloatingPointError as error:         # a loss that is not finite is an outcome like any other
         figures["failed"] = str(error)
     return figures
 
@@ -325,7 +321,7 @@ PAIRED = ("T=1", "nucleus", "greedy", "traps", "kl", "overlap")
 def show(path):
     """Lines: for each world of a results.jsonl a table of its rows, and of their differences from KD."""
     groups, order = {}, list(ROWS)
-    runs = [run for run in finished(path, KEY).values() if run["row"] in order and run["seed"] != TUNING]
+    runs = [run for run in best_rates(finished(path, KEY).values(), ("row", "name")) if run["row"] in order]
     for run in sorted(runs, key=lambda run: (order.index(run["row"]), run["seed"])):
         group = groups.setdefault(run["name"], {})
         group.setdefault((run["row"], (0, 0)), (run["rate"], []))[1].append(run)
@@ -338,9 +334,9 @@ def draw(path, png):
     """KD and TD, right answers at T=1 against the number of facts, as a file; needs matplotlib."""
     from matplotlib.figure import Figure
     points = {"KD": {}, "TD": {}}
-    for run in finished(path, KEY).values():
+    for run in best_rates(finished(path, KEY).values(), ("row", "name")):
         facts = int(re.search(r"facts (\d+)", run["name"])[1])
-        if run["row"] in points and run["seed"] != TUNING and run["name"] == name_of(World(facts=facts)):
+        if run["row"] in points and run["name"] == name_of(World(facts=facts)) and "failed" not in run:
             points[run["row"]].setdefault(facts, []).append(run["T=1"])
     fig = Figure((4.6, 2.8), layout="constrained")
     axes = fig.subplots()
@@ -363,7 +359,7 @@ def main(arguments=None):
             draw(Path(options.show), options.png)
         return print("\n".join(show(Path(options.show))))
     rows = options.rows.split(",") if options.rows else list(ROWS)
-    if options.seeds < 1 or not set(rows) <= set(ROWS) or options.task not in "AD":
+    if options.seeds < 1 or not set(rows) <= set(ROWS) or options.task not in ("A", "D"):
         raise ValueError(f"--seeds={options.seeds} --task={options.task} --rows={options.rows}; expected at "
                          f"least one seed, task A or D, and of: {', '.join(ROWS)}")
     world = World(**{field.name: getattr(options, field.name) for field in fields(World)})

@@ -1,6 +1,7 @@
 """The rows of experiments/routes.py: losses on the same cached answers, from the same start.
 
-Shapes: B documents, T tokens of an answer, K tokens of a set. U: the head of td_distill.improve.
+U (B, T, K), the head of td_distill.improve: for each token of a set log P(the student stays in all sets after
+it). Shapes: B documents, T tokens of an answer, K tokens of a set.
 """
 
 from functools import partial
@@ -23,7 +24,8 @@ class Row(NamedTuple):
 
 def inputs(model, row, tokens, ids, log_probs):
     """tokens (B, P + T) of documents, ids and log_probs (B, T, K) of the answers' sets -> terms of a loss.
-    choice (B, T): there is more than one token in the set; later (B, T): what leaks after the token taken."""
+    choice (B, T): the set has more than one token, and holds the one taken; leak (B, T): -log P(set);
+    later (B, T): its sum over what follows, so exp(-later) = P(stay in all later sets)."""
     T = ids.size(1)
     hidden, taken, mask = model.hidden(tokens[:, :-1])[:, -T:], tokens[:, -T:], log_probs > MASKED
     student = td.student_terms(model.logits(hidden), ids, taken, hidden.detach() if row.stop else hidden,
@@ -37,7 +39,7 @@ def inputs(model, row, tokens, ids, log_probs):
 
 
 def guided(s, guide, error, beta=1.0):
-    """KD towards the teacher times exp(beta guide), guide (B, T, K), plus error(U of the token taken)."""
+    """KD to the teacher times exp(beta guide), guide (B, T, K); at choices plus error(U of the taken)."""
     better = s.teacher.log_probs + beta * torch.where(s.teacher.mask, guide.detach(), 0)
     kl = td.topp_forward_kl(s.student, s.teacher._replace(log_probs=better), s.weights)[0]
     u = torch.where(s.teacher.is_taken, s.student.U, 0).sum(-1)                                # (B, T)
@@ -57,14 +59,14 @@ def shuffled(s, U):
 
 
 def by_class(s, U):
-    """The mean of U for each token, whatever the state."""
+    """The mean of U over the batch for each token, whatever the state."""
     ids, sums = s.ids[s.teacher.mask], torch.zeros(2, int(s.ids.max()) + 1)
     sums.index_add_(1, ids, torch.stack([U[s.teacher.mask], torch.ones(len(ids))]))
     return (sums[0] / sums[1].clamp(min=1))[s.ids]
 
 
 def one_step(s):
-    """TD(0): U is fitted to the value of the next state, by U alone, at all tokens of the answer."""
+    """TD(0): U(s, a) is fitted to V(s') = log of the sum of pi exp(U), at every token of the answer."""
     log_s = s.student.z_K - s.student.log_Z[..., None] + s.student.U.detach()
     V = torch.where(s.teacher.mask, log_s, MASKED).logsumexp(-1).detach()
     after = td.successor_values(V, s.teacher.mask.any(-1), s.teacher.terminal)
@@ -73,7 +75,7 @@ def one_step(s):
 
 
 def mc_weight(s):
-    """KD, but at a choice the cross-entropy on the token taken, weighted by P(stay on the teacher's way)."""
+    """KD, but at a choice cross-entropy on the token taken, times P(stay on the teacher's way) / its mean."""
     weights = torch.exp(-s.later)
     weights = torch.where(s.choice, weights / weights[s.choice].mean(), 1)
     hot = torch.where(s.choice[..., None] & ~s.teacher.is_taken, MASKED, s.teacher.log_probs)
@@ -94,22 +96,22 @@ def member(loss, **options):
 
 
 ROWS = {
-    "KD": Row(member(td.topp_forward_kl), heads=False),
-    "KD leak 3": Row(member(td.topp_forward_kl, leak=3.0), heads=False),
-    "KD longer": Row(member(td.topp_forward_kl), heads=False, longer=4),
-    "reverse KL": Row(member(td.reverse_kl), heads=False),
-    "TD": Row(member(td.improve)),
-    "MC weight": Row(mc_weight, heads=False),
-    "MC head": Row(mc_head),
-    "TD(0)": Row(one_step),
+    "KD": Row(member(td.topp_forward_kl), heads=False),             # the baseline of all
+    "KD leak 3": Row(member(td.topp_forward_kl, leak=3.0), heads=False),# is a heavier leak enough?
+    "KD longer": Row(member(td.topp_forward_kl), heads=False, longer=4),# are more steps enough?
+    "reverse KL": Row(member(td.reverse_kl), heads=False),          # may it leave out tokens?
+    "TD": Row(member(td.improve)),                                  # the arm `improve` of train.py
+    "MC weight": Row(mc_weight, heads=False),                       # returns without a head
+    "MC head": Row(mc_head),                                        # a head without bootstrap
+    "TD(0)": Row(one_step),                                         # one step in place of long returns
     "door only": Row(partial(tree, change=lambda s, U: F.pad(U[:, :1], (0, 0, 0, U.size(1) - 1)))),
-    "gamma 0": Row(partial(tree, gamma=0.0)),
-    "beta -1": Row(partial(tree, beta=-1.0)),
-    "shuffled": Row(partial(tree, change=shuffled)),
-    "by class": Row(partial(tree, change=by_class)),
-    "stop-gradient": Row(member(td.improve), stop=True),
+    "gamma 0": Row(partial(tree, gamma=0.0)),                       # no future
+    "beta -1": Row(partial(tree, beta=-1.0)),                       # the wrong way
+    "shuffled": Row(partial(tree, change=shuffled)),                # the U of other places
+    "by class": Row(partial(tree, change=by_class)),                # no state
+    "stop-gradient": Row(member(td.improve), stop=True),            # must U shape the trunk?
     "residual": Row(member(td.bellman_distill, alpha=1.0, leak=1.0, expected=True)),
     "stay": Row(member(td.stay)),
-    "stay v=0": Row(member(td.stay), heads=False),
+    "stay v=0": Row(member(td.stay), heads=False),                  # V(s) = -leak
     "soft Q v=0": Row(member(td.soft_q), heads=False),
 }

@@ -109,13 +109,13 @@ def test_the_arms_are_compared_with_brd_and_unit_by_unit(made):
     gold, seqkd, td = (students[name] for name in NAMES[2:])
     more = td["tokens_seen"] - students["brd"]["tokens_seen"]
     text = Page(html).text
-    assert f"brd, and then {more:,} tokens" in text and "differences, paired" in text
+    assert f"brd, and {more:,} tokens more" in text and "differences, paired" in text
     for i, (label, part, figure) in enumerate([
             ("entity F1", "reading", "entity_f1"), ("wh questions, exact", "reading", "answer.wh"),
             ("yes/no questions, exact", "reading", "answer.yes_no"), ("blind tasks, mean", "blind", ""),
             ("own questions at T=1, right", "beside_teacher", "right"),
-            ("  right and different, a sentence", "beside_teacher", "distinct"),
-            ("teacher's nats a token on them", "beside_teacher", "nats"),
+            ("  different right ones per sentence", "beside_teacher", "distinct"),
+            ("teacher's nats per token of them", "beside_teacher", "nats"),
             ("probability outside A_p", "beside_teacher", "outside"),
             ("TD residual^2, best linear v(s)", "beside_teacher", "residual")]):
         def values(s):
@@ -129,7 +129,7 @@ def test_the_arms_are_compared_with_brd_and_unit_by_unit(made):
         assert rows[second + i] == [f"  {label}", f"{wanted['value']:+.3f} ±{wanted['se']:.3f}"]
     shown, two = data_report(results), {name: students[name] for name in NAMES[:2]}
     assert all(f"{cell:>14}" in shown for row in rows[first - 1:first + 9] for cell in row[1:])
-    assert "and then" not in data_report({"students": two})
+    assert "tokens more" not in data_report({"students": two})
     assert "differences" not in data_report({"students": two | {"brd+td": td}})
 
 

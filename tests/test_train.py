@@ -56,7 +56,8 @@ def test_options_are_read_in_both_spellings_and_with_their_types():
     ("--leak=inf", "leak=inf"), ("--minutes=nan", "minutes=nan"), ("--clip=inf", "clip=inf"),
     ("--p=much", "'much'"), ("--p", "expected one argument"), ("--seed=1.5", "'1.5'"), ("--redo=1", "redo"),
     ("--seed=-1", "--seed=-1, but expected at least 0"), ("--device=tpu", "one of auto cpu cuda mps"),
-    ("--arms=kd,kl", "--arms=kl, but expected one of gold seqkd kd td td0"), ("--learning_rate=0", "than 0"),
+    ("--arms=kd,kl", "--arms=kd,kl, but expected one of gold seqkd kd td td0"), ("--learning_rate=0", "than 0"),
+    ("--arms=kd,kd", "expected one of gold"), ("--arms=,", "one of gold"), ("--device=cpu,cuda", "one of auto"),
     ("--block_size=100", "a multiple of 8"), ("--ner_share=0.9", "leave no D_QRA"), ("--n_layer=0", "layer"),
     ("--n_embd=102", "n_embd"), ("--cooldown=2", "at most 1"), ("--plain_share=1.5", "at most 1")])
 def test_bad_options_are_named_in_one_line(option, words):
