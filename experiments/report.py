@@ -23,7 +23,7 @@ from data.annotated import marked
 from data.annotations import parse_entities
 from data.cli import printable, run_command
 from data.documents import held_out_records
-from data.figures import thinned
+from data.figures import ratio_se, thinned
 from data.files import read_json, write_text
 from data.report import STUDENTS, arm_table, report, table
 from data.tokenizer import Tokenizer
@@ -84,12 +84,14 @@ def draw_reading(students):
         axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e3:,.0f}")
     for axes in last:
         for i, (student, (colour, marker)) in enumerate(zip(arms, LOOKS[1:])):
-            ends = [students[student]["reading"]["paragraph"][name] for name in figures]
+            s = students[student]
+            ends = [s["reading"]["paragraph"][name] for name in ("entity_f1", "answer.wh")]
+            ends.append(ratio_se(s["beside_teacher"].get("right", [])))
             values = np.array([end["value"] for end in ends], float)              # None becomes NaN
             axes.errorbar(np.arange(3) + 0.12 * i, values, [end["se"] or 0 for end in ends], fmt=marker,
                           color=colour, label=student)
         axes.set(title="brd, and what goes on from it", xlim=(-0.2, 3))
-        axes.set_xticks([0.3, 1.3, 2.3], ["entity F1", "wh questions", "yes/no questions"])
+        axes.set_xticks([0.3, 1.3, 2.3], ["entity F1", "wh questions", "own questions, T=1"])
         axes.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.12))
     return fig
 
