@@ -183,7 +183,7 @@ def test_the_picture_has_words_and_shows_the_figures(made, tmp_path):
         ends = [s["reading"]["paragraph"][name]["value"] for name in TOP]
         curves = [[look[name] for look in s["reading_curve"]] for name in TOP]
         own = [sum(a for a, *_ in s["beside_teacher"].get("right", [])) / 40]
-        assert student == "plain" or any(line[:2] == ends[:2] and line[2:] == pytest.approx(own) for line in lines)
+        assert student == "plain" or any(y[:2] == ends[:2] and y[2:] == pytest.approx(own) for y in lines)
         assert "+" in student or all(curve + [end] in lines for curve, end in zip(curves, ends))
     assert len(report.LOOKS) >= len(train.STUDENTS) + len(train.ARMS)
     two = {name: students[name] for name in NAMES[:2]}
