@@ -80,11 +80,6 @@ kl = partial(with_options, td.topp_forward_kl)
 bd = partial(with_options, td.bellman_distill, leak=1.0, alpha=10.0)
 
 
-def with_v(v, loss):
-    """The loss with v(student) in place of the value head. v = log_Z makes Q the logit, as published."""
-    return lambda s: loss(SimpleNamespace(**{**vars(s), "student": s.student._replace(v=v(s.student))}))
-
-
 def cloning(s):
     """Bellman Distill without its square, with a leak of 1."""
     x = td.td_terms(s.student, s.teacher, s.weights)
@@ -184,12 +179,7 @@ OBJECTIVES = {
     "BD + LM + dense KD": Row("free", 0.8, partial(published, dense=0.5), "BD + LM", plain=True),
     "BD": Row("free", 0.8, bd(), "cloning", heads=True),
     "BD v=0": Row("free", 0.8, bd(), "cloning"),
-    "BD raw": Row("free", 0.8, with_v(lambda student: student.log_Z, bd()), "cloning"),
-    "BD p=1": Row("free", 1.0, bd(), "BD", heads=True),
-    "BD in p": Row("nucleus", 0.8, bd(leak=3.0), "KD 3 in p", heads=True),
     "KD + residual": Row("free", 0.8, bd(expected=True), heads=True),
-    "KD 3 + residual": Row("free", 0.8, bd(leak=3.0, expected=True), "KD leak 3", heads=True),
-    "KD 3 in p + residual": Row("nucleus", 0.8, bd(leak=3.0, expected=True), "KD 3 in p", heads=True),
     "soft Q": Row("free", 0.8, with_options(td.soft_q), heads=True),
     "TD target net": Row("free", 0.8, soft_q_target, "soft Q", heads=True),
     "stay": Row("free", 0.8, with_options(td.stay), heads=True),
