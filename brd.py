@@ -310,7 +310,7 @@ def eval_own_questions(model, tokenizer, teacher, n):
         nll = cross_entropy(teacher(ids[None, :-1])[0], ids[1:], reduction="none") * is_own[1:]
         found["right"].append((right, lines, lines))
         found["distinct"].append((distinct, len(texts), len(texts)))
-        found["nats"].append((nll.sum().item(), *[is_own[1:].sum().item()] * 2))
+        found["nats"].append((nll.sum().item(), is_own[1:].sum().item(), is_own[1:].sum().item()))
     return dict(found)
 
 
@@ -329,11 +329,11 @@ def eval_sets(model, cache, p, gamma):
         x = td_distill.td_terms(student, teacher, rows["real"][:, 1:].float())
         follows = pad(x.live[:, 1:], (0, 1)) * ~teacher.terminal                           # (B, T)
         states = torch.cat([hidden.float(), torch.ones_like(hidden[..., :1])], -1)         # (B, T, C + 1)
-        change = states - gamma * follows[..., None] * pad(states[:, 1:], (0, 0, 0, 1))    # of v(s)
+        change = states - gamma * follows[..., None] * pad(states[:, 1:], (0, 0, 0, 1))    # v - gamma v(s')
         known, unit = x.known > 0, torch.from_numpy(some).to(device)[:, None].expand_as(x.known)
         found.append([y[known] for y in (unit, 1 - (-x.leak).exp(), x.Q - gamma * x.V_next, change)])
     unit, outside, residual, change = (torch.cat(parts).cpu() for parts in zip(*found))    # (N,), (N, C + 1)
-    change, residual = change.double(), residual.double()[:, None]     # rcond: no fit to rounding
+    change, residual = change.double(), residual.double()[:, None]     # rcond: rounding is not fitted
     v = torch.linalg.lstsq(change, -residual, rcond=1e-5, driver="gelsd").solution      # (C + 1, 1)
     square = (residual + change @ v)[:, 0] ** 2
     sums = [np.bincount(unit, y, len(cache)).tolist() for y in (outside, square, torch.ones_like(outside))]

@@ -17,7 +17,6 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from http.client import HTTPException
 
-
 from data.cli import brief, printable, progress
 from data.files import digest
 

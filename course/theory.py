@@ -171,6 +171,7 @@ def settle(w, loss, gauge="head", shared=None, seed=0, steps=300):
 
 
 def operator_lines(rng):
+    """Parts 1 and 2 of the page: the operator, and what the sets cost."""
     yield """\
 1. The top-p soft Bellman operator is a contraction: over supported actions it shrinks the largest difference
    of two tables Q to gamma times as much or less, so it has one fixed point. Largest ratio of 300 pairs:"""
@@ -190,6 +191,7 @@ def operator_lines(rng):
 
 
 def square_lines(w, rng):
+    """Parts 3 and 4: the square of Bellman Distill, and where it leads in the small world w."""
     Q, texts = 3 * rng.normal(size=w.follow.shape), all_texts(w)
     V, r = soft_value(Q, w.inside)[:, None], reward(w, Q)
     published = torch.tensor(V - (Q - r) - (r - r ** 2 / 0.4))[texts[:2]] * texts[3]            # (B, T)
@@ -222,6 +224,7 @@ LIMITED, SHARED = world(np.array([[1, 2, 3], *[[-1] * 3] * 3]),
 
 
 def member_lines(w):
+    """Part 5: the optimum of each loss."""
     yield """
 5. What does each loss recover, and when does it differ from KD?
    Texts of up to 3 tokens, p .8; leak 1, alpha 1, gamma .99. Distance: from the optimum that is stated. KL to
@@ -255,6 +258,7 @@ def member_lines(w):
 
 
 def temporal_lines(w):
+    """Part 6: values with and without a head."""
     texts, square = all_texts(w), partial(td.bellman_distill, alpha=1e-9)   # nothing but the square counts
     def cosine(Q, gauge):
         table = torch.tensor(np.hstack([Q, soft_value(Q)[:, None]]))[None]

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 from tqdm import tqdm
 
-# Line breaks, control codes and half characters: they may move the cursor of a terminal or colour its screen.
 EVERY = 30               # seconds between two lines of progress where there is no terminal
+# Line breaks, control codes and half characters: they may move the cursor of a terminal or colour its screen.
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 

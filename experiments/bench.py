@@ -153,7 +153,8 @@ def bench_members(options, documents=16):
             MEMBERS[name](student, teacher, teacher.mask.any(-1).float())[0].backward()
         step()
         return timeit(step, number=3)
-    return f"{documents} documents of {rows['tokens'].size(1)} tokens", in_turns(MEMBERS, timed, options.rounds)
+    size = f"{documents} documents of {rows['tokens'].size(1)} tokens"
+    return size, in_turns(MEMBERS, timed, options.rounds)
 
 
 # --- cache --------------------------------------------------------------------------------------------------

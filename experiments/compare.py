@@ -145,7 +145,7 @@ def finished(path, names=KEY):
         raise ValueError(f"{path}: these are no results of compare; remove the file") from None
 
 
-def best_rates(runs, names):
+def at_one_rate(runs, names):
     """The runs of the table: for each value of these fields those of the rate that most seeds have, without
     the seed for tuning. A comparison that is repeated with other rates leaves runs of several."""
     runs, seeds = [run for run in runs if run["seed"] != TUNING], Counter()
@@ -237,7 +237,7 @@ def curves(results):
 def show(path):
     """Lines: the tables of a results.jsonl, one for each size and budget, of the rows of OBJECTIVES."""
     order, groups = list(OBJECTIVES), {}
-    runs = best_rates(finished(path).values(), ("row", "embd", "tokens", "seconds"))
+    runs = at_one_rate(finished(path).values(), ("row", "embd", "tokens", "seconds"))
     runs = [run for run in runs if run["row"] in order]
     for run in sorted(runs, key=lambda r: (order.index(r["row"]), r["seconds"], r["seed"])):
         group = groups.setdefault((run["embd"], run["tokens"], bool(run["seconds"])), {})

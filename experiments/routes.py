@@ -43,7 +43,7 @@ from data.figures import mean_se
 from data.files import folder_lock, hash_of, open_run, save_finished
 from data.machine import worker_pool
 from data.sets import draw_with_sets
-from experiments.compare import TUNING, best_rates, finished, run_all, table, tune
+from experiments.compare import TUNING, at_one_rate, finished, run_all, table, tune
 from experiments.routes_arms import ROWS, inputs
 from model import GPT, GPTConfig
 
@@ -321,7 +321,7 @@ PAIRED = ("T=1", "nucleus", "greedy", "traps", "kl", "overlap")
 def show(path):
     """Lines: for each world of a results.jsonl a table of its rows, and of their differences from KD."""
     groups, order = {}, list(ROWS)
-    runs = [run for run in best_rates(finished(path, KEY).values(), ("row", "name")) if run["row"] in order]
+    runs = [run for run in at_one_rate(finished(path, KEY).values(), ("row", "name")) if run["row"] in order]
     for run in sorted(runs, key=lambda run: (order.index(run["row"]), run["seed"])):
         group = groups.setdefault(run["name"], {})
         group.setdefault((run["row"], (0, 0)), (run["rate"], []))[1].append(run)
@@ -334,10 +334,12 @@ def draw(path, png):
     """KD and TD, right answers at T=1 against the number of facts, as a file; needs matplotlib."""
     from matplotlib.figure import Figure
     points = {"KD": {}, "TD": {}}
-    for run in best_rates(finished(path, KEY).values(), ("row", "name")):
+    for run in at_one_rate(finished(path, KEY).values(), ("row", "name")):
         facts = int(re.search(r"facts (\d+)", run["name"])[1])
         if run["row"] in points and run["name"] == name_of(World(facts=facts)) and "failed" not in run:
             points[run["row"]].setdefault(facts, []).append(run["T=1"])
+    if not all(points.values()):
+        raise ValueError(f"{path}: no runs of KD and TD on task A as it is; a picture needs both")
     fig = Figure((4.6, 2.8), layout="constrained")
     axes = fig.subplots()
     for (row, found), colour, marker in zip(points.items(), ("#d55e00", "#0072b2"), "os"):

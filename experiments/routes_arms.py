@@ -97,8 +97,8 @@ def member(loss, **options):
 
 ROWS = {
     "KD": Row(member(td.topp_forward_kl), heads=False),             # the baseline of all
-    "KD leak 3": Row(member(td.topp_forward_kl, leak=3.0), heads=False),# is a heavier leak enough?
-    "KD longer": Row(member(td.topp_forward_kl), heads=False, longer=4),# are more steps enough?
+    "KD leak 3": Row(member(td.topp_forward_kl, leak=3.0), heads=False),  # is a heavier leak enough?
+    "KD longer": Row(member(td.topp_forward_kl), heads=False, longer=4),  # are more steps enough?
     "reverse KL": Row(member(td.reverse_kl), heads=False),          # may it leave out tokens?
     "TD": Row(member(td.improve)),                                  # the arm `improve` of train.py
     "MC weight": Row(mc_weight, heads=False),                       # returns without a head

@@ -158,5 +158,5 @@ def test_of_several_rates_the_one_that_most_seeds_have_is_shown():
     runs = [{"row": row, "rate": rate, "seed": seed} for row, rate, seeds in (
         ("KD", 0.01, (0, 1)), ("KD", 0.02, (0, 1, 2, 3)), ("TD", 0.01, (1, 2)), ("TD", 0.02, (0,)))
         for seed in seeds]
-    assert [tuple(run.values()) for run in compare.best_rates(runs, ("row",))] == [
+    assert [tuple(run.values()) for run in compare.at_one_rate(runs, ("row",))] == [
         ("KD", 0.02, 1), ("KD", 0.02, 2), ("KD", 0.02, 3), ("TD", 0.01, 1), ("TD", 0.01, 2)]

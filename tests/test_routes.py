@@ -1,6 +1,7 @@
 """The task of experiments/routes.py and its words, its measures and plain loops, a run that goes on."""
 import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -192,3 +193,13 @@ def test_a_trained_teacher_draws_from_its_own_sets():
     assert torch.equal(drawn.tokens, exact.tokens[1:])          # the first answer has another length
     assert (drawn.log_probs > MASKED).sum(-1).unique().tolist() == [1, 2]
     torch.testing.assert_close(drawn.log_probs.exp().sum(-1), torch.ones(49, length), rtol=0, atol=1e-3)
+
+
+def test_the_picture_of_the_runs_that_ship(tmp_path):
+    pytest.importorskip("matplotlib")
+    runs = Path(routes.__file__).parent / "results" / "routes.jsonl"
+    routes.main([f"--show={runs}", f"--png={tmp_path / 'a.png'}"])
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "none.jsonl").touch()
+    with pytest.raises(ValueError, match="no runs of KD and TD"):
+        routes.draw(tmp_path / "none.jsonl", tmp_path / "b.png")

@@ -53,6 +53,7 @@ class Steps:
         return hidden, StepsCache(states)
 
     def hidden(self, ids, cache=None):
+        """The states after ids -> (B, T, 1), in place of GPT.hidden; the shape of ids is noted."""
         self.reads.append(tuple(ids.shape))
         cache = StepsCache([0] * len(ids)) if cache is None else cache
         assert ids.min() >= 0, "ids below 0 are given to model.hidden"
