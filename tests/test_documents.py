@@ -123,7 +123,7 @@ def test_sources_hold_the_training_part_alone(tmp_path):
     with pytest.raises(ValueError, match="2 paragraphs, every third.* held out"):
         annotated.annotated_text(str(tmp_path / "two.jsonl"))
     tokenizer = train_bpe([record["text"] for paragraph in whole for record in paragraph], 1000)
-    sources = documents.text_sources("primer", tokenizer, 384, 1)
+    sources = list(documents.text_sources("primer", tokenizer, 384, 1))
     pieces = sum(-(-len(paragraph) // documents.PIECE) for paragraph in training)
     assert len(sources[0]) == pieces and all(3 * pieces < len(rows) <= 4 * pieces for rows in sources[1:])
     texts = [tokenizer.decode(rows.tokens.tolist()) for rows in sources]
