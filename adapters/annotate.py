@@ -10,10 +10,11 @@ follows it is a new paragraph: the sentences of a paragraph are neighbours in th
 """
 import argparse
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
-from adapters.endpoint import ask_all, endpoint_url, kind_of, read_replies, secret_key
+from adapters.endpoint import ask_all, endpoint_url, read_replies, secret_key
 from adapters.prompts import EXAMPLES, FIELDS, messages, parse
 from adapters.sentences import END, MAX_SENTENCE, sentences
 from data.annotations import write_annotations
@@ -95,8 +96,9 @@ def collect(text, replies, failures, options):
 
 
 def say(line, reasons=()):
-    """Prints a line, and below it a table of reasons, the most common first."""
-    for text in [line] + [f"  {n:9,}  {reason}" for reason, n in Counter(reasons).most_common()]:
+    """Prints a line, and below it a table of reasons, the most common first, without the words of servers."""
+    reasons = Counter(re.sub("(HTTP [^:]*): .*", r"\1", reason) for reason in reasons)
+    for text in [line] + [f"  {n:9,}  {reason}" for reason, n in reasons.most_common()]:
         print(printable(text), flush=True)
 
 
@@ -138,8 +140,9 @@ def main(arguments=None):
             say(f"not annotated, {why}: {line}")
     say(f"{len(replies) - known:,} replies, {tokens:,} tokens; {len(retries):,} requests repeated", retries)
     say(f"{total:,} sentences: {total - len(missing):,} annotated, {len(missing):,} not",
-        [kind_of(problems[0]) for _, problems in missing])
-    say(f"{kept + dropped.total():,} entities and questions: {kept:,} kept, {dropped.total():,} not", dropped)
+        [problems[0] for _, problems in missing])
+    say(f"{kept + dropped.total():,} entities and questions: {kept:,} kept, {dropped.total():,} not",
+        dropped.elements())
     if annotated:                       # a wrong model name must not empty the file of a right one
         write_annotations(options.out, annotated)
     if problem:

@@ -45,7 +45,7 @@ def read_replies(path):
             if reply.pop("sha256") != digest(reply):
                 raise ValueError
             replies[reply["key"]] = reply
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except ERRORS:
             raise ValueError(f"{path}:{number}: not a reply as it was written; remove this line") from None
     return replies
 
@@ -79,19 +79,21 @@ def secret_key():
     return secret
 
 
-class NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_):
-        """None: the key would go to an address that the user did not name."""
+class Answers(urllib.request.HTTPErrorProcessor):
+    def https_response(self, request, response):
+        """Each as it comes. A redirect is not followed: the key would go where the user did not send it."""
+        return response
+    http_response = https_response
 
 
 class Proxies(urllib.request.ProxyHandler):
     def proxy_open(self, request, *more):
         """Those of the environment, but for a server on this machine."""
-        if not re.match(r"(localhost|127\.[\d.]+|\[::1\])(:|$)", request.host):
+        if not re.match(r"(localhost|127\.[\d.]+|0\.0\.0\.0|\[::1\])(:|$)", request.host):
             return super().proxy_open(request, *more)
 
 
-OPENER = urllib.request.build_opener(NoRedirect, Proxies)
+OPENER = urllib.request.build_opener(Answers, Proxies)
 
 
 def completion(text):
@@ -125,11 +127,7 @@ def post(body, options):
         headers["Authorization"] = f"Bearer {options.secret}"
     request = urllib.request.Request(options.url, json.dumps(body).encode(), headers)
     try:
-        try:
-            response = OPENER.open(request, timeout=options.timeout)
-        except urllib.error.HTTPError as error:
-            response = error                            # an answer like others
-        with response:
+        with OPENER.open(request, timeout=options.timeout) as response:
             data, status = response.read(MAX_BODY), response.status
         if data[:2] == b"\x1f\x8b":                     # packed, though nobody asked
             data = zlib.decompressobj(31).decompress(data, MAX_BODY)
@@ -151,11 +149,6 @@ def post(body, options):
     return None, f"{what}: {said}".rstrip(": "), None if in_vain else float(asked) if asked.isdecimal() else 0.0
 
 
-def kind_of(why):
-    """"HTTP 400: the prompt is too long" -> "HTTP 400": what a table counts."""
-    return re.sub("(HTTP [^:]*): .*", r"\1", why)
-
-
 def ask(body, options, stop, retries):
     """One request, repeated --retries times at most -> (reply, None), or (None, what went wrong). Before each
     it waits as the server asks in Retry-After, plus BACKOFF, doubled each time and multiplied by a random
@@ -164,7 +157,7 @@ def ask(body, options, stop, retries):
         reply, why, wait = post(body, options)
         if wait is None or k == options.retries:
             break
-        retries.append(kind_of(why))
+        retries.append(why)
         if stop.wait(min(LONGEST_WAIT, wait + BACKOFF * 2 ** min(k, 9) * random.uniform(0.5, 1.5))):
             break
     return reply, why

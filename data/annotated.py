@@ -29,7 +29,8 @@ def check_text(value, name):
 
 def check_record(record):
     """ValueError that names the field, unless `record` is valid: its entities occur in its sentence, a
-    question has one '?', at its end, and the lines of both can be parsed back."""
+    question has one '?', at its end, and the lines of both can be parsed back. A question without a kind
+    becomes one of content."""
     for name in ("paragraph", "sentence"):
         if type(record.get(name)) is not int or record[name] < 0:       # isinstance(True, int) would be True
             raise ValueError(f"field '{name}' is {record.get(name)!r:.60}, expected a number 0, 1, 2 ...")
@@ -39,6 +40,8 @@ def check_record(record):
         if not isinstance(items, (list, tuple)) or not all(isinstance(item, dict) for item in items):
             raise ValueError(f"field '{name}' is {items!r:.60}, expected a list of objects")
         for i, item in enumerate(items):
+            if name == "questions":
+                item.setdefault("kind", "content")
             for field in FIELDS[name]:
                 check_text(item.get(field), f"{name}[{i}].{field}")
             if problem := find_problem(item, record["text"]):
@@ -79,23 +82,16 @@ def marked(sentence, entities):
     return "".join(parts) + sentence[end:]
 
 
-def completed(record, number):
-    """A record with what a line may leave out: places (then it is paragraph `number`), entities, kinds."""
-    place = {} if {"paragraph", "sentence"} & set(record) else {"paragraph": number, "sentence": 0}
-    record = {"entities": NOT_LISTED, **place, **record}
-    for item in record["questions"] if isinstance(record.get("questions"), list) else ():
-        if isinstance(item, dict):
-            item.setdefault("kind", "content")
-    return record
-
-
 def read_annotations(path):
     """A file of records -> list of paragraphs; ValueError "file: line 3: field 'x' ..." for a bad line."""
     paragraphs = []
     with named(path):
         for place, record in json_rows(path):
             with named(place):
-                record = completed(record, paragraphs[-1][0]["paragraph"] + 1 if paragraphs else 0)
+                record.setdefault("entities", NOT_LISTED)
+                if not {"paragraph", "sentence"} & set(record):         # a paragraph by itself
+                    number = paragraphs[-1][0]["paragraph"] + 1 if paragraphs else 0
+                    record |= {"paragraph": number, "sentence": 0}
                 check_record(record)
                 if not paragraphs or record["paragraph"] != paragraphs[-1][0]["paragraph"]:
                     paragraphs.append([])

@@ -84,22 +84,19 @@ def load_json(data):
 
 def json_rows(path):
     """JSON objects, one a line or all in one array -> list of (place, object), place: "line 3" or "row 3".
-    ValueError for another file, with the place but not with the file's name."""
-    def parse(place, line):
-        try:
-            return place, load_json(line)
-        except (ValueError, RecursionError) as error:
-            found = f"{line.decode('utf-8', 'replace').strip():.40} ({brief(error, 80)})"
-            raise ValueError(f"{place}: expected a JSON object, found {found}") from None
+    ValueError for another file, with the place but without the file's name."""
     check_kind(path)
-    data = Path(path).read_bytes()
+    data, place, rows = Path(path).read_bytes(), "line", []
+    parts = data.splitlines()                   # of bytes: they end in \n, in \r\n, or in \r
     if re.match(rb"(\xef\xbb\xbf)?\s*\[\s*\{", data):
-        rows = [(f"row {n}", row) for n, row in enumerate(parse("the array", data)[1], 1)]
-    else:       # lines of bytes end in \n, \r\n or \r alone
-        rows = [parse(f"line {n}", line) for n, line in enumerate(data.splitlines(), 1) if line.strip()]
-    for place, row in rows:
-        if not isinstance(row, dict):
-            raise ValueError(f"{place}: expected a JSON object, found {row!r:.40}")
+        place, parts = "row", [json.dumps(row).encode() for row in load_json(data)]
+    for n, part in enumerate(parts, 1):
+        try:
+            if part.strip():
+                rows.append((f"{place} {n}", {**load_json(part)}))
+        except (ValueError, TypeError, RecursionError) as error:
+            found = f"{part.decode('utf-8', 'replace').strip():.40} ({brief(error, 80)})"
+            raise ValueError(f"{place} {n}: expected a JSON object, found {found}") from None
     return rows
 
 

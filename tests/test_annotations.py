@@ -172,7 +172,7 @@ def test_control_characters_are_shown_not_obeyed():
     assert printable("a\x1b[31m\nÄ\u2028") == r"a\x1b[31m\nÄ\u2028"
 
 
-@pytest.mark.parametrize("line, found", [("[]", r"\[\]"), ('"Ann left."', "'Ann left.'"), ("null", "None")])
+@pytest.mark.parametrize("line, found", [("[]", r"\[\]"), ('"Ann left."', '"Ann left."'), ("null", "null")])
 def test_a_line_that_is_no_object_is_named(tmp_path, line, found):
     (tmp_path / "a.jsonl").write_text(line + "\n", encoding="utf-8")
     with pytest.raises(ValueError, match=rf"a\.jsonl: line 1: expected a JSON object, found {found}"):

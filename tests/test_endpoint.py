@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import traceback
+import urllib.request
 from collections import Counter
 from http.client import BadStatusLine
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -294,8 +295,8 @@ def test_waits_are_as_long_as_asked_and_grow(monkeypatch):
         assert endpoint.ask(body, options, stop, []) == (None, "HTTP 500: out of memory") and len(waits) == 12
     monkeypatch.setattr(endpoint.OPENER, "open", Mock(side_effect=BadStatusLine(KEY)))
     assert endpoint.ask(body, options, stop, []) == (None, "BadStatusLine: [key]") and waits[5] == 300
-    html = "HTTP 200 without a chat completion"
-    assert retries == ["HTTP 429", "HTTP 500", "HTTP 408", html, html, "HTTP 429"]
+    bodies = [f"HTTP 200 without a chat completion: {body}" for _, _, body in answers[3:5]]
+    assert retries == ["HTTP 429", "HTTP 500", "HTTP 408", *bodies, "HTTP 429"]
     for k, (wait, asked) in enumerate(zip(waits, (7, 0, 0, 0, 0))):
         assert asked + 2 ** k / 2 <= wait <= asked + 1.5 * 2 ** k
 
@@ -361,7 +362,7 @@ def test_300_requests_to_a_server_that_misbehaves(tmp_path, run, monkeypatch):
     """Every valid reply is kept once, every loss is named in the server's words, nothing is asked for again but
     what was refused, and a chapter that is refused stops nothing. pytest -s shows the report."""
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")          # a proxy that nobody asked for this machine
-    opener = endpoint.urllib.request.build_opener(endpoint.NoRedirect, endpoint.Proxies)
+    opener = urllib.request.build_opener(endpoint.Answers, endpoint.Proxies)
     monkeypatch.setattr(endpoint, "OPENER", opener)
     lines, fates = write_text(tmp_path, 150), {}
     for i, line in enumerate(lines):
