@@ -112,7 +112,7 @@ def main(arguments=None):
         limit -= len(text[-1])
         cut += sum(not END.search(line) for line in text[-1][:-1])
     if cut:
-        say(f"{cut:,} sentences do not end within {MAX_SENTENCE} characters and are asked about in pieces")
+        say(f"sentences without an end within {MAX_SENTENCE} characters, asked about in pieces: {cut:,}")
     jobs = list(dict.fromkeys((behaviour, line) for lines in text for line in lines for behaviour in FIELDS))
     if options.dry_run:
         say(f"{len(jobs):,} requests to {options.url}; nothing is sent. The first of each behaviour:")
@@ -135,7 +135,7 @@ def main(arguments=None):
     annotated, missing, dropped = collect(text, replies, failures, options)
     kept = sum(len(record[field]) for records in annotated for record in records for field in FIELDS.values())
     tokens = sum(sum(reply["tokens"]) for reply in list(replies.values())[known:])
-    for why, line in ((why, line) for line, problems in missing for why in problems):
+    for why, line in dict.fromkeys((why, line) for line, problems in missing for why in problems):
         if not why.endswith(UNASKED):
             say(f"not annotated, {why}: {line}")
     say(f"{len(replies) - known:,} replies, {tokens:,} tokens; {len(retries):,} requests repeated", retries)

@@ -274,6 +274,13 @@ def test_a_broken_reply_is_asked_for_three_times_and_kept(tmp_path, run, monkeyp
         assert run(server)[1] == expected(lines) and server.asked.total() == asked      # sends no request
 
 
+def test_a_sentence_without_an_end_is_told_before_it_is_sent(tmp_path, capsys):
+    (tmp_path / "my.txt").write_text("Ann left.[1] She said " + "no, no " * 99 + "\n\nNo end", encoding="utf-8")
+    annotate.main(command(tmp_path, "http://localhost:1/v1", "--dry_run"))
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first.endswith("within 500 characters, asked about in pieces: 1") and second.startswith("8 requests")
+
+
 def test_a_sentence_is_asked_about_once_without_control_characters(tmp_path, run):
     text = "Ann sold 3 lamps\nin Oslo. Ann sold 3 lamps in Oslo.\n\nAnn sold 3 lamps\x1bin Oslo.\n\n\x1b"
     (tmp_path / "my.txt").write_text(text, encoding="utf-8")
