@@ -27,7 +27,7 @@ GIVE_UP = 8                         # jobs in a row without a reply that end a r
 MAX_BODY = 1 << 20                  # bytes of an answer; a common one has two thousand
 CUT = "length", "max_tokens", "max_output_tokens", "model_length"       # finish_reason at --max_tokens
 PARTS = "content", "reasoning_content", "reasoning", "refusal"          # of a message, in this order
-ERRORS = ValueError, LookupError, TypeError, AttributeError, RecursionError     # of JSON that is not as expected
+ERRORS = ValueError, LookupError, TypeError, AttributeError, RecursionError     # of JSON of another shape
 
 
 def read_replies(path):
@@ -97,8 +97,8 @@ OPENER = urllib.request.build_opener(Answers, Proxies)
 
 
 def completion(text):
-    """A chat completion or the events of a stream of one (str) -> {"reply": str, "finish", "tokens": [in, out]};
-    the reply is what the model thought or refused where it wrote nothing else. An error of ERRORS for another."""
+    """A chat completion, or the events of a stream (str) -> {"reply": str, "finish", "tokens": [in, out]}; the
+    reply is what the model thought or refused where it wrote nothing else. ERRORS for another text."""
     said, finish, usage = dict.fromkeys(PARTS, ""), None, None
     streamed = re.findall(r"^data: *(\{.*)", text, re.MULTILINE)
     for chunk in map(json.loads, streamed or [text]):
@@ -120,8 +120,8 @@ def completion(text):
 
 
 def post(body, options):
-    """Sends one request -> (reply, None, None) as `completion` has it, or (None, what went wrong, in the words
-    of the server, and the seconds that it wants to wait, or None if another try would be in vain)."""
+    """Sends one request -> (reply, None, None), see `completion`, or (None, what went wrong, in the server's
+    words, the seconds that it asks to wait, or None if another try would be in vain)."""
     headers = {"Content-Type": "application/json", "User-Agent": "nanoreader"}
     if options.secret:
         headers["Authorization"] = f"Bearer {options.secret}"
@@ -146,7 +146,8 @@ def post(body, options):
     said = printable(" ".join(hide(text, options.secret).split())[:300])
     asked = response.headers.get("Retry-After", "")     # seconds; a date is ignored
     in_vain = 300 <= status < 500 and status not in (408, 425, 429) or "insufficient_quota" in said
-    return None, f"{what}: {said}".rstrip(": "), None if in_vain else float(asked) if asked.isdecimal() else 0.0
+    wait = float(asked) if asked.isdecimal() else 0.0
+    return None, f"{what}: {said}".rstrip(": "), None if in_vain else wait
 
 
 def ask(body, options, stop, retries):
@@ -198,8 +199,8 @@ def ask_all(jobs, next_request, replies, path, options):
                     streak, (key, body) = 0, next_request(None)
                     reply, why, _ = post(body, options)
                     if why:
-                        raise ValueError(f"{options.url}: {GIVE_UP} requests in a row without a reply: {why}; "
-                                         "check --teacher (many addresses end in /v1), --model and "
+                        raise ValueError(f"{options.url}: {GIVE_UP} requests in a row without a reply: {why}"
+                                         "; check --teacher (many addresses end in /v1), --model and "
                                          "OPENAI_API_KEY")
                     add(key, None, reply)
         except (KeyboardInterrupt, ValueError, OSError) as error:

@@ -17,7 +17,7 @@ def field(record, *names):
 
 
 def read_instructions(path):
-    """A file -> list of (prompt, response), two str each. Rows with an empty response are left out, and a line
+    """A file -> list of (prompt, response), two str each. Rows with an empty response are left out; a line
     says how many. ValueError "file: line 3: ..." for a row without these fields or without a prompt."""
     pairs, empty = [], []
     with named(path):

@@ -28,7 +28,7 @@ STARTERS = set("""The A An This That These Those He She It They We You I His Her
 LETTER = r"[^\W\d_]"
 # What a sentence ends with: a stop, and the marks of footnotes, which may have lost their brackets: river.12
 END = re.compile(rf"([{STOPS}]+)(?:{MARK}|[{re.escape(CLOSERS)}])*(\d{{1,3}})?$")
-# White space ends a word, but in brackets. Chinese and Japanese stops end one too, since no space follows them.
+# White space ends a word, but in brackets. Chinese and Japanese stops end one too: no space follows them.
 BRACKETS = r"\[(?:[^][\s.!?…]{1,20}(?: [^][\s.!?…]{1,20}){1,3}\])?"
 WORD = re.compile(rf"\s*(?:[^\s。！？]*[。！？]+(?:{MARK}|[{re.escape(CLOSERS)}])*|(?:[^\s\[]+|{BRACKETS})+)\s*")
 # At most MAX_SENTENCE characters up to a space or the end, or that many of a longer word; then the space.

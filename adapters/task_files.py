@@ -125,7 +125,7 @@ def big_bench_hard(task, fewshot, seed):
 
 
 def rows_of(path):
-    """A .jsonl or .tsv file in UTF-8 -> list of (place, row as a dict), place: "line 3", without empty lines."""
+    """A .jsonl or .tsv file -> list of (place, row as a dict), place: "line 3", without empty lines."""
     if path.suffix == ".jsonl":
         return json_rows(path)
     check_kind(path)

@@ -222,7 +222,7 @@ def text_sources(corpus, tokenizer, block_size, seed):
         rows = fitting_rows(documents, tokenizer, block_size)
         if len(rows) < len(documents):
             what = f"{len(documents) - len(rows)} of {len(documents)} {behaviour} readings"
-            print(printable(f"{corpus}: left out are {what}, longer than --block_size={block_size}"), flush=True)
+            print(printable(f"{corpus}: left out: {what}, longer than --block_size={block_size}"), flush=True)
         yield rows
 
 

@@ -155,6 +155,6 @@ def test_questions_of_ones_own_teach_no_entities(tmp_path, capsys):
     corpus.write_text("\n".join([*lines, json.dumps({"text": words.strip(), "questions": []})]), encoding="utf-8")
     annotated.annotated_text.cache_clear()
     list(documents.text_sources(config.corpus, tokenizer, 64, 0))
-    said = "left out are 4 of 20 qra readings, longer than --block_size=64\n"
+    said = "left out: 4 of 20 qra readings, longer than --block_size=64\n"
     assert capsys.readouterr().out == f"{corpus}: {said}"
     annotated.annotated_text.cache_clear()

@@ -359,10 +359,13 @@ LOST = {      # ... and what the report says of it
     "long": (LONG, "no reply, HTTP 413: <h1>Payload too large</h1>"),
     "quota": (QUOTA, "no reply, HTTP 429: .*insufficient_quota"),
     "inside": (INSIDE, "no reply, HTTP 200 without a chat completion: .*The context is full"),
-    "packed": ((400, {"Content-Encoding": "gzip"}, gzip.compress(b"too many tokens")), "no reply, HTTP 400: too many tokens"),
+    "packed": ((400, {"Content-Encoding": "gzip"}, gzip.compress(b"too many tokens")),
+               "no reply, HTTP 400: too many tokens"),
     "moved": ((307, {"Location": "https://other/v2"}, ""), "no reply, HTTP 307: -> https://other/v2"),
-    "cut": ((200, {}, chat({"content": '{"entities": ['}, "max_tokens")), "no JSON object, cut off at --max_tokens"),
-    "empty": ((200, {}, chat({"content": None}, "content_filter")), "no JSON object, finish_reason content_filter")}
+    "cut": ((200, {}, chat({"content": '{"entities": ['}, "max_tokens")),
+            "no JSON object, cut off at --max_tokens"),
+    "empty": ((200, {}, chat({"content": None}, "content_filter")),
+              "no JSON object, finish_reason content_filter")}
 
 
 def test_300_requests_to_a_server_that_misbehaves(tmp_path, run, monkeypatch):

@@ -33,13 +33,15 @@ def test_every_field_name_is_read(tmp_path):
 
 
 def test_an_array_is_read_and_an_empty_response_left_out(tmp_path, capsys):
-    """As Alpaca is published, whose rows without an output are 28 of 52,002; line ends are those of Windows."""
-    rows = [{"instruction": "Say\r\nhello.", "input": "", "output": "Hello."}, {"instruction": "a", "output": " "}]
+    """As Alpaca is published, some rows without an output; the line ends are those of Windows."""
+    rows = [{"instruction": "Say\r\nhello.", "input": "", "output": "Hello."},
+            {"instruction": "a", "output": " "}]
     for content in (json.dumps(rows, indent=4).replace("\n", "\r\n"), "\r\n".join(map(json.dumps, rows))):
         (tmp_path / "x.json").write_bytes(("\ufeff" + content).encode())
         assert read_instructions(tmp_path / "x.json") == [("Say\nhello.\n\nAnswer:", "Hello.")]
         place = "row 2" if content[0] == "[" else "line 2"
-        assert capsys.readouterr().out == f"{tmp_path}/x.json: 1 rows with an empty response left out, first {place}\n"
+        said = f"{tmp_path / 'x.json'}: 1 rows with an empty response left out, first {place}\n"
+        assert capsys.readouterr().out == said
     (tmp_path / "x.json").write_text(json.dumps([*rows, {"instruction": "b"}]), encoding="utf-8")
     with pytest.raises(ValueError, match="x.json: row 3: expected an object with"):
         read_instructions(tmp_path / "x.json")
