@@ -5,23 +5,24 @@
 Each sentence is asked about twice, once for each reading behaviour. Raw replies are kept in
 annotations.replies.jsonl: a run that was killed continues from them, and a better parser needs no new
 request. A reply that cannot be used is asked for again, TRIES times in all, the first at temperature 0 and
-the others at WARM with another seed. A sentence without usable replies gets no record, and what follows it is
-a new paragraph: the sentences of a paragraph are neighbours in the text.
+the others at WARM with another seed. A sentence without usable replies is named and gets no record; what
+follows it is a new paragraph: the sentences of a paragraph are neighbours in the text.
 """
 import argparse
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
 from adapters.endpoint import ask_all, endpoint_url, read_replies, secret_key
-from adapters.prompts import FIELDS, messages, parse
-from adapters.sentences import sentences
+from adapters.prompts import EXAMPLES, FIELDS, messages, parse
+from adapters.sentences import END, MAX_SENTENCE, sentences
 from data.annotations import write_annotations
 from data.cli import CONTROL, check_range, printable
 from data.files import digest
 from data.own_text import paragraphs, read_text
 
-TRIES, WARM = 3, 0.7
+TRIES, WARM, UNASKED = 3, 0.7, "not asked yet"
 
 
 def parse_arguments(arguments):
@@ -65,25 +66,25 @@ def outcome(behaviour, sentence, replies, options):
     for k in range(TRIES):
         key, body = request(behaviour, sentence, k, options)
         if key not in replies:
-            return [], Counter(), "not asked yet", (key, body)
+            return [], Counter(), UNASKED, (key, body)
         reply = replies[key]
-        items, dropped, why = parse(behaviour, sentence, reply["reply"], reply["finish"] == "length")
+        items, dropped, why = parse(behaviour, sentence, reply["reply"], reply["finish"])
         if why is None:
             break
     return items, dropped, why, None
 
 
 def collect(text, replies, failures, options):
-    """All that the replies give -> (annotated, missing, dropped): paragraphs (lists of records), and Counters
-    of why sentences have no record, and why items are missing in the records."""
-    found, missing, dropped = [], Counter(), Counter()
+    """All that the replies give -> (annotated, missing, dropped): paragraphs (lists of records), a list of
+    (sentence without a record, reasons), and a Counter of why items are missing in the records."""
+    found, missing, dropped = [], [], Counter()
     for lines in text:
         found.append([])
         for line in lines:
             given = {behaviour: outcome(behaviour, line, replies, options) for behaviour in FIELDS}
             problems = [f"{b}: {failures.get((b, line), why)}" for b, (_, _, why, _) in given.items() if why]
             if problems:
-                missing[problems[0]] += 1
+                missing.append((line, problems))
                 found.append([])        # a gap ends the paragraph
                 continue
             found[-1].append({"text": line, **{FIELDS[b]: items for b, (items, *_) in given.items()}})
@@ -95,19 +96,23 @@ def collect(text, replies, failures, options):
 
 
 def say(line, reasons=()):
-    """Prints a line, and below it a table of reasons, the most common first."""
-    for text in [line] + [f"  {n:9,}  {reason}" for reason, n in Counter(reasons).most_common()]:
+    """Prints a line, and below it a table of reasons, the most common first, without the words of servers."""
+    reasons = Counter(re.sub("(HTTP [^:]*): .*", r"\1", reason) for reason in reasons)
+    for text in [line] + [f"  {n:9,}  {reason}" for reason, n in reasons.most_common()]:
         print(printable(text), flush=True)
 
 
 def main(arguments=None):
     """The command. What stops it (ValueError, OSError, Ctrl-C) is raised after all is written."""
     options, text = parse_arguments(arguments), []
-    limit = options.limit
+    limit, cut = options.limit, 0
     for paragraph in paragraphs(read_text(options.text)):
         paragraph = " ".join(CONTROL.sub(" ", paragraph).split())
         text.append([sentence.strip() for sentence in sentences(paragraph)][:limit])
         limit -= len(text[-1])
+        cut += sum(not END.search(line) for line in text[-1][:-1])
+    if cut:
+        say(f"sentences without an end within {MAX_SENTENCE} characters, asked about in pieces: {cut:,}")
     jobs = list(dict.fromkeys((behaviour, line) for lines in text for line in lines for behaviour in FIELDS))
     if options.dry_run:
         say(f"{len(jobs):,} requests to {options.url}; nothing is sent. The first of each behaviour:")
@@ -118,6 +123,8 @@ def main(arguments=None):
             say(json.dumps(body))
         return
     def next_request(job):
+        if job is None:                 # an example of the prompt, under a key that no reply has
+            return request("ner", next(iter(EXAMPLES)), len(replies), options)
         return outcome(*job, replies, options)[3]
     path = options.out.with_suffix(".replies.jsonl")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,10 +135,17 @@ def main(arguments=None):
     annotated, missing, dropped = collect(text, replies, failures, options)
     kept = sum(len(record[field]) for records in annotated for record in records for field in FIELDS.values())
     tokens = sum(sum(reply["tokens"]) for reply in list(replies.values())[known:])
+    for why, line in dict.fromkeys((why, line) for line, problems in missing for why in problems):
+        if not why.endswith(UNASKED):
+            say(f"not annotated, {why}: {line}")
     say(f"{len(replies) - known:,} replies, {tokens:,} tokens; {len(retries):,} requests repeated", retries)
-    say(f"{total:,} sentences: {total - missing.total():,} annotated, {missing.total():,} not", missing)
-    say(f"{kept + dropped.total():,} entities and questions: {kept:,} kept, {dropped.total():,} not", dropped)
+    say(f"{total:,} sentences: {total - len(missing):,} annotated, {len(missing):,} not",
+        [problems[0] for _, problems in missing])
+    say(f"{kept + dropped.total():,} entities and questions: {kept:,} kept, {dropped.total():,} not",
+        dropped.elements())
     if annotated:                       # a wrong model name must not empty the file of a right one
         write_annotations(options.out, annotated)
     if problem:
         raise problem
+    if not annotated:
+        raise ValueError(f"{options.text}: not one sentence was annotated, so {options.out} is not written")

@@ -7,6 +7,7 @@ The server answers POST .../chat/completions as OpenAI's does (llama.cpp, Ollama
 appended to the file before it is parsed, under a key that is a hash of the request, so that none is sent
 twice. The API key is taken from the environment, sent in one header, and removed from what servers send back.
 """
+import contextlib
 import json
 import os
 import random
@@ -14,6 +15,7 @@ import re
 import threading
 import urllib.error
 import urllib.request
+import zlib
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from http.client import HTTPException
 
@@ -23,6 +25,9 @@ from data.files import digest
 BACKOFF, LONGEST_WAIT = 1.0, 300    # seconds before the first retry, doubled each time; the longest wait
 GIVE_UP = 8                         # jobs in a row without a reply that end a run
 MAX_BODY = 1 << 20                  # bytes of an answer; a common one has two thousand
+CUT = "length", "max_tokens", "max_output_tokens", "model_length"       # finish_reason at --max_tokens
+PARTS = "content", "reasoning_content", "reasoning", "refusal"          # of a message, in this order
+ERRORS = ValueError, LookupError, TypeError, AttributeError, RecursionError     # of JSON of another shape
 
 
 def read_replies(path):
@@ -40,7 +45,7 @@ def read_replies(path):
             if reply.pop("sha256") != digest(reply):
                 raise ValueError
             replies[reply["key"]] = reply
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except ERRORS:
             raise ValueError(f"{path}:{number}: not a reply as it was written; remove this line") from None
     return replies
 
@@ -74,59 +79,89 @@ def secret_key():
     return secret
 
 
-class NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_):
-        """None: the key would go to an address that the user did not name."""
+class Answers(urllib.request.HTTPErrorProcessor):
+    def https_response(self, request, response):
+        """Each as it comes. A redirect is not followed: the key would go where the user did not send it."""
+        return response
+    http_response = https_response
 
 
-OPENER = urllib.request.build_opener(NoRedirect)
+class Proxies(urllib.request.ProxyHandler):
+    def proxy_open(self, request, *more):
+        """Those of the environment, but for a server on this machine."""
+        if not re.match(r"(localhost|127\.[\d.]+|0\.0\.0\.0|\[::1\])(:|$)", request.host):
+            return super().proxy_open(request, *more)
+
+
+OPENER = urllib.request.build_opener(Answers, Proxies)
+
+
+def completion(text):
+    """A chat completion, or the events of a stream (str) -> {"reply": str, "finish", "tokens": [in, out]}; the
+    reply is what the model thought or refused where it wrote nothing else. ERRORS for another text."""
+    said, finish, usage = dict.fromkeys(PARTS, ""), None, None
+    streamed = re.findall(r"^data: *(\{.*)", text, re.MULTILINE)
+    for chunk in map(json.loads, streamed or [text]):
+        usage = chunk.get("usage") or usage
+        for choice in chunk["choices"][:1]:
+            finish, message = choice.get("finish_reason") or finish, choice.get("message") or choice["delta"]
+            for name in PARTS:
+                part = message.get(name) or ""
+                if not isinstance(part, str):           # a list of parts
+                    part = "".join(piece["text"] for piece in part if piece["type"] == "text")
+                said[name] += part
+    if finish == "error" or not (finish or any(said.values())):
+        raise ValueError
+    finish = "length" if str(finish).lower() in CUT else finish
+    name = next((name for name in PARTS if said[name].strip()), PARTS[0])
+    reply = "<think>" * (finish == "length" and name != PARTS[0]) + said[name]
+    counts = map((usage if isinstance(usage, dict) else {}).get, ("prompt_tokens", "completion_tokens"))
+    return {"reply": reply, "finish": finish, "tokens": [n if isinstance(n, int) else 0 for n in counts]}
 
 
 def post(body, options):
-    """Sends one request -> {"reply": str, "finish", "tokens": [in, out]}. OSError or HTTPException if another
-    try may succeed, ValueError if none will."""
+    """Sends one request -> (reply, None, None), see `completion`, or (None, what went wrong, in the server's
+    words, the seconds that it asks to wait, or None if another try would be in vain)."""
     headers = {"Content-Type": "application/json", "User-Agent": "nanoreader"}
     if options.secret:
         headers["Authorization"] = f"Bearer {options.secret}"
     request = urllib.request.Request(options.url, json.dumps(body).encode(), headers)
     try:
         with OPENER.open(request, timeout=options.timeout) as response:
-            value = json.loads(response.read(MAX_BODY))
-        choice, usage = value["choices"][0], value.get("usage") or {}
-        reply = choice["message"]["content"] or ""      # null: the model wrote nothing but thoughts
-        if not isinstance(reply, str):
-            raise ValueError
-        tokens = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
-        return {"reply": reply, "finish": choice.get("finish_reason"), "tokens": tokens}
-    except urllib.error.HTTPError as error:
-        with error:
-            if error.code in (408, 429) or error.code >= 500:
-                raise
-            said = " ".join(hide(error.read(MAX_BODY).decode("utf-8", "replace"), options.secret).split())
-        raise ValueError(f"{options.url}: HTTP {error.code}: {printable(said[:200])}; check --teacher (many "
-                         "addresses end in /v1), --model and OPENAI_API_KEY") from None
-    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
-        raise OSError("no chat completion") from None
+            data, status = response.read(MAX_BODY), response.status
+        if data[:2] == b"\x1f\x8b":                     # packed, though nobody asked
+            data = zlib.decompressobj(31).decompress(data, MAX_BODY)
+    except (OSError, HTTPException, zlib.error) as error:
+        cause = error.reason if isinstance(error, urllib.error.URLError) else error
+        return None, hide(brief(cause, 10**4), options.secret)[:120], 0.0
+    text, what = data.decode("utf-8-sig", "replace"), f"HTTP {status}"
+    if status < 300:
+        with contextlib.suppress(*ERRORS):
+            return completion(text), None, None
+        what += " without a chat completion"
+        with contextlib.suppress(*ERRORS):              # some servers send errors as HTTP 200
+            status = int(json.loads(text)["error"]["code"])
+    if where := response.headers.get("Location"):       # a redirect
+        text = f"-> {where} {text}"
+    said = printable(" ".join(hide(text, options.secret).split())[:300])
+    asked = response.headers.get("Retry-After", "")     # seconds; a date is ignored
+    in_vain = 300 <= status < 500 and status not in (408, 425, 429) or "insufficient_quota" in said
+    wait = float(asked) if asked.isdecimal() else 0.0
+    return None, f"{what}: {said}".rstrip(": "), None if in_vain else wait
 
 
 def ask(body, options, stop, retries):
     """One request, repeated --retries times at most -> (reply, None), or (None, what went wrong). Before each
     it waits as the server asks in Retry-After, plus BACKOFF, doubled each time and multiplied by a random
-    number. stop: an Event that ends the waiting; retries: a list, gets the reasons. ValueError as post."""
+    number. stop: an Event that ends the waiting; retries: a list, gets the reasons."""
     for k in range(options.retries + 1):
-        try:
-            return post(body, options), None
-        except urllib.error.HTTPError as error:
-            asked = error.headers.get("Retry-After", "")                # seconds; a date is ignored
-            why, wait = f"HTTP {error.code}", float(asked) if asked.isdecimal() else 0.0
-        except (OSError, HTTPException) as error:
-            cause = error.reason if isinstance(error, urllib.error.URLError) else error
-            why, wait = hide(brief(cause, 10**4), options.secret)[:120], 0.0
-        if k < options.retries:
-            retries.append(why)
-            if stop.wait(min(LONGEST_WAIT, wait + BACKOFF * 2 ** min(k, 9) * random.uniform(0.5, 1.5))):
-                break
-    return None, why
+        reply, why, wait = post(body, options)
+        if wait is None or k == options.retries:
+            break
+        retries.append(why)
+        if stop.wait(min(LONGEST_WAIT, wait + BACKOFF * 2 ** min(k, 9) * random.uniform(0.5, 1.5))):
+            break
+    return reply, why
 
 
 def ask_all(jobs, next_request, replies, path, options):
@@ -134,18 +169,22 @@ def ask_all(jobs, next_request, replies, path, options):
 
     A job is a tuple that JSON can hold; next_request(job): the (key, body) to send for it now, or None.
     options: url, secret, model, timeout (seconds), retries, parallel. Returns (failures, retries, problem):
-    {job: what went wrong}, reasons of retries, and the exception that ended the run early or None. After one
-    it waits for the requests in flight."""
+    {job: what went wrong}, reasons of retries, and the exception that ended the run early or None. After
+    GIVE_UP failures in a row next_request(None) is sent once, which any endpoint that works answers: where it
+    fails too the run ends, else the jobs alone were refused. At the end requests in flight are waited for."""
     failures, retries, problem, streak = {}, [], None, 0
     pool, stop = ThreadPoolExecutor(options.parallel), threading.Event()
+
+    def add(key, job, reply):
+        reply = {"key": key, "model": options.model, "job": job, **reply}
+        replies[key] = keep(file, reply, options.secret)
 
     def work(job):
         while not stop.is_set() and (request := next_request(job)):
             reply, why = ask(request[1], options, stop, retries)
             if why:
                 return why
-            reply = {"key": request[0], "model": options.model, "job": job, **reply}
-            replies[request[0]] = keep(file, reply, options.secret)
+            add(request[0], job, reply)
 
     with open(path, "ab", buffering=0) as file, progress(None, "replies", total=len(jobs)) as bar:
         try:
@@ -155,9 +194,15 @@ def ask_all(jobs, next_request, replies, path, options):
                 why = future.result()
                 streak = streak + 1 if why else 0
                 if why:
-                    failures[futures[future]] = f"no reply ({why})"
+                    failures[futures[future]] = f"no reply, {why}"
                 if streak == GIVE_UP:
-                    raise ValueError(f"{options.url}: {streak} requests in a row without a reply: {why}")
+                    streak, (key, body) = 0, next_request(None)
+                    reply, why, _ = post(body, options)
+                    if why:
+                        raise ValueError(f"{options.url}: {GIVE_UP} requests in a row without a reply: {why}"
+                                         "; check --teacher (many addresses end in /v1), --model and "
+                                         "OPENAI_API_KEY")
+                    add(key, None, reply)
         except (KeyboardInterrupt, ValueError, OSError) as error:
             problem = error
         finally:

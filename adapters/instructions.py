@@ -2,12 +2,11 @@
 
     pairs = read_instructions("dolly.jsonl")       # [(prompt, response), ...]
 
-One object a line. The prompt is "instruction", and below it "input" or "context" if there is one, or it is
-"prompt"; the response is "output" or "response". Other fields are ignored.
+One object a line, or all in one array. The prompt is "instruction", and below it "input" or "context" if
+there is one, or it is "prompt"; the response is "output" or "response". Other fields are ignored.
 """
-import json
-
-from data.cli import brief
+from data.cli import printable
+from data.own_text import json_rows, named
 
 ANSWER = "\n\nAnswer:"        # what a prompt ends with; the response follows behind a space
 
@@ -18,22 +17,22 @@ def field(record, *names):
 
 
 def read_instructions(path):
-    """A JSONL file -> list of (prompt, response), two str each. ValueError "file:line: ..." for a bad one."""
-    pairs = []
-    with open(path, "rb") as file:
-        lines = [(number, line) for number, line in enumerate(file, 1) if line.strip()]
-    for number, line in lines:
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}:{number}: not JSON in UTF-8 ({brief(error)})") from None
-        record = record if isinstance(record, dict) else {}
-        asked, given = field(record, "instruction", "prompt"), field(record, "input", "context")
-        response = field(record, "output", "response")
-        if not asked or not response:
-            raise ValueError(f'{path}:{number}: expected an object with "instruction" (and "input" or '
-                             '"context") or "prompt", and "output" or "response", none of them empty')
-        pairs.append((asked + (f"\n\n{given}" if given else "") + ANSWER, response))
-    if not pairs:
-        raise ValueError(f"{path}: no prompts; expected one JSON object a line")
+    """A file -> list of (prompt, response), two str each. Rows with an empty response are left out; a line
+    says how many. ValueError "file: line 3: ..." for a row without these fields or without a prompt."""
+    pairs, empty = [], []
+    with named(path):
+        for place, record in json_rows(path):
+            asked, given = field(record, "instruction", "prompt"), field(record, "input", "context")
+            response = field(record, "output", "response")
+            if not asked or not {"output", "response"} & set(record):
+                raise ValueError(f'{place}: expected an object with "instruction" (and "input" or "context") '
+                                 'or "prompt", not empty, and "output" or "response"')
+            if response:
+                pairs.append((asked + (f"\n\n{given}" if given else "") + ANSWER, response))
+            else:
+                empty.append(place)
+        if not pairs:
+            raise ValueError("no prompts with responses; expected JSON objects, one a line or in an array")
+    if empty:
+        print(printable(f"{path}: {len(empty):,} rows with an empty response left out, first {empty[0]}"))
     return pairs

@@ -122,16 +122,17 @@ def item_problem(behaviour, item, sentence):
     return next((problem for problem, found in checks.items() if found), None)
 
 
-def parse(behaviour, sentence, reply, cut=False):
-    """Reads a reply (str; cut: whether it ended at --max_tokens) -> (items, dropped, why): the valid ones, a
-    Counter of reasons for the others, and None or why the reply cannot be used. No entities are fine."""
+def parse(behaviour, sentence, reply, finish=None):
+    """Reads a reply (str; finish: its finish_reason) -> (items, dropped, why): the valid ones, a Counter of
+    reasons for the others, and None or why the reply cannot be used. No entities are fine."""
     field, dropped, items = FIELDS[behaviour], Counter(), {}
     name = "text" if behaviour == "ner" else "question"
     value, why = find_object(reply)
     listed = value.get(field) if value else None
     if not isinstance(listed, list):
+        end = {None: "", "stop": "", "length": ", cut off at --max_tokens"}
         why = why or f"no list '{field}' in the JSON"
-        return [], dropped, f"{why}, cut off at --max_tokens" if cut else why
+        return [], dropped, why + end.get(finish, f", finish_reason {finish}")
     for item in listed:
         if problem := item_problem(behaviour, item, sentence):
             dropped[problem] += 1

@@ -12,6 +12,7 @@ MAX_SENTENCE = 500      # characters, some 150 tokens; what is longer (a table, 
 STOPS = ".!?…。！？।؟"
 CLOSERS = "\"'”’»)]}*_」』）"       # may stand between the stop and the end of a sentence: (He left.) "Go."
 OPENERS = "\"'“‘«„([{*_¿¡—–-「『（"   # may stand before the first letter of a sentence
+MARK = r"[\[({][^][(){}.!?…\n]{1,30}[])}]|[⁰¹²³⁴-⁹†‡]"         # of a footnote: [1] [note 2] [^a] (3) ⁴
 
 # A stop after these is part of the word. A title stands before a name, so a capital letter tells nothing.
 TITLES = "Mr Mrs Ms Mme Mlle Messrs Dr Prof Rev Hon Gen Col Maj Capt Cmdr Lt Sgt Gov Sen Rep Mt".split()
@@ -25,8 +26,11 @@ STARTERS = set("""The A An This That These Those He She It They We You I His Her
     Have Had Can Could Will Would Should Today Yesterday Tomorrow""".split())
 
 LETTER = r"[^\W\d_]"
-# White space ends a word. Chinese and Japanese stops end one as well, since no space follows them.
-WORD = re.compile(rf"\s*(?:[^\s。！？]*[。！？]+[{re.escape(CLOSERS)}]*|\S+)\s*")
+# What a sentence ends with: a stop, and the marks of footnotes, which may have lost their brackets: river.12
+END = re.compile(rf"([{STOPS}]+)(?:{MARK}|[{re.escape(CLOSERS)}])*(\d{{1,3}})?$")
+# White space ends a word, but in brackets. Chinese and Japanese stops end one too: no space follows them.
+BRACKETS = r"\[(?:[^][\s.!?…]{1,20}(?: [^][\s.!?…]{1,20}){1,3}\])?"
+WORD = re.compile(rf"\s*(?:[^\s。！？]*[。！？]+(?:{MARK}|[{re.escape(CLOSERS)}])*|(?:[^\s\[]+|{BRACKETS})+)\s*")
 # At most MAX_SENTENCE characters up to a space or the end, or that many of a longer word; then the space.
 CHUNK = re.compile(rf"\s*\S(?:.{{0,{MAX_SENTENCE - 1}}}(?!\S)|.{{{MAX_SENTENCE - 1}}})\s*", re.DOTALL)
 
@@ -52,13 +56,14 @@ def sentences(paragraph):
 
 def ends(word, following):
     """Whether a sentence ends with this word; both come with their white space."""
-    core = word.strip().rstrip(CLOSERS)
-    stem = core.rstrip(STOPS)
-    stop = core[len(stem):]
-    opening = following.lstrip(OPENERS)
-    if not stop or opening[:1].islower() or following[0] in STOPS:
+    core = word.strip()[-100:]
+    found, opening = END.search(core), following.lstrip(OPENERS)
+    if not found or opening[:1].islower() or following[0] in STOPS:
         return False                                    # no stop; "Why?" he asked; a spaced ellipsis: . . .
-    if stop != ".":
+    stem = core[:found.start()]
+    if found[2] and (not stem[-3:].isalpha() or stem.lower() in BEFORE_NUMBER):
+        return False                                    # 3.14, Fig.2
+    if found[1] != ".":
         return True                                     # "?", "!", "?!", "..."
     stem = re.split(r"[^\w.'’]", stem)[-1].strip("'’")  # "(e.g" -> "e.g", "Rolls-Royce" -> "Royce"
     if stem[:1].isupper() and stem.capitalize() in TITLES:

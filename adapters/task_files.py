@@ -13,16 +13,16 @@ the texts any of which must be generated, word for word.
     .json    BIG-bench-Hard: nothing but "examples" of "input" and "target". Candidates are the options in the
              input, (A) (B) ... or - Yes - No, or the targets of the file where they are few; else the answer
              is generated. An example whose target is not among several options is skipped.
-    .jsonl   one object a line, and .tsv, one row a line below a line of names: FORMATS. A line without label
-             ("-", -1) is skipped. Several languages in one file are several tasks.
+    .jsonl   one object a line (or an array), and .tsv, one row a line below a line of names: FORMATS. A row
+             without label ("-", -1) is skipped. Several languages in one file are several tasks.
 """
-import json
 import random
 import re
 from collections import Counter
 from pathlib import Path
 
 from brd import join
+from data.own_text import check_kind, json_rows, load_json, named
 
 # What BIG-bench does where a file is silent. In a file without layout and canary, the inputs are the prompts.
 BIG_BENCH = {"task_prefix": "", "example_input_prefix": "\nQ: ", "example_output_prefix": "\nA: ",
@@ -125,20 +125,19 @@ def big_bench_hard(task, fewshot, seed):
 
 
 def rows_of(path):
-    """A .jsonl or .tsv file in UTF-8 -> list of (line number, row as a dict), without empty lines."""
-    with open(path, encoding="utf-8-sig", newline="\n") as file:
-        lines = [(number, line.rstrip("\r\n")) for number, line in enumerate(file, 1) if line.strip()]
-    names, rows = [], []
-    if path.suffix == ".tsv" and lines:
-        names = lines.pop(0)[1].split("\t")             # no quoting: a " is a quotation mark
-    for number, line in lines:
-        try:
-            row = dict(zip(names, line.split("\t"), strict=True)) if names else {**json.loads(line)}
-        except (ValueError, TypeError, RecursionError):
-            expected = f"the columns {', '.join(names)}" if names else "a JSON object"
-            raise ValueError(f"line {number}: expected {expected}, found {line.strip():.40}") from None
-        rows.append((number, row))
-    return rows
+    """A .jsonl or .tsv file -> list of (place, row as a dict), place: "line 3", without empty lines."""
+    if path.suffix == ".jsonl":
+        return json_rows(path)
+    check_kind(path)
+    text = path.read_bytes().decode("utf-8-sig")
+    lines = text.split("\n" if "\n" in text else "\r")          # a field may hold a \r
+    lines = [(f"line {n}", line.rstrip("\r").split("\t")) for n, line in enumerate(lines, 1) if line.strip()]
+    names = lines.pop(0)[1] if lines else []                    # no quoting: a " is a quotation mark
+    for place, fields in lines:
+        if len(fields) != len(names):
+            found = "\t".join(fields).strip()
+            raise ValueError(f"{place}: expected the columns {', '.join(names)}, found {found:.40}")
+    return [(place, dict(zip(names, fields))) for place, fields in lines]
 
 
 def format_of(rows):
@@ -161,11 +160,11 @@ def labelled_rows(path, fewshot, seed):
     rows = rows_of(path)
     (*names, label), template, words = format_of(rows)
     languages = {}
-    for number, row in rows:
+    for place, row in rows:
         examples, skipped = languages.setdefault(str(row.get("language", "")), ([], []))
         texts = [str(row.get(name, "")).strip() for name in names]
         if not all(texts):
-            raise ValueError(f"line {number}: expected {', '.join(names)}, none of them empty")
+            raise ValueError(f"{place}: expected {', '.join(names)}, none of them empty")
         if str(row[label]) in UNLABELLED:
             skipped.append(row)
         else:
@@ -186,11 +185,12 @@ def load_tasks(path, fewshot=0, seed=0):
         return [{**task, "name": file.parent.resolve().relative_to(path.resolve().parent).as_posix()}
                 for file in files for task in load_tasks(file, fewshot, seed)]
     name = path.parent.resolve().name if path.name == "task.json" else path.stem
-    try:
+    with named(path):
         if path.suffix in (".jsonl", ".tsv"):
             tasks = labelled_rows(path, fewshot, seed)
         else:
-            task = json.loads(path.read_text(encoding="utf-8-sig"))
+            check_kind(path)
+            task = load_json(path.read_bytes())
             examples = task.get("examples") if isinstance(task, dict) else None
             if not (isinstance(examples, list) and examples and all(isinstance(x, dict) for x in examples)):
                 raise ValueError("expected 'examples', a list of objects, or a name in .jsonl or .tsv")
@@ -200,7 +200,5 @@ def load_tasks(path, fewshot=0, seed=0):
             tasks = {"": (big_bench_hard if plain else big_bench)(task, fewshot, seed)}
         if not any(items for items, _ in tasks.values()):
             raise ValueError("no example has a label")
-    except (ValueError, TypeError, RecursionError) as error:    # TypeError: a field of another type
-        raise ValueError(f"{path}: {error}") from None
     return [{"name": f"{name}/{language}" if len(tasks) > 1 else name, "items": items, "skipped": skipped}
             for language, (items, skipped) in tasks.items() if items]

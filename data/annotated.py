@@ -1,17 +1,21 @@
 """Records that an annotator wrote: their file, read strictly, its parts, and a sentence with its entities.
 
     paragraphs = read_annotations("annotations.jsonl")      # data/annotations.py shows a record
+
+A line of your own may hold a text and its questions alone:
+    {"text": "Fry the onions.", "questions": [{"question": "What is fried?", "answer": "the onions"}]}
 """
 
 import functools
-import json
 import re
 from pathlib import Path
 
-from data.annotations import ENTITY_FORMS, TYPES, fill, parse_entity, parse_question
+from data.annotations import ENTITY_FORMS, NOT_LISTED, TYPES, fill, parse_entity, parse_question
+from data.cli import CONTROL
+from data.own_text import json_rows, named
 from data.world import RAISED
-from data.cli import CONTROL, brief
 
+WORD = re.compile(r"\w")
 PRIMER = Path(__file__).resolve().parent / "primer" / "primer.jsonl"
 KINDS = ("content", "structure", *RAISED)
 FIELDS = {"entities": ("text", "type", "about"), "questions": ("kind", "question", "answer")}
@@ -25,18 +29,19 @@ def check_text(value, name):
 
 def check_record(record):
     """ValueError that names the field, unless `record` is valid: its entities occur in its sentence, a
-    question has one '?', at its end, and the lines of both can be parsed back."""
-    if not isinstance(record, dict):
-        raise ValueError(f"expected a JSON object, found {type(record).__name__}")
+    question has one '?', at its end, and the lines of both can be parsed back. A question without a kind
+    becomes one of content."""
     for name in ("paragraph", "sentence"):
         if type(record.get(name)) is not int or record[name] < 0:       # isinstance(True, int) would be True
             raise ValueError(f"field '{name}' is {record.get(name)!r:.60}, expected a number 0, 1, 2 ...")
     check_text(record.get("text"), "text")
     for name, find_problem in (("entities", entity_problem), ("questions", question_problem)):
         items = record.get(name)
-        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        if not isinstance(items, (list, tuple)) or not all(isinstance(item, dict) for item in items):
             raise ValueError(f"field '{name}' is {items!r:.60}, expected a list of objects")
         for i, item in enumerate(items):
+            if name == "questions":
+                item.setdefault("kind", "content")
             for field in FIELDS[name]:
                 check_text(item.get(field), f"{name}[{i}].{field}")
             if problem := find_problem(item, record["text"]):
@@ -66,32 +71,33 @@ def question_problem(item, sentence):
 
 
 def marked(sentence, entities):
-    """("Anna left.", [Anna, person]) -> "[Anna|person] left."; the longest entity is marked first."""
-    types = {entity["text"]: entity["type"] for entity in entities if entity["text"] in sentence}
-    words = "|".join(re.escape(text) for text in sorted(types, key=len, reverse=True)) or "(?!)"
-    return re.sub(rf"(?<!\w)(?:{words})(?!\w)", lambda match: f"[{match[0]}|{types[match[0]]}]", sentence)
+    """("Anna left.", [Anna, person]) -> "[Anna|person] left."; of those that begin at a word the longest."""
+    types, parts, end = {entity["text"]: entity["type"] for entity in entities}, [], 0
+    lengths = sorted(set(map(len, types)), reverse=True)
+    for start in [word.start() for word in re.finditer(r"(?<!\w)\S", sentence)]:
+        texts = (sentence[start:start + n] for n in lengths if start >= end)
+        if text := next((t for t in texts if t in types and not WORD.match(sentence, start + len(t))), ""):
+            parts += [sentence[end:start], f"[{text}|{types[text]}]"]
+            end = start + len(text)
+    return "".join(parts) + sentence[end:]
 
 
 def read_annotations(path):
-    """A file of records -> list of paragraphs. A bad line raises ValueError "file:line: field 'x' ..."; an
-    incomplete last line, as an interrupted annotator leaves it, is ignored."""
-    paragraphs, lines = [], Path(path).read_bytes().split(b"\n")
-    for i, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line.decode("utf-8"))   # the last line may end inside a character
-        except (ValueError, RecursionError) as error:
-            if i == len(lines):
-                break
-            raise ValueError(f"{path}:{i}: not a JSON object in UTF-8 ({brief(error)})") from None
-        try:
-            check_record(record)
-            if not paragraphs or record["paragraph"] != paragraphs[-1][0]["paragraph"]:
-                paragraphs.append([])
-            if (found := record["sentence"]) != (expected := len(paragraphs[-1])):
-                raise ValueError(f"field 'sentence' is {found}, expected {expected} in this paragraph")
-        except ValueError as error:
-            raise ValueError(f"{path}:{i}: {error}") from None
-        paragraphs[-1].append(record)
+    """A file of records -> list of paragraphs; ValueError "file: line 3: field 'x' ..." for a bad line."""
+    paragraphs = []
+    with named(path):
+        for place, record in json_rows(path):
+            with named(place):
+                record.setdefault("entities", NOT_LISTED)
+                if not {"paragraph", "sentence"} & set(record):         # a paragraph by itself
+                    number = paragraphs[-1][0]["paragraph"] + 1 if paragraphs else 0
+                    record |= {"paragraph": number, "sentence": 0}
+                check_record(record)
+                if not paragraphs or record["paragraph"] != paragraphs[-1][0]["paragraph"]:
+                    paragraphs.append([])
+                if (found := record["sentence"]) != (expected := len(paragraphs[-1])):
+                    raise ValueError(f"field 'sentence' is {found}, expected {expected} in this paragraph")
+            paragraphs[-1].append(record)
     return paragraphs
 
 

@@ -33,9 +33,12 @@ BRIDGES = tuple("|A:|Answer:|Reply:|Say:|-|Why,|Well,|I say:|It is|Result:|=|Cle
                 "My answer:|Let us say|Solution:|Hm,|...|They say|Then|I think|=>".split("|"))
 ALL_FORMS = max(len(OPENERS), len(BRIDGES))
 NO_ENTITY = "none"
+NOT_LISTED = ()     # the entities of a record in which nobody looked for them
 PARTS = {"text": "(?P<text>.+?)", "type": "(?P<type>" + "|".join(TYPES) + ")", "a": "an?",
          "about": "(?P<about>.+)"}      # `text` is as short as possible
-ENTITY_PATTERNS = [re.compile(re.sub(r"\\{(\w+)\\}", lambda match: PARTS[match[1]], re.escape(form)))
+# The end is looked at first: where it does not fit, each place in the line would be tried to the end in vain.
+ENTITY_PATTERNS = [re.compile(rf"(?=.*{re.escape(form.rpartition('}')[2])}\Z)"
+                              + re.sub(r"\\{(\w+)\\}", lambda match: PARTS[match[1]], re.escape(form)))
                    for form in ENTITY_FORMS]
 
 

@@ -10,12 +10,14 @@ weight in the loss.
 
 import functools
 import random
+from itertools import islice
 
 import numpy as np
 
 from data import annotations, world
 from data.annotations import ALL_FORMS, BRIDGES, ENTITY_FORMS, NO_ENTITY, OPENERS, entity_line, question_texts
 from data.batches import DataMix, Rows
+from data.cli import printable
 from data.tokenizer import train_bpe
 
 ROLES = ("text", "entity", "question", "answer", "sep", "end")
@@ -172,15 +174,17 @@ def gold_mix(tokens, config, tokenizer):
 def data_mix(name, config, tokenizer, paragraphs):
     """What "plain" or "brd" reads -> DataMix. paragraphs: of world_paragraphs. An annotated corpus takes
     corpus_share of all tokens."""
-    own, share = [], 0.0
+    own, share = iter(()), 0.0
     if is_annotated(config.corpus):
         own = text_sources(config.corpus, tokenizer, config.block_size, config.seed)
         share = config.corpus_share
     if name == "plain":
-        rows = [plain_text(config.student_tokens, f"{config.seed} plain", tokenizer), *own[:1]]
+        rows = [plain_text(config.student_tokens, f"{config.seed} plain", tokenizer), *islice(own, 1)]
         return DataMix(rows, [1 - share, share][:len(rows)])
     sources, shares = reading_mix(config.student_tokens, config, tokenizer, config.seed, paragraphs)
-    of_own = [part * share for part in (*shares[:2], 1 - sum(shares[:2]))][:len(own)]
+    own = list(own)
+    ner = shares[1] if own and len(own[1]) else 0.0
+    of_own = [part * share for part in (shares[0], ner, 1 - (shares[0] + ner))][:len(own)]
     # Questions come first and alone: other tasks hold up a reader who is still guessing.
     start_at = [0.0 if i == 2 else QUESTIONS_FIRST for i in range(len(sources + own))]
     return DataMix(sources + own, [part * (1 - share) for part in shares] + of_own, start_at)
@@ -204,17 +208,22 @@ def is_annotated(corpus):
 
 
 def text_sources(corpus, tokenizer, block_size, seed):
-    """[D_ORI, D_NER, D_QRA] as Rows of an annotated corpus' training part, in pieces of PIECE sentences;
-    annotated ones are read four times over in other surface forms."""
+    """Yields D_ORI, D_NER, D_QRA as Rows of an annotated corpus' training part, in pieces of PIECE sentences;
+    annotated ones are read four times over in other surface forms. Where nobody listed entities, D_NER has no
+    rows. A line says how many documents are too long."""
     from data.annotated import annotated_text           # the built-in world does without
     pieces = [paragraph[i:i + PIECE] for paragraph in annotated_text(corpus)[0]
               for i in range(0, len(paragraph), PIECE)]
-    rows = [plain_rows([[record["text"] for record in piece] for piece in pieces], tokenizer)]
-    for behaviour in ("ner", "qra"):
+    yield plain_rows([[record["text"] for record in piece] for piece in pieces], tokenizer)
+    listed = [piece for piece in pieces if all(r["entities"] != annotations.NOT_LISTED for r in piece)]
+    for behaviour, pieces in (("ner", listed), ("qra", pieces)):
         rng = random.Random(f"{corpus} {behaviour} {seed}")
         documents = [render(piece, behaviour, rng) for piece in pieces * 4]
-        rows.append(fitting_rows(documents, tokenizer, block_size))
-    return rows
+        rows = fitting_rows(documents, tokenizer, block_size)
+        if len(rows) < len(documents):
+            what = f"{len(documents) - len(rows)} of {len(documents)} {behaviour} readings"
+            print(printable(f"{corpus}: left out: {what}, longer than --block_size={block_size}"), flush=True)
+        yield rows
 
 
 @functools.cache                    # a process asks for it more than once, and it takes a second

@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import torch
 
+from data import annotations
 from data.annotations import NO_ENTITY, TYPES, lines_of, parse_entities, parse_entity, parse_question
 from data.batches import DataMix, plan_batches
 
@@ -79,7 +80,8 @@ def count_entities(record, text):
     """Yields (name, a, b, n), what figures of brd.eval_reading gain by the entity lines of one sentence."""
     both = record["entities"], parse_entities(text)
     wanted, given = ([(entity["text"], entity["type"]) for entity in entities] for entities in both)
-    for name, kept in [("entity_f1", TYPES)] + [(f"entity_f1.{t}", (t,)) for t in TYPES]:
+    names = [("entity_f1", TYPES)] + [(f"entity_f1.{t}", (t,)) for t in TYPES]
+    for name, kept in names if record["entities"] != annotations.NOT_LISTED else ():
         want, give = (Counter(e for e in entities if e[1] in kept) for entities in (wanted, given))
         yield name, (want & give).total(), (want.total() + give.total()) / 2, want.total()
     for line in lines_of(text):

@@ -7,7 +7,9 @@
     out/text/tokenizer.*         trained on SAMPLE characters that lie evenly over the text
 """
 
+import contextlib
 import importlib
+import json
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data.batches import Rows, token_type
+from data.cli import brief
 from data.files import is_finished, rename, save_finished, write_text
 from data.machine import rank
 from data.tokenizer import Tokenizer, train_bpe
@@ -23,6 +26,13 @@ FILES = ("tokens.bin", "validation.txt", "tokenizer.json", "tokenizer.tiktoken")
 BLOCK = 1 << 20              # characters that are read, cut and encoded at a time
 SAMPLE = 8_000_000           # characters that a tokenizer is trained on
 HELD_OUT = 2_000_000         # characters held out at most: scoring more would take longer than training
+LINE_END = re.compile("\r\n|[\r\v\f\x1c-\x1e\x85\u2028\u2029]")      # those that are not "\n"
+NO_TEXT = {                  # how files begin that are taken for text
+    "a PDF": rb"%PDF", "an RTF document": rb"{\\rtf", "UTF-16": rb"\xff\xfe|\xfe\xff",
+    "a Parquet table": rb"PAR1[^ -~\s]",
+    "an image": rb"\x89PNG|\xff\xd8\xff|GIF8[79]a|II\*\0|MM\0\*|RIFF.{4}WEBP",
+    "an archive or an office document":
+        rb"PK\x03\x04|\x1f\x8b|BZh\d|\xfd7z|7z\xbc|Rar!|\(\xb5/\xfd|\xd0\xcf\x11|.{257}ustar"}
 
 
 class OwnText(NamedTuple):
@@ -46,26 +56,71 @@ def text_files(path):
     return found
 
 
+@contextlib.contextmanager
+def named(place):
+    """Puts a place, such as the name of a file, before what a ValueError says that is raised within."""
+    try:
+        yield
+    except (ValueError, TypeError, RecursionError) as error:    # TypeError: a field of another type
+        raise ValueError(f"{place}: {error}") from None
+
+
+def check_kind(path):
+    """ValueError for a file of NO_TEXT, which says what it is."""
+    with open(path, "rb") as file:
+        head = file.read(300)
+    for kind, start in NO_TEXT.items():
+        if re.match(start, head, re.DOTALL):
+            raise ValueError(f"not UTF-8 text but {kind}; convert or unpack it first")
+
+
+def load_json(data):
+    """JSON in UTF-8 (bytes) -> value. A byte order mark will do, and a line end in a string becomes "\\n"."""
+    def one(value):
+        return LINE_END.sub("\n", value) if isinstance(value, str) else value
+    return json.loads(data.decode("utf-8-sig"),
+                      object_hook=lambda found: {one(key): one(value) for key, value in found.items()})
+
+
+def json_rows(path):
+    """JSON objects, one a line or all in one array -> list of (place, object), place: "line 3" or "row 3".
+    ValueError for another file, with the place but without the file's name."""
+    check_kind(path)
+    data, place, rows = Path(path).read_bytes(), "line", []
+    parts = data.splitlines()                   # of bytes: they end in \n, in \r\n, or in \r
+    if re.match(rb"(\xef\xbb\xbf)?\s*\[\s*\{", data):
+        place, parts = "row", [json.dumps(row).encode() for row in load_json(data)]
+    for n, part in enumerate(parts, 1):
+        try:
+            if part.strip():
+                rows.append((f"{place} {n}", {**load_json(part)}))
+        except (ValueError, TypeError, RecursionError) as error:
+            found = f"{part.decode('utf-8', 'replace').strip():.40} ({brief(error, 80)})"
+            raise ValueError(f"{place} {n}: expected a JSON object, found {found}") from None
+    return rows
+
+
 def blocks(path, size=BLOCK):
     """The text of all files in parts of about `size` characters that end before a line end, or before a blank
     where there is none, all line ends as "\\n". ValueError for what is not UTF-8, and for blanks alone."""
     rest, is_blank, glue = "", True, ""
     for file in text_files(path):
         rest, glue = rest + glue, "\n\n"
-        try:
-            with open(file, encoding="utf-8-sig") as source:
+        with named(file), open(file, encoding="utf-8-sig") as source:
+            check_kind(file)
+            try:
                 while part := source.read(size):
                     if "\0" in part:
-                        raise ValueError(f"{file}: holds a NUL character; expected UTF-8 text")
+                        raise ValueError("holds a NUL character; expected UTF-8 text")
                     rest, is_blank = rest + part, is_blank and not part.strip()
                     if len(rest) >= size:
                         at = border(rest, len(rest))
                         yield rest[:at]
                         rest = rest[at:]
-        except UnicodeDecodeError as error:
-            byte = f"byte 0x{error.object[error.start]:02x}"
-            raise ValueError(f"{file}: not UTF-8 ({error.reason}, {byte}); if it is Latin-1: "
-                             f"iconv -f LATIN1 -t UTF-8 {file.name} > new.txt") from None
+            except UnicodeDecodeError as error:
+                byte = f"byte 0x{error.object[error.start]:02x}"
+                raise ValueError(f"not UTF-8 ({error.reason}, {byte}); if it is Latin-1: "
+                                 f"iconv -f LATIN1 -t UTF-8 {file.name} > new.txt") from None
     if is_blank:
         raise ValueError(f"{path}: empty; expected text")
     yield rest

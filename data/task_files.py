@@ -8,7 +8,7 @@ def load_task(path):
     """A task file -> {"name", "items"}; an item is (prompt, candidates, indices of the right ones)."""
     path, items = Path(path), []
     try:
-        for example in json.loads(path.read_text(encoding="utf-8"))["examples"]:
+        for example in json.loads(path.read_bytes())["examples"]:
             scores = example["target_scores"]
             right = {i for i, score in enumerate(scores.values()) if score == max(scores.values())}
             items.append((example["input"], list(scores), right))

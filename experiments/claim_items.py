@@ -171,7 +171,7 @@ TASKS = {  # name: (set of wrappers, maker of items, number of answers)
 def read_wrappers(path):
     """{set: [{"text", "labels"}, ...]} of a file; ValueError names what is not as SETS has it."""
     try:
-        sets = json.loads(Path(path).read_text(encoding="utf-8"))
+        sets = json.loads(Path(path).read_bytes())
         found = {name: [(sorted(re.findall(r"\{(.*?)\}", one["text"])), len(one.get("labels", ())))
                         for one in sets[name]] for name in SETS}
     except (ValueError, KeyError, TypeError, AttributeError):

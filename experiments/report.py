@@ -20,7 +20,7 @@ import numpy as np
 
 import brd
 from data.annotated import marked
-from data.annotations import parse_entities
+from data.annotations import NOT_LISTED, parse_entities
 from data.cli import printable, run_command
 from data.documents import held_out_records
 from data.figures import ratio_se, thinned
@@ -124,7 +124,7 @@ def sentence_cell(record, entities):
     found, right = ({(e["text"], e["type"]) for e in group} for group in (entities, record["entities"]))
     html = escape(marked(record["text"], entities))
     for sign, pairs in (("✗ wrong", found - right), ("missed", right - found)):
-        if pairs:
+        if pairs and record["entities"] != NOT_LISTED:
             html += f"<small>{sign}: {escape('; '.join(map(', '.join, sorted(pairs))))}</small>"
     return html
 

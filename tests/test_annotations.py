@@ -1,5 +1,7 @@
 """Annotation records, their file, and the forms of their lines with the parsers that undo them."""
 import json
+import re
+import time
 from itertools import product
 
 import pytest
@@ -59,7 +61,7 @@ def test_a_bad_line_is_named_with_its_field(tmp_path, path, value, field):
     (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     with pytest.raises(ValueError) as caught:
         annotated.read_annotations(tmp_path / "a.jsonl")
-    assert str(caught.value).startswith(f"{tmp_path / 'a.jsonl'}:4: field '{field}' is ")
+    assert str(caught.value).startswith(f"{tmp_path / 'a.jsonl'}: line 4: field '{field}' is ")
     assert "\n" not in str(caught.value)
 
 
@@ -70,19 +72,44 @@ def test_an_entity_that_no_form_can_show_is_refused():
 
 
 @pytest.mark.parametrize("torn", [b'{"paragraph": 4, "sent', '{"text": "é'.encode()[:-1]])
-def test_a_torn_last_line_is_ignored_but_no_other(tmp_path, torn):
+def test_a_torn_line_is_named_wherever_it_stands(tmp_path, torn):
     path, good = tmp_path / "a.jsonl", "".join(json.dumps(record) + "\n" for record in PARAGRAPH).encode()
-    path.write_bytes(good + torn)
-    assert annotated.read_annotations(path) == [PARAGRAPH]
-    path.write_bytes(good + torn + b"\n")
-    with pytest.raises(ValueError, match=r"a\.jsonl:4: not a JSON object"):
-        annotated.read_annotations(path)
-    path.write_bytes(torn + b"\n" + good)
-    with pytest.raises(ValueError, match=r"a\.jsonl:1: not a JSON object"):
-        annotated.read_annotations(path)
+    for content, line in ((good + torn, 4), (good + torn + b"\n", 4), (torn + b"\n" + good, 1)):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"a\.jsonl: line {line}: expected a JSON object, found {{.* \("):
+            annotated.read_annotations(path)
     path.write_bytes(good + b'{"paragraph": 4}')              # whole JSON without a line break is a line
-    with pytest.raises(ValueError, match=r"a\.jsonl:4: field 'sentence' is None"):
+    with pytest.raises(ValueError, match=r"a\.jsonl: line 4: field 'sentence' is None"):
         annotated.read_annotations(path)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\n\n"], ids=repr)
+def test_line_ends_a_mark_and_an_array_make_no_difference(tmp_path, end):
+    """A mark stands where files were joined, too."""
+    path, lines = tmp_path / "a.jsonl", [json.dumps(record, ensure_ascii=False) for record in PARAGRAPH]
+    for text in (end.join(lines), end.join(f"\ufeff{line}" for line in lines) + end,
+                 f"\ufeff[{end}{f',{end}'.join(lines)}{end}]{end}", f"[{','.join(lines)}]"):
+        path.write_bytes(text.encode())
+        assert annotated.read_annotations(path) == [PARAGRAPH]
+    path.write_bytes(f"[{end}{lines[0]},{end}7]".encode())
+    with pytest.raises(ValueError, match=r"a\.jsonl: row 2: expected a JSON object, found 7"):
+        annotated.read_annotations(path)
+
+
+def test_questions_of_ones_own_need_no_more_than_a_text(tmp_path):
+    """The lines of the page, among others. Nobody listed their entities, which is not to have none."""
+    page = (annotated.PRIMER.parents[2] / "adapters" / "README.md").read_text(encoding="utf-8")
+    lines = re.findall(r'^\{"text": .*', page, re.M)
+    (tmp_path / "a.jsonl").write_text("\n".join([json.dumps(ANNA), *lines]), encoding="utf-8")
+    first, *own = annotated.read_annotations(tmp_path / "a.jsonl")
+    assert first == [ANNA] and len(own) == len(lines) > 2 and {len(paragraph) for paragraph in own} == {1}
+    assert [record["paragraph"] for record, in own] == list(range(4, 4 + len(lines)))
+    for (record,), line in zip(own, map(json.loads, lines)):
+        asked = [{"kind": "content", **item} for item in line["questions"]]
+        assert record["entities"] == annotations.NOT_LISTED != [] and record["questions"] == asked != []
+    (tmp_path / "a.jsonl").write_text('{"text": "Fry the onions."}', encoding="utf-8")
+    with pytest.raises(ValueError, match="line 1: field 'questions' is None, expected a list of objects"):
+        annotated.read_annotations(tmp_path / "a.jsonl")
 
 
 # --- lines --------------------------------------------------------------------------------------------------
@@ -123,14 +150,30 @@ def test_entities_are_marked_longest_first():
     marked = annotated.marked("Paris, France on Monday", entities)
     assert marked == "[Paris, France|place] [on|thing] Monday"
     assert annotated.marked("Nobody.", entities) == "Nobody."
+    assert annotated.marked("on (on) and Bobby on.", entities) == "[on|thing] ([on|thing]) and Bobby [on|thing]."
+
+
+def test_a_line_of_100_kb_takes_no_longer_than_its_length():
+    """With a quadratic time each would take ten seconds and more."""
+    for part in ("Anna (person, x ", "Anna: person, ", "a is a person, ", "person: a, "):
+        line, begin = part * (100_000 // len(part)), time.process_time()
+        found = [annotations.parse_entity(text) for text in (line, line + "\n x", line + "x)")]
+        assert found[1] is None and (found[0] is None) == ("(" in part) and found[2]
+        assert time.process_time() - begin < 1, part
+    begin, words = time.process_time(), [f"w{i}" for i in range(15_000)]
+    marked = annotated.marked(" ".join(words), [{"text": word, "type": "thing"} for word in words])
+    assert marked == " ".join(f"[{word}|thing]" for word in words)
+    text = "a " * 50_000 + "b"
+    assert annotated.marked(text, [{"text": text[50_000:], "type": "x"}]) == f"{text[:50_000]}[{text[50_000:]}|x]"
+    assert time.process_time() - begin < 2
 
 
 def test_control_characters_are_shown_not_obeyed():
     assert printable("a\x1b[31m\nÄ\u2028") == r"a\x1b[31m\nÄ\u2028"
 
 
-@pytest.mark.parametrize("line, found", [("[]", "list"), ('"Ann left."', "str"), ("null", "NoneType")])
+@pytest.mark.parametrize("line, found", [("[]", r"\[\]"), ('"Ann left."', '"Ann left."'), ("null", "null")])
 def test_a_line_that_is_no_object_is_named(tmp_path, line, found):
     (tmp_path / "a.jsonl").write_text(line + "\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=rf"a\.jsonl:1: expected a JSON object, found {found}"):
+    with pytest.raises(ValueError, match=rf"a\.jsonl: line 1: expected a JSON object, found {found}"):
         annotated.read_annotations(tmp_path / "a.jsonl")

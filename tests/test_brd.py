@@ -12,7 +12,7 @@ import torch
 import brd
 from adapters import read
 from data import figures, world
-from data.annotations import TYPES, question_texts
+from data.annotations import NOT_LISTED, TYPES, question_texts
 from data.cache import TeacherCache
 from data.cache_tools import CacheWriter
 from data.documents import ROLES, encode_documents, render
@@ -213,6 +213,8 @@ def test_entity_f1_by_hand():
     assert sums["entity_lines"] == [4, 5, 5]
     add(figures.count_entities(ASIDE, " none\n"))
     assert sums["entity_f1"] == [2, 3, 2] and sums["entity_lines"] == [5, 6, 6]
+    add(figures.count_entities({**ASIDE, "entities": NOT_LISTED}, " Anna: person, who cares\n"))
+    assert sums["entity_f1"] == [2, 3, 2] and sums["entity_lines"] == [6, 7, 7]
 
 
 # --- reading in free running ------------------------------------------------------------------------------

@@ -1,12 +1,15 @@
 """Annotated paragraphs as documents: rendering, other layouts, tokens with roles, an annotated corpus."""
+import json
 import random
 import re
 from itertools import product
 
 import pytest
 
+import train
 from data import annotated, annotations, documents, world
 from data.annotations import ALL_FORMS, BRIDGES, OPENERS, lines_of, parse_entities, parse_question
+from data.batches import plan_batches
 from data.documents import END, ROLES, SEP, encode_documents, render, render_reading
 from data.tokenizer import train_bpe
 from test_annotations import PARAGRAPH
@@ -123,9 +126,35 @@ def test_sources_hold_the_training_part_alone(tmp_path):
     with pytest.raises(ValueError, match="2 paragraphs, every third.* held out"):
         annotated.annotated_text(str(tmp_path / "two.jsonl"))
     tokenizer = train_bpe([record["text"] for paragraph in whole for record in paragraph], 1000)
-    sources = documents.text_sources("primer", tokenizer, 384, 1)
+    sources = list(documents.text_sources("primer", tokenizer, 384, 1))
     pieces = sum(-(-len(paragraph) // documents.PIECE) for paragraph in training)
     assert len(sources[0]) == pieces and all(3 * pieces < len(rows) <= 4 * pieces for rows in sources[1:])
     texts = [tokenizer.decode(rows.tokens.tolist()) for rows in sources]
     assert all(paragraph[0]["text"] in texts[0] for paragraph in training)
     assert not any(record["text"] in text for paragraph in held_out for record in paragraph for text in texts)
+
+
+def test_questions_of_ones_own_teach_no_entities(tmp_path, capsys):
+    """A text of them is in no D_NER, whose part of the run the questions take; what is too long is told."""
+    corpus, lines = tmp_path / "own.jsonl", [json.dumps({"text": f"Fry {n} onions.", "questions": [
+        {"question": "How many?", "answer": str(n)}]}) for n in range(6)]
+    corpus.write_text("\n".join(lines), encoding="utf-8")
+    config = train.Config(corpus=str(corpus), student_tokens=2000, n_vocab=400, corpus_share=0.5)
+    tokenizer, words = documents.course_tokenizer(config.corpus, 400), "word " * 400
+    paragraphs = documents.world_paragraphs(2000, config, 0)
+    for listed, shares in ((0, [0.05, 0, 0.45]), (8, [0.05, 0.05, 0.4])):
+        mix = documents.data_mix("brd", config, tokenizer, paragraphs)
+        assert [len(rows) for rows in mix.sources[3:]] == [4, listed, 16]
+        assert mix.shares[3:] == pytest.approx(shares) and sum(mix.shares) == pytest.approx(1)
+        assert plan_batches(mix, 2000, 512, 0)
+        assert len(documents.data_mix("plain", config, tokenizer, paragraphs).sources) == 2
+        lines[:2] = [json.dumps({**json.loads(line), "entities": []}) for line in lines[:2]]
+        corpus.write_text("\n".join(lines), encoding="utf-8")
+        annotated.annotated_text.cache_clear()
+    assert capsys.readouterr().out == ""
+    corpus.write_text("\n".join([*lines, json.dumps({"text": words.strip(), "questions": []})]), encoding="utf-8")
+    annotated.annotated_text.cache_clear()
+    list(documents.text_sources(config.corpus, tokenizer, 64, 0))
+    said = "left out: 4 of 20 qra readings, longer than --block_size=64\n"
+    assert capsys.readouterr().out == f"{corpus}: {said}"
+    annotated.annotated_text.cache_clear()

@@ -2,6 +2,7 @@
 
 import _thread
 import contextlib
+import gzip
 import itertools
 import json
 import random
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import traceback
+import urllib.request
 from collections import Counter
 from http.client import BadStatusLine
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -44,6 +46,8 @@ def question(kind="content", question="Who flew?", answer="Ann", **more):
 
 
 def truth(behaviour, sentence):
+    if sentence in prompts.EXAMPLES:
+        return []
     who, _, n, _, _, place = sentence.rstrip(".").split()
     if behaviour == "ner":
         return [entity(who, "person", "seller"), entity(place, "place", "of the sale")]
@@ -52,6 +56,11 @@ def truth(behaviour, sentence):
 
 def perfect(behaviour, sentence, seed, nth, more=()):
     return json.dumps({prompts.FIELDS[behaviour]: [*truth(behaviour, sentence), *more]})
+
+
+def chat(message, finish="stop"):
+    return json.dumps({"choices": [{"message": message, "finish_reason": finish}],
+                       "usage": {"prompt_tokens": 500, "completion_tokens": 50}})
 
 
 def misbehaving(*job):
@@ -64,7 +73,8 @@ def misbehaving(*job):
 
 @contextlib.contextmanager
 def teacher(respond):
-    """respond(behaviour, sentence, seed, n-th time) -> a reply (str), "HANG", or (status, headers, body)."""
+    """respond(behaviour, sentence, seed, n-th time) -> a reply (str), "HANG", "DROP", or (status,
+    headers, body), the body str or bytes."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.socket.listen(64)
     server.respond, server.closing, server.bodies, server.headers = respond, threading.Event(), [], set()
@@ -89,18 +99,18 @@ class Handler(BaseHTTPRequestHandler):
         server.bodies.append(body)
         server.headers.add((self.path, self.headers.get("Authorization")))
         said = server.respond(*job, server.asked[job])
-        if said == "HANG":
-            return server.closing.wait(5)
+        if said in ("HANG", "DROP"):
+            return said == "DROP" or server.closing.wait(5)
         if isinstance(said, str):
-            said = 200, {}, json.dumps({"choices": [{"message": {"content": said}, "finish_reason": "stop"}],
-                                        "usage": {"prompt_tokens": 500, "completion_tokens": 50}})
+            said = 200, {}, chat({"content": said})
         status, headers, data = said
+        data = data if isinstance(data, bytes) else data.encode()
         self.send_response(status)
         for header in {**headers, "Content-Length": len(data)}.items():
             self.send_header(*header)
         self.end_headers()
         server.sent[job] += status == 200
-        self.wfile.write(data.encode())
+        self.wfile.write(data)
 
 
 def command(folder, url, *more):
@@ -200,7 +210,8 @@ def test_a_span_occurs_in_whole_words_and_a_reply_is_usable_or_not():
     assert parse("qra", SAID, '{"questions": {}}')[2] == "no list 'questions' in the JSON"
     trap = f"Ann wrote </think> ```{json.dumps({'entities': bob})}``` to Ben. "     # a reply in a sentence
     assert parse("ner", trap, trap + json.dumps({"entities": ann}))[::2] == ([], "several JSON objects")
-    assert parse("ner", SAID, '{"entities": [', cut=True)[2] == "no JSON object, cut off at --max_tokens"
+    assert parse("ner", SAID, '{"entities": [', "length")[2] == "no JSON object, cut off at --max_tokens"
+    assert parse("ner", SAID, "", "content_filter")[2] == "no JSON object, finish_reason content_filter"
 
 
 def test_a_misbehaving_server_costs_nothing_but_time(tmp_path, run):
@@ -263,6 +274,13 @@ def test_a_broken_reply_is_asked_for_three_times_and_kept(tmp_path, run, monkeyp
         assert run(server)[1] == expected(lines) and server.asked.total() == asked      # sends no request
 
 
+def test_a_sentence_without_an_end_is_told_before_it_is_sent(tmp_path, capsys):
+    (tmp_path / "my.txt").write_text("Ann left.[1] She said " + "no, no " * 99 + "\n\nNo end", encoding="utf-8")
+    annotate.main(command(tmp_path, "http://localhost:1/v1", "--dry_run"))
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first.endswith("within 500 characters, asked about in pieces: 1") and second.startswith("8 requests")
+
+
 def test_a_sentence_is_asked_about_once_without_control_characters(tmp_path, run):
     text = "Ann sold 3 lamps\nin Oslo. Ann sold 3 lamps in Oslo.\n\nAnn sold 3 lamps\x1bin Oslo.\n\n\x1b"
     (tmp_path / "my.txt").write_text(text, encoding="utf-8")
@@ -275,48 +293,166 @@ def test_waits_are_as_long_as_asked_and_grow(monkeypatch):
     monkeypatch.setattr(endpoint, "BACKOFF", 1.0)
     answers = [(429, {"Retry-After": "7"}, ""), (500, {}, ""), (408, {"Retry-After": "soon"}, ""),
                (200, {}, "<html>"), (200, {}, '{"choices": [{"message": {"content": ["a"]}}]}'),
-               (429, {"Retry-After": "9" * 5000}, ""), "done", *[(500, {}, "")] * 7]
+               (429, {"Retry-After": "9" * 5000}, ""), "done", *[(500, {}, "out of\nmemory")] * 7]
     body, retries, waits = {"messages": prompts.messages("ner", "Ann left.")}, [], []
     stop, done = SimpleNamespace(wait=waits.append), {"reply": "done", "finish": "stop", "tokens": [500, 50]}
     with teacher(lambda *job: answers[job[-1] - 1]) as server:
         options = SimpleNamespace(url=endpoint.endpoint_url(server.url), secret=KEY, timeout=5, retries=6)
         assert endpoint.ask(body, options, stop, retries) == (done, None)
-        assert endpoint.ask(body, options, stop, []) == (None, "HTTP 500") and len(waits) == 12
+        assert endpoint.ask(body, options, stop, []) == (None, "HTTP 500: out of memory") and len(waits) == 12
     monkeypatch.setattr(endpoint.OPENER, "open", Mock(side_effect=BadStatusLine(KEY)))
     assert endpoint.ask(body, options, stop, []) == (None, "BadStatusLine: [key]") and waits[5] == 300
-    assert retries == ["HTTP 429", "HTTP 500", "HTTP 408", *["OSError: no chat completion"] * 2, "HTTP 429"]
+    bodies = [f"HTTP 200 without a chat completion: {body}" for _, _, body in answers[3:5]]
+    assert retries == ["HTTP 429", "HTTP 500", "HTTP 408", *bodies, "HTTP 429"]
     for k, (wait, asked) in enumerate(zip(waits, (7, 0, 0, 0, 0))):
         assert asked + 2 ** k / 2 <= wait <= asked + 1.5 * 2 ** k
 
 
-def test_another_error_stops_at_once_and_keeps_what_came(tmp_path, run):
+def stream(text, end="stop"):
+    """A chat completion as the events of a stream, a word in each."""
+    deltas = [{"role": "assistant"}, *({"content": word} for word in re.findall(r"\S*\s*", text))]
+    chunks = [{"choices": [{"delta": delta, "finish_reason": None}]} for delta in deltas]
+    chunks += [{"choices": [{"delta": {}, "finish_reason": end}]}, {"choices": [], "usage": {"prompt_tokens": 9}}]
+    return ": busy\r\n\r\n" + "".join(f"data: {json.dumps(c)}\r\n\r\n" for c in chunks) + "data: [DONE]\r\n"
+
+
+def test_a_completion_is_read_in_every_shape():
+    parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "a "},
+             {"type": "text", "text": "b"}]
+    for message, reply in (
+            ({"content": "a b"}, "a b"), ({"content": parts}, "a b"), ({"content": parts[:1]}, ""),
+            ({"content": None, "reasoning_content": "a b"}, "a b"), ({"content": "", "reasoning": "a b"}, "a b"),
+            ({"content": None, "refusal": "I cannot."}, "I cannot."), ({"content": "a b", "reasoning": "c"}, "a b")):
+        assert endpoint.completion(chat(message)) == {"reply": reply, "finish": "stop", "tokens": [500, 50]}
+    thought = {"content": None, "reasoning_content": '{"entities": []} or'}
+    for finish in ("length", "max_tokens", "MAX_TOKENS"):
+        cut = {"reply": '<think>{"entities": []} or', "finish": "length", "tokens": [500, 50]}
+        assert endpoint.completion(chat(thought, finish)) == cut
+    assert endpoint.completion(stream("a b  c\n")) == {"reply": "a b  c\n", "finish": "stop", "tokens": [9, 0]}
+    for usage in ("null", "[]", '{"prompt_tokens": "many", "completion_tokens": null}'):
+        text = f'{{"choices": [{{"message": {{"content": "a"}}}}], "usage": {usage}}}'
+        assert endpoint.completion(text) == {"reply": "a", "finish": None, "tokens": [0, 0]}
+    for text in ("", "null", "[]", "{}", '{"choices": null}', '{"choices": []}', '{"choices": [{}]}', "<html>",
+                 '{"choices": [{"message": {"content": null}}]}', 'data: {"error": "no"}', "[" * 10 ** 5,
+                 chat({"content": ""}, "error"), chat({"content": 7}), chat({"content": [{"type": "text"}]})):
+        with pytest.raises(endpoint.ERRORS):
+            endpoint.completion(text)
+
+
+FILTER = 400, {}, '{"error": {"message": "The prompt was filtered.", "code": "content_filter"}}'
+LONG = 413, {}, "<h1>Payload too large</h1>"
+QUOTA = 429, {}, '{"error": {"message": "You exceeded your quota.", "code": "insufficient_quota"}}'
+INSIDE = 200, {}, '{"error": {"message": "The context is full.", "code": 400}}'
+BUSY, NULL = ((200, {}, text) for text in ('{"error": {"message": "Try again."}}', '{"choices": null}'))
+# What happens to a request -> the answers to it, one after the other, the last for ever; "": a good one.
+MENDED = {
+    "good": lambda good: [good], "busy": lambda good: [(429, {"Retry-After": "0"}, "slow"), good],
+    "down": lambda good: [(503, {}, "loading"), good], "error inside": lambda good: [BUSY, good],
+    "null": lambda good: [NULL, good], "drop": lambda good: ["DROP", good],
+    "parts": lambda good: [(200, {}, chat({"content": [{"type": "text", "text": good}]}))],
+    "thought": lambda good: [(200, {}, chat({"content": None, "reasoning_content": good}))],
+    "stream": lambda good: [(200, {}, stream(good))],
+    "gzip": lambda good: [(200, {"Content-Encoding": "gzip"}, gzip.compress(chat({"content": good}).encode()))],
+    "end": lambda good: [(200, {}, "\ufeff" + chat({"content": good}, "max_tokens"))]}
+LOST = {      # ... and what the report says of it
+    "filter": (FILTER, "no reply, HTTP 400: .*The prompt was filtered.*content_filter"),
+    "long": (LONG, "no reply, HTTP 413: <h1>Payload too large</h1>"),
+    "quota": (QUOTA, "no reply, HTTP 429: .*insufficient_quota"),
+    "inside": (INSIDE, "no reply, HTTP 200 without a chat completion: .*The context is full"),
+    "packed": ((400, {"Content-Encoding": "gzip"}, gzip.compress(b"too many tokens")),
+               "no reply, HTTP 400: too many tokens"),
+    "moved": ((307, {"Location": "https://other/v2"}, ""), "no reply, HTTP 307: -> https://other/v2"),
+    "cut": ((200, {}, chat({"content": '{"entities": ['}, "max_tokens")),
+            "no JSON object, cut off at --max_tokens"),
+    "empty": ((200, {}, chat({"content": None}, "content_filter")),
+              "no JSON object, finish_reason content_filter")}
+
+
+def test_300_requests_to_a_server_that_misbehaves(tmp_path, run, monkeypatch):
+    """Every valid reply is kept once, every loss is named in the server's words, nothing is asked for again but
+    what was refused, and a chapter that is refused stops nothing. pytest -s shows the report."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")          # a proxy that nobody asked for this machine
+    opener = urllib.request.build_opener(endpoint.Answers, endpoint.Proxies)
+    monkeypatch.setattr(endpoint, "OPENER", opener)
+    lines, fates = write_text(tmp_path, 150), {}
+    for i, line in enumerate(lines):
+        for j, behaviour in enumerate(prompts.FIELDS):
+            fates[behaviour, line] = "filter" if 60 <= i < 70 else list(MENDED)[(2 * i + j) % len(MENDED)]
+            if i % 9 == 4 and i % 2 == j:
+                fates[behaviour, line] = list(LOST)[i // 9 % len(LOST)]
+    valid = Counter()
+
+    def respond(behaviour, sentence, seed, nth):
+        good, fate = perfect(behaviour, sentence, seed, nth), fates.get((behaviour, sentence), "good")
+        answers = [LOST[fate][0]] if fate in LOST else MENDED[fate](good)
+        answer = answers[min(nth, len(answers)) - 1]
+        bad = answer == "DROP" or answer[0] != 200 or answer in (BUSY, INSIDE, NULL)
+        valid[behaviour, sentence, seed] += answer == good or not bad
+        return answer
+    with teacher(respond) as server:
+        said, found = run(server)
+        lost = {job: fate for job, fate in fates.items() if fate in LOST}
+        without = {line for _, line in lost}
+        assert len(fates) == 300 and len(lost) == 36 and found == expected(lines, without)
+        assert counts(said) == [150, 124, 26, 26] and len(without) == 26
+        named = [line for line in said if line.startswith("not annotated, ")]
+        for (behaviour, line), fate in lost.items():
+            words = f"not annotated, {behaviour}: {LOST[fate][1]}.*: {re.escape(line)}"
+            assert sum(bool(re.fullmatch(words, text)) for text in named) == 1, words
+        assert len(named) == len(lost)
+        kept = endpoint.read_replies(tmp_path / "a.replies.jsonl")
+        kept_lines = (tmp_path / "a.replies.jsonl").read_bytes().splitlines()
+        assert set(valid.values()) == {0, 1} and len(kept) == len(kept_lines) == valid.total()
+        assert any(job[1] in prompts.EXAMPLES for job in valid)         # an example was answered in between
+        before, again = server.asked.copy(), run(server)
+        asked = {job[:2] for job in server.asked - before if job[1] in lines}
+        assert asked == {job for job, fate in lost.items() if fate not in ("cut", "empty")}
+        assert again[1] == found and [line for line in again[0] if line in named] == named
+    print("\n".join(said))
+
+
+def test_an_endpoint_that_refuses_all_is_given_up_in_its_own_words(tmp_path, run):
     lines = write_text(tmp_path, 30)
-    error = 404, {}, f"too long \x1b[31mred\nline {KEY}" + "x" * 500
-    with teacher(lambda *job: error if job[1] in lines[20:] else perfect(*job)) as server:
+    error, refused = (404, {}, f"too long \x1b[31mred\nline {KEY}" + "x" * 500), [*lines[20:], *prompts.EXAMPLES]
+    with teacher(lambda *job: error if job[1] in refused else perfect(*job)) as server:
         with pytest.raises(ValueError) as caught:
             run(server, "--parallel=1")
-        assert 41 <= server.asked.total() < 45                      # 40 replies, and an error or two
+        assert 49 <= server.asked.total() < 53                      # 40 replies, 8 errors, one for the example
     said = str(caught.value)
-    assert r"HTTP 404: too long \x1b[31mred line [key]x" in said and len(said) < 400
+    assert r"8 requests in a row without a reply: HTTP 404: too long \x1b[31mred line [key]x" in said
+    assert "check --teacher" in said and len(said) < 600
     with teacher(lambda *job: (401, {}, "no such model")) as server, pytest.raises(ValueError):
-        run(server, "--model=other")                                # brings nothing: the file stays
-    assert read_annotations(tmp_path / "a.jsonl") == expected(lines[:20])
+        run(server, "--model=other", "--parallel=1")                # brings nothing: the file stays
+    assert server.asked.total() < 13 and read_annotations(tmp_path / "a.jsonl") == expected(lines[:20])
+
+
+def test_a_run_that_brings_nothing_fails(tmp_path, run, capsys):
+    for text, asked in (("\x1b\n\n\x1b", 0), ("One. Two. Three.", 18)):           # no sentence, and three of them
+        (tmp_path / "my.txt").write_text(text, encoding="utf-8")
+        with teacher(lambda *job: "I cannot.") as server, pytest.raises(ValueError) as caught:
+            annotate.main(command(tmp_path, server.url))
+        assert str(caught.value).endswith(f"annotated, so {tmp_path / 'a.jsonl'} is not written")
+        assert server.asked.total() == asked and not (tmp_path / "a.jsonl").exists()
 
 
 def test_the_key_is_sent_and_nowhere_else(tmp_path, capsys):
-    lines = write_text(tmp_path, 3)
+    lines = write_text(tmp_path, 5)
+    moved = 302, {"Location": f"http://127.0.0.1:9/{KEY}", KEY: KEY}, f"<b>{KEY}</b>"
 
     def respond(*job):
-        if job[1] == lines[2]:
-            return 302, {"Location": f"http://127.0.0.1:9/{KEY}", KEY: KEY}, f"<b>{KEY}</b>"
-        return f"Your key is {KEY}. " + perfect(*job, [question(KEY, KEY + "?", KEY)])
+        return moved if job[1] == lines[2] else (
+            f"Your key is {KEY}. " + perfect(*job, [question(KEY, KEY + "?", KEY)]))
 
-    with teacher(respond) as server, pytest.raises(ValueError, match=r"HTTP 302: <b>\[key\]</b>") as caught:
+    with teacher(respond) as server:
         annotate.main(command(tmp_path, server.url, "--parallel=1"))
-    assert server.headers == {(PATH, f"Bearer {KEY}")}
+    with teacher(lambda *_: moved) as other, pytest.raises(ValueError) as caught:
+        annotate.main(command(tmp_path, other.url, "--model=other"))
+    assert server.headers == other.headers == {(PATH, f"Bearer {KEY}")}
     assert "Your key is [key]." in (tmp_path / "a.replies.jsonl").read_text(encoding="utf-8")
     seen = [capsys.readouterr().out, *(file.read_text(encoding="utf-8") for file in tmp_path.iterdir())]
-    assert KEY not in "".join(seen + traceback.format_exception(caught.value)) and "2 annotated," in seen[0]
+    assert KEY not in "".join(seen + traceback.format_exception(caught.value)) and "4 annotated," in seen[0]
+    for text in (seen[0], str(caught.value)):
+        assert "HTTP 302: -> http://127.0.0.1:9/[key] <b>[key]</b>" in text
 
 
 def test_a_bad_key_is_refused_unseen_and_a_placeholder_spoils_no_reply(tmp_path, run, monkeypatch):
@@ -338,9 +474,10 @@ def test_an_endpoint_that_is_not_there_is_given_up(tmp_path, capsys):
     with pytest.raises(ValueError, match="8 requests in a row without a reply: ConnectionRefusedError"):
         annotate.main(command(tmp_path, url, "--retries=1"))
     capsys.readouterr()
-    assert annotate.main(command(tmp_path, url, "--retries=1", "--limit=2")) is None    # fewer: not an error
+    with pytest.raises(ValueError, match="not one sentence was annotated"):             # fewer than 8
+        annotate.main(command(tmp_path, url, "--retries=1", "--limit=2"))
     said = capsys.readouterr().out
-    assert counts(said.splitlines()) == [2, 0, 2, 2] and "2  ner: no reply (ConnectionRefusedError" in said
+    assert counts(said.splitlines()) == [2, 0, 2, 2] and "2  ner: no reply, ConnectionRefusedError" in said
 
 
 def test_a_dry_run_prints_the_prompts_and_sends_nothing(tmp_path, capsys):

@@ -1,4 +1,5 @@
 """A text of one's own: blocks, what is held out, windows in a file, and a tiny run."""
+import gzip
 import random
 import re
 import tracemalloc
@@ -66,7 +67,10 @@ def test_paragraphs_keep_every_word(text):
     (b"", "empty"), (b"\xef\xbb\xbf \r\n", "empty"), (b"Two. " * 900 + b"\0", "NUL"),
     (None, "no such file or folder"),
     (b"One.\n\n" * 500 + b"caf\xe9", "byte 0xe9.*iconv -f LATIN1 -t UTF-8 bad"), (b"cut \xc3", "byte 0xc3"),
-    ("text".encode("utf-16"), "not UTF-8"), (b"word", "tokens to train on"),
+    ("text".encode("utf-16"), "not UTF-8 text but UTF-16; convert"), (b"%PDF-1.4 in ASCII", "but a PDF; conv"),
+    (b"\x89PNG\r\n\x1a\n\0", "but an image"), (gzip.compress(b"text", mtime=0), "but an archive or an office"),
+    (b"%-257s" % b"PK" + b"ustar\0", "an archive"), (b"{\\rtf1 in ASCII}", "but an RTF document"),
+    (b"word", "tokens to train on"),
     (b"He left. She stayed.", "tokens to train on.*longer text, or a smaller --block_size")])
 def test_a_bad_text_is_named_in_one_line(tmp_path, content, words):
     path = tmp_path / "bad.txt"

@@ -32,9 +32,28 @@ def test_every_field_name_is_read(tmp_path):
         read_instructions(write(path, []))
 
 
+def test_an_array_is_read_and_an_empty_response_left_out(tmp_path, capsys):
+    """As Alpaca is published, some rows without an output; the line ends are those of Windows."""
+    rows = [{"instruction": "Say\r\nhello.", "input": "", "output": "Hello."},
+            {"instruction": "a", "output": " "}]
+    for content in (json.dumps(rows, indent=4).replace("\n", "\r\n"), "\r\n".join(map(json.dumps, rows))):
+        (tmp_path / "x.json").write_bytes(("\ufeff" + content).encode())
+        assert read_instructions(tmp_path / "x.json") == [("Say\nhello.\n\nAnswer:", "Hello.")]
+        place = "row 2" if content[0] == "[" else "line 2"
+        said = f"{tmp_path / 'x.json'}: 1 rows with an empty response left out, first {place}\n"
+        assert capsys.readouterr().out == said
+    (tmp_path / "x.json").write_text(json.dumps([*rows, {"instruction": "b"}]), encoding="utf-8")
+    with pytest.raises(ValueError, match="x.json: row 3: expected an object with"):
+        read_instructions(tmp_path / "x.json")
+    (tmp_path / "x.json").write_text(json.dumps(rows)[:-1], encoding="utf-8")
+    with pytest.raises(ValueError, match="x.json: Expecting ',' delimiter: line 1 column"):
+        read_instructions(tmp_path / "x.json")
+
+
 @pytest.mark.parametrize("line, message", [
-    ("{", ":2: not JSON"), ("[]", ":2: expected an object"), ('{"prompt": "a"}', ":2: expected"),
-    ('{"prompt": " ", "response": "b"}', ":2: expected")])
+    ("{", ": line 2: expected a JSON object, found {"), ("[]", ": line 2: expected a JSON object, found []"),
+    ('{"prompt": "a"}', ': line 2: expected an object with "instruction"'),
+    ('{"prompt": " ", "response": "b"}', ": line 2: expected an object")])
 def test_a_bad_line_is_named(tmp_path, line, message):
     path = tmp_path / "x.jsonl"
     path.write_text('{"prompt": "a", "response": "b"}\n' + line + "\n", encoding="utf-8")

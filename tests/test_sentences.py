@@ -32,6 +32,11 @@ It was Smith (e.g. the elder). |The man's. |MAN's. |Next.
 吾輩は猫である。|名前はまだ無い。|「行く。」|どこで？！|知らない。
 Что это? |Это стол. |Das ist z.B. ein Tisch. |Ja.
 She is a rep. |Anna is not. |'Mr. Smith left.' |It was cold (cf. Anna) and “Dr. No” left. |Yes.
+It is a river.[1] |The flood came.[1][12] |He left.[note 2] |She “stayed.”[a] |See [to the man] and [sic.] more.
+The end.[citation needed] |Rain fell.[^3] |Was it?(2) |So.{4} |Yes.¹² |No.† |(He left.)[5] |It ended.12 |Then “late.”3 |We
+Pi is 3.14 The. |See Fig.3 The U.S.[4] Senate, version 2.1 Next, [He left. |She stayed.] |They (see [1]) went etc.[7] on.
+Dr. [He] left.[1] she said. |Mt.[2] Blanc.[3] |No.[4] 5 ends. |A long [very, very long] way.[5] |B.
+猫である。[1]|名前は無い。²|「行く。」[注 3]|知らない。
 word without any stop
 """.strip().split("\n")
 
@@ -77,7 +82,8 @@ def test_a_word_longer_than_the_maximum_is_cut_inside():
     assert sentences(exact) == [exact] and sentences(exact + "z") == [exact[:-1], "zz"]
 
 
-@pytest.mark.parametrize("unit", ["word ", ".", ". ", "A. ", ".)", ' "', "。", "ROMEO.\n", "He left. ", "x"])
+@pytest.mark.parametrize("unit", ["word ", ".", ". ", "A. ", ".)", ' "', "。", "ROMEO.\n", "He left. ", "x",
+                                  "[1]", "[1]x", "[a b ", "a.[", "He left.[1] "])
 def test_a_long_line_of_anything_comes_back_whole(unit):
     """200 kB a case: with a quadratic time it would take minutes."""
     text = unit * (200_000 // len(unit)) + "end"

@@ -1,5 +1,6 @@
 """Task files: small samples of every format, prompts as they must stand, and bad files named in one line."""
 
+import gzip
 import json
 import re
 from collections import Counter
@@ -89,6 +90,32 @@ def test_options_in_the_input_are_the_candidates(tmp_path):
     assert load(hard(tmp_path / "red.json", *pairs)) == {"name": "red", "skipped": 2, "items": items}
     dashes = load(hard(tmp_path / "f.json", (DASHES, "valid")))
     assert dashes["items"] == [(f"Q: {DASHES}\nA:", ["valid", "invalid"], {0})]
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\r", "\v", "\x85", "\u2028"], ids=repr)
+def test_line_ends_in_a_string_make_no_other_task(tmp_path, end):
+    """A byte order mark and the line ends of the file itself do not either."""
+    path, pairs, towns = tmp_path / "t.json", [(LETTERS, "(C)"), (LETTERS, "(A)")], {"a\nb": 1, "c": 0}
+    rows = [{**NLI, "premise": "p\n\nq"}, {**NLI, "label": "neutral"}]
+    writers = [lambda old, new: write(path, canary="c", examples=[
+                   {"input": text.replace(old, new), "target": target} for text, target in pairs]),
+               lambda old, new: write(path, name="t", task_prefix="x\n".replace(old, new), examples=[
+                   {"input": "p\nq".replace(old, new),
+                    "target_scores": {word.replace(old, new): score for word, score in towns.items()}}]),
+               lambda old, new: write(path.with_suffix(".jsonl"), *({
+                   name: text.replace(old, new) for name, text in row.items()} for row in rows))]
+    for writer in writers:
+        plain, same = (load(writer("\n", new)) for new in ("\n", end))
+        assert plain == same and "\n" in plain["items"][0][0]
+        if end in ("\r\n", "\r"):
+            changed = writer("\n", "\n")
+            changed.write_bytes(b"\xef\xbb\xbf" + changed.read_bytes().replace(b"\n", end.encode()))
+            assert load(changed) == plain
+    table = write(tmp_path / "t.tsv", "sentence\tlabel", "fine\t1", "", "dull\t0")
+    plain = load(table)
+    for end in ("\r\n", "\r"):
+        table.write_bytes(("\ufeff" + end.join(["sentence\tlabel", "fine\t1", "", "dull\t0"])).encode())
+        assert load(table) == plain
 
 
 def test_few_targets_are_candidates_many_are_generated(tmp_path):
@@ -249,3 +276,7 @@ def test_bytes_that_are_no_text_are_named(tmp_path):
     (tmp_path / "t.tsv").write_bytes(b"sentence\tlabel\ncaf\xe9\t1\n")
     with pytest.raises(ValueError, match="t.tsv: 'utf-8' codec can't decode byte 0xe9"):
         load(tmp_path / "t.tsv")
+    for name in ("t.tsv", "t.jsonl", "t.json"):
+        (tmp_path / name).write_bytes(gzip.compress(b"{}"))
+        with pytest.raises(ValueError, match=f"^{tmp_path / name}: not UTF-8 text but an archive"):
+            load_tasks(tmp_path / name)
