@@ -60,6 +60,9 @@ class Tokenizer:
         self._encoding = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks,
                                            special_tokens=specials, explicit_n_vocab=self.n_vocab)
 
+    def __str__(self):
+        return f"{self.n_vocab} tokens, end {self.card['end']}, separator {self.card['sep']} ({self.hash})"
+
     def encode(self, text):
         """str -> list of int. A special token spelled in the text, "<|end|>", is encoded as ordinary text."""
         return [i for part in PARTS.findall(text) for i in self._encoding.encode_ordinary(part)]
