@@ -13,6 +13,7 @@ arms, which go on from `brd`, equal tokens each: a teacher's cache, read in seve
 Shapes: B documents, T positions.
 """
 
+import importlib
 import math
 import sys
 import time
@@ -60,6 +61,7 @@ class Config:
     student_tokens: int = 1_350_000  # what every student reads after it
     test_paragraphs: int = 150       # fresh paragraphs, and as many single sentences, in the reading test
     # the students
+    layout: str = "modern"           # or "gpt2", which model.py export writes for transformers
     n_layer: int = 3                 # blocks
     n_head: int = 4                  # attention heads
     n_embd: int = 128                # channels
@@ -95,7 +97,8 @@ class Config:
             if isinstance(value, (int, float)):
                 part = name.endswith("_share") or name in ("p", "gamma", "cooldown")
                 check_range(name, value, above=0 if name in above_0 else None, most=1 if part else math.inf)
-        for name, known in (("arms", ["", *ARMS]), ("device", "auto cpu cuda mps".split())):
+        choices = {"arms": ["", *ARMS], "device": "auto cpu cuda mps".split(), "layout": ["modern", "gpt2"]}
+        for name, known in choices.items():
             for value in getattr(self, name).split(","):
                 if value not in known:
                     raise ValueError(f"--{name}={value}, but expected one of {' '.join(known).strip()}")
@@ -196,8 +199,9 @@ def fit(name, model, mix, tokens, config, folder=None, look=None, loss=loss_term
 def new_model(n_layer, n_embd, tokenizer, config):
     """A model with random weights drawn by config.seed, on the run's device."""
     torch.manual_seed(config.seed)
-    model = GPT(GPTConfig(tokenizer.n_vocab, config.block_size, n_layer, config.n_head, n_embd))
-    return model.to(pick_device(config.device)[0])
+    kind = GPT if config.layout == "modern" else importlib.import_module("adapters.gpt2").GPT2
+    sizes = tokenizer.n_vocab, config.block_size, n_layer, config.n_head, n_embd
+    return kind(kind.config_class(*sizes)).to(pick_device(config.device)[0])
 
 
 def finished_model(name, config):
@@ -370,10 +374,7 @@ def main(arguments=None):
             saved = read_json(out / "results.json", "remove it, and it is written anew")
             print(f"{shown_out}: finished before; --redo starts over\n\n{report(saved)}")
             return
-        text = None
-        if own:
-            from data.own_text import own_text                      # the built-in world does without
-            text = own_text(config, out)
+        text = own and importlib.import_module("data.own_text").own_text(config, out)
         tokenizer = text.tokenizer if own else course_tokenizer(config.corpus, config.n_vocab)
         if config.minutes:
             rows = text.training if own else documents.reading_mix(100_000, config, tokenizer, "speed")[0][-1]
@@ -391,9 +392,8 @@ def main(arguments=None):
                    "teacher": teacher, "threads": threads, "torch": torch.__version__}
         write_json(out / "results.json", results)
         save_finished(out, "results", out / "results.json")
-    seconds = time.perf_counter() - begin
-    print(f"\n{report(results)}\n\n{seconds:.0f} s in all; {shown_out}/results.json holds every figure\n"
-          f"In pictures: python -m experiments.report {shown_out}")
+    print(f"\n{report(results)}\n\n{time.perf_counter() - begin:.0f} s in all; "
+          f"{shown_out}/results.json holds every figure\nIn pictures: python -m experiments.report {shown_out}")
 
 
 if __name__ == "__main__":
