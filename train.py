@@ -392,8 +392,8 @@ def main(arguments=None):
                    "teacher": teacher, "threads": threads, "torch": torch.__version__}
         write_json(out / "results.json", results)
         save_finished(out, "results", out / "results.json")
-    print(f"\n{report(results)}\n\n{time.perf_counter() - begin:.0f} s in all; {shown_out}/results.json holds "
-          f"every figure\nIn pictures: python -m experiments.report {shown_out}")
+    print(f"\n{report(results)}\n\n{time.perf_counter() - begin:.0f} s in all; {shown_out}/results.json "
+          f"holds every figure\nIn pictures: python -m experiments.report {shown_out}")
 
 
 if __name__ == "__main__":
