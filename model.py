@@ -314,7 +314,7 @@ class GPT(nn.Module):
             model.extra = card["extra"]
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise ValueError(f"{folder}: no model that GPT.save wrote ({' '.join(str(error).split()):.160}); "
-                             "restore the folder, or remove it and train again") from None
+                             "expected model.pt and config.json of one run, as in out/brd") from None
         return model.to(device)
 
 
