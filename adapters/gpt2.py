@@ -13,7 +13,6 @@ import math
 import re
 from collections import OrderedDict
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -148,12 +147,10 @@ def read_config(folder):
 
 def read_tensors(path):
     """A file of safetensors or of torch.save -> {name: tensor}, out of a training checkpoint if it is one."""
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file as load
-    else:
-        load = partial(torch.load, map_location="cpu", weights_only=True)
+    from safetensors.torch import load_file
     try:
-        found = load(path)
+        safe = path.suffix == ".safetensors"
+        found = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
         while inner := [found[name] for name in ("model", "state_dict", "model_state_dict") if name in found]:
             found = inner[0]
         return {name: tensor for name, tensor in found.items() if isinstance(tensor, torch.Tensor)}
