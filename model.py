@@ -8,6 +8,7 @@ their queries (Kitaev et al. 2020). The last three let a small model learn to re
     logits = model(ids)                                                        # (B, T) -> (B, T, V)
     new = model.generate([[5, 6, 7], [8]], 20, top_p=0.9, stop=799, seed=1)    # prompts of different lengths
     model.save("out/student"); model = GPT.load("out/student")
+    python model.py sample out/plain "Once" --tokens 100; python model.py export out/student out/hf
 
 Shapes: B batch, T time (new tokens), S time (cached and new), C channels, H heads, D = C / H channels a head,
 V vocabulary, L layers, W width of the convolution, b rows that are still being generated.
@@ -240,8 +241,7 @@ class GPT(nn.Module):
     def embed(self, ids, position):
         """The input of the first block: x (B, T, C), and cos and sin, (2, 1, T, D) or (2, B, 1, T, D)."""
         x = self.transformer.wte(ids)
-        if not isinstance(position, slice):
-            x = x * (position >= 0)[..., None]  # 0 at pads
+        x = x if isinstance(position, slice) else x * (position >= 0)[..., None]  # 0 at pads
         return x, self.rotary[:, position].unsqueeze(-3)
 
     def logits(self, hidden):
@@ -253,8 +253,9 @@ class GPT(nn.Module):
         """Reads prompts, lists of up to block_size - room ids -> hidden (B, T, C), padded left; a cache."""
         limit, V, device = self.config.block_size - room, self.config.n_vocab, self.mask.device
         for i, p in enumerate(prompts):
-            if not 0 < len(p) <= limit or not 0 <= min(p) <= max(p) < V:
-                raise ValueError(f"prompt {i} has {len(p)} tokens; expected 1 to {limit}, with ids below {V}")
+            n = len(p) if isinstance(p, (list, tuple)) or getattr(p, "ndim", 0) == 1 else "no list of"
+            if n not in range(1, limit + 1) or not 0 <= min(p) <= max(p) < V:
+                raise ValueError(f"prompt {i} has {n} tokens; expected 1 to {limit}, with ids below {V}")
         T = max(map(len, prompts))
         ids = torch.tensor([[0] * (T - len(p)) + list(p) for p in prompts], device=device)     # (B, T)
         cache = self.cache_class(self.config, torch.tensor([T - len(p) for p in prompts], device=device))
@@ -267,7 +268,7 @@ class GPT(nn.Module):
         stop: an id or a set of ids; seed: the same seed draws the same ids; **drawing: options of `sample`;
         watch: called every step with the rows still running, watch(rows (b,), logits (b, V), drawn (b,))."""
         new = [[] for _ in prompts]
-        if not prompts or max_new_tokens < 1:
+        if not len(prompts) or max_new_tokens < 1:
             return new
         hidden, cache = self.prefill(prompts, room=max_new_tokens)
         device, rows = hidden.device, torch.arange(len(prompts), device=hidden.device)
@@ -290,13 +291,12 @@ class GPT(nn.Module):
 
     def save(self, folder, extra=None):
         """Writes model.pt (weights) and config.json: fields, `extra` (any JSON), the SHA-256 of model.pt."""
-        weights, folder = io.BytesIO(), Path(folder)
-        torch.save({k: w for k, w in self.state_dict().items() if not k.startswith("td_heads.")}, weights)
-        sha256 = hashlib.sha256(weights.getvalue()).hexdigest()
-        card = {"layout": self.layout, "model": asdict(self.config), "extra": extra or {}, "sha256": sha256}
+        file, folder = io.BytesIO(), Path(folder)
+        torch.save({k: w for k, w in self.state_dict().items() if not k.startswith("td_heads.")}, file)
+        weights, card = file.getvalue(), {"layout": self.layout, "model": asdict(self.config)}
+        card |= {"extra": extra or {}, "sha256": hashlib.sha256(weights).hexdigest()}
         folder.mkdir(parents=True, exist_ok=True)
-        files = {"model.pt": weights.getvalue(), "config.json": json.dumps(card, indent=1).encode()}
-        for name, content in files.items():
+        for name, content in ("model.pt", weights), ("config.json", json.dumps(card, indent=1).encode()):
             (folder / f"{name}.tmp").write_bytes(content)
             (folder / f"{name}.tmp").replace(folder / name)  # after a crash a file is old or new, not half
 
@@ -308,14 +308,13 @@ class GPT(nn.Module):
             card = json.loads((Path(folder) / "config.json").read_bytes())
             if hashlib.sha256(weights).hexdigest() != card["sha256"]:
                 raise ValueError("model.pt is not the one that config.json was written with")
-            if card["layout"] == "gpt2":
-                cls = importlib.import_module("adapters.gpt2").GPT2
+            cls = importlib.import_module("adapters.gpt2").GPT2 if card["layout"] == "gpt2" else cls
             model = cls(cls.config_class(**card["model"]))
             model.load_state_dict(torch.load(io.BytesIO(weights), map_location="cpu", weights_only=True))
             model.extra = card["extra"]
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise ValueError(f"{folder}: no model that GPT.save wrote ({' '.join(str(error).split()):.160}); "
-                             "restore the folder, or remove it and train again") from None
+                             "expected model.pt and config.json of one run, as in out/brd") from None
         return model.to(device)
 
 
@@ -346,5 +345,6 @@ def draw_index(probs, generator=None):
 
 
 if __name__ == "__main__":
-    run_command = importlib.import_module("data.cli").run_command
-    run_command(lambda: importlib.import_module("adapters.gpt2").main())
+    commands = {"export": "adapters.gpt2", "sample": "adapters.sample"}
+    cli = importlib.import_module("data.cli")
+    cli.run_command(lambda: cli.run_named(commands, None, __doc__))

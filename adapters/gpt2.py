@@ -1,8 +1,8 @@
 """GPT-2: its layers, published weights and tokenizers, and students as folders that transformers opens.
 
     model = GPT2.from_pretrained("gpt2-xl")                 # by name: huggingface_hub downloads it once
-    model = GPT2.from_pretrained("folder", n_vocab=50258)   # config.json, model*.safetensors
-    tokenizer = read_tokenizer("folder")                    # tokenizer.json
+    model = GPT2.from_pretrained("folder", n_vocab=50258)   # config.json, model*.safetensors (or .bin)
+    tokenizer = read_tokenizer("folder")                    # tokenizer.json and what lies beside it
     python model.py export out/student out/hf               # a student of this layout, for transformers
 
 A field of config.json that asks for another architecture is refused, because only wrong logits would tell.
@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 
+from adapters.tokenizers import add_separator
 from data.cli import brief, printable
 from data.files import write_bytes, write_text
 from data.tokenizer import SEP, Tokenizer
@@ -108,14 +109,14 @@ class GPT2(GPT):
         folder = locate(where)
         try:
             config, state = read_config(folder), read_weights(folder)
+            wte = state["transformer.wte.weight"][:config.n_vocab]     # (V, C), without rows that fill it up
             if n_vocab is not None:
-                wte = state["transformer.wte.weight"]                                  # (V, C)
                 if n_vocab < len(wte):
                     raise ValueError(f"n_vocab is {n_vocab}, expected at least its {len(wte)} ids")
                 new = wte.mean(0, keepdim=True).expand(n_vocab - len(wte), -1)         # (n_vocab - V, C)
-                config.n_vocab, state["transformer.wte.weight"] = n_vocab, torch.cat([wte, new])
+                config.n_vocab, wte = n_vocab, torch.cat([wte, new])
             model = cls(config)
-            model.load_state_dict(state)
+            model.load_state_dict(state | {"transformer.wte.weight": wte})
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise ValueError(f"{folder}: no GPT-2 that is computed here ({brief(error, 200)})") from None
         return model.to(device)
@@ -127,7 +128,7 @@ def locate(where):
         return where
     from huggingface_hub import snapshot_download as download
     try:
-        return download(where, allow_patterns=["config.json", "model*.safetensors", "tokenizer*.json"])
+        return download(where, allow_patterns=["config.json", "model*.safetensors", "*token*.json"])
     except Exception as error:  # of the hub, its HTTP library or the disk
         raise ValueError(f"{where}: no such folder, and not downloaded ({brief(error, 160)})") from None
 
@@ -144,50 +145,86 @@ def read_config(folder):
     return config
 
 
-def read_weights(folder):
-    """The weights of a folder, in one file or more -> a state dict of GPT2; ValueError if damaged."""
-    from safetensors import SafetensorError
+def read_tensors(path):
+    """A file of safetensors or of torch.save -> {name: tensor}, out of a training checkpoint if it is one."""
     from safetensors.torch import load_file
-    paths, state = sorted(Path(folder).glob("model*.safetensors")), {}
+    try:
+        safe = path.suffix == ".safetensors"
+        found = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
+        while inner := [found[name] for name in ("model", "state_dict", "model_state_dict") if name in found]:
+            found = inner[0]
+        return {name: tensor for name, tensor in found.items() if isinstance(tensor, torch.Tensor)}
+    except Exception as error:  # of safetensors or pickle, or what is found is no dict
+        raise ValueError(f"{path.name}: {brief(error)}") from None
+
+
+def read_weights(folder):
+    """The weights of a folder -> a state dict of GPT2; ValueError if damaged. In one file or more, under the
+    prefixes of wrappers, with the head, with the head alone or without it, matrices (in, out) or (out, in)."""
+    paths = sorted(Path(folder).glob("model*.safetensors")) or sorted(Path(folder).glob("pytorch_model*.bin"))
     if not paths:
-        raise ValueError("no model.safetensors, whole or in parts")
-    for path in paths:
-        try:
-            tensors = load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path.name}: {error}") from None
-        for name, tensor in tensors.items():
-            if re.search(r"\.attn\.(masked_)?bias$", name):        # not a parameter but the causal mask
-                continue
-            if not tensor.is_floating_point() or not tensor.isfinite().all():
-                raise ValueError(f"{name}, {tensor.dtype}, is not all finite floating point numbers")
-            name = name if name == "lm_head.weight" else "transformer." + name.removeprefix("transformer.")
-            state[name] = tensor.T if name.endswith(TRANSPOSED) else tensor
+        names = ", ".join(sorted(path.name for path in Path(folder).iterdir()))
+        raise ValueError(f"no model.safetensors or pytorch_model.bin, whole or in parts, but {names:.80}")
+    state = {}
+    for name, tensor in (pair for path in paths for pair in read_tensors(path).items()):
+        name = re.sub(r"^((_orig_mod|module|model|transformer)\.)+", "", name)
+        if re.search(r"\.attn\.(masked_)?bias$", name):            # not a parameter but the causal mask
+            continue
+        if not tensor.is_floating_point() or not tensor.isfinite().all():
+            raise ValueError(f"{name}, {tensor.dtype}, is not all finite floating point numbers")
+        state[name if name == "lm_head.weight" else f"transformer.{name}"] = tensor
     head = state.pop("lm_head.weight", None)
-    if head is not None and not torch.equal(head, state["transformer.wte.weight"]):
-        raise ValueError("expected an embedding wte.weight that is also the head lm_head.weight")
+    wte = state.setdefault("transformer.wte.weight", head)                             # (V, C)
+    if wte is None or head is not None and not torch.equal(head, wte):
+        raise ValueError("expected an embedding transformer.wte.weight that is also lm_head.weight, the head; "
+                         f"found {', '.join(state):.80}")
+    if len(state["transformer.h.0.attn.c_attn.weight"]) == wte.size(1):                # (C, 3C)
+        state |= {name: tensor.T for name, tensor in state.items() if name.endswith(TRANSPOSED)}
     return state
 
 
+def read_beside(folder, name):
+    """The JSON object folder/name.json; {} without such a file."""
+    path = Path(folder, f"{name}.json")
+    return json.loads(path.read_bytes()) if path.is_file() else {}
+
+
+def special_tokens(folder, found):
+    """What tokenizer.json (found) and the files beside it tell -> ({name: id} of the added tokens, the end).
+    ValueError where they differ, and for an added word: a text that holds it would have other ids here."""
+    settings, named = (read_beside(folder, name) for name in ("tokenizer_config", "special_tokens_map"))
+    later = [{**token, "id": int(i)} for i, token in settings.get("added_tokens_decoder", {}).items()]
+    older = [{"content": name, "id": i} for name, i in read_beside(folder, "added_tokens").items()]
+    specials, ends = {}, [ends["eos_token"] for ends in (settings, named) if ends.get("eos_token")]
+    for token in found["added_tokens"] + later + older:
+        name, i = token["content"], token["id"]
+        if specials.setdefault(name, i) != i or not token.get("special", True):
+            raise ValueError(f"added token {name!r} is no special token, or has two ids")
+    ends = {end["content"] if isinstance(end, dict) else end for end in ends} or {"<|endoftext|>"}
+    if len(ends) > 1:
+        raise ValueError(f"a text ends with {' or with '.join(sorted(ends))}; expected one end")
+    return specials, ends.pop()
+
+
 def read_tokenizer(folder):
-    """The Tokenizer of tokenizer.json, with a new `<|sep|>` behind the last id where there is none.
-    ValueError for anything but a byte-level BPE whose merges are in the order of their ids."""
-    path, settings = Path(folder, "tokenizer.json"), Path(folder, "tokenizer_config.json")
+    """The Tokenizer of tokenizer.json, with a new `<|sep|>` behind the last id, and behind the last row of the
+    embedding by config.json, where there is none. ValueError for anything but a byte-level BPE whose merges are
+    in the order of their ids."""
+    path = Path(folder, "tokenizer.json")
     try:
         found = json.loads(path.read_bytes())
-        end = json.loads(settings.read_bytes()).get("eos_token") if settings.is_file() else None
-        end = end["content"] if isinstance(end, dict) else end or "<|endoftext|>"
-        pattern, bpe = pattern_of(found), found["model"]
-        specials = {token["content"]: token["id"] for token in found["added_tokens"]}
+        (specials, end), pattern, bpe = special_tokens(folder, found), pattern_of(found), found["model"]
         words = {token: i for token, i in bpe["vocab"].items() if token not in specials}
         ranks = {bytes(BYTES[char] for char in token): i for token, i in words.items()}
-        specials.setdefault(SEP, len(ranks) + len(specials))
-        if sorted([*ranks.values(), *specials.values()]) != list(range(len(ranks) + len(specials))):
+        n_ids = len(ranks) + len(specials)
+        if sorted([*ranks.values(), *specials.values()]) != list(range(n_ids)):
             raise ValueError("its ids are not 0, 1, 2 and so on")
         merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in bpe["merges"]]
         if merges != merges_of(ranks):
             raise ValueError("its merges are not in the order of its ids")
-        return Tokenizer("gpt2" if pattern == GPT2_PATTERN else "bpe", ranks, pattern, specials, end, SEP)
+        n_ids = max(n_ids, read_beside(folder, "config").get("vocab_size", 0))
+        name = "gpt2" if pattern == GPT2_PATTERN else "bpe"
+        return Tokenizer(name, ranks, pattern, add_separator(specials, ranks, n_ids), end, SEP)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not a byte-level BPE that tiktoken can apply ({brief(error)})") from None
 
@@ -272,8 +309,7 @@ def export(model, tokenizer, folder):
 
 def main(arguments=None):
     """The command `model.py export`; ValueError as `export` and GPT.load raise."""
-    parser = argparse.ArgumentParser(prog="model.py", description="Writes a student as transformers has it.")
-    parser.add_argument("command", choices=("export",))
+    parser = argparse.ArgumentParser(prog="model.py export", description="A student as transformers has it.")
     parser.add_argument("checkpoint", help="a student of GPT-2's layout, such as out/student")
     parser.add_argument("folder", help="the new folder, such as out/hf")
     options = parser.parse_args(arguments)

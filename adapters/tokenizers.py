@@ -18,9 +18,13 @@ def get_tokenizer(name):
     except (OSError, ValueError) as error:      # ValueError: the download has the wrong hash
         raise ValueError(f"tokenizer {name!r} could not be downloaded ({type(error).__name__}); connect "
                          "once, set TIKTOKEN_CACHE_DIR to a folder that has it, or use train_bpe") from None
-    # Gaps between ids get names, so that every id decodes.
-    ranks, specials = encoding._mergeable_ranks, dict(encoding._special_tokens)
-    used = {*ranks.values(), *specials.values()}
-    specials |= {f"<|unused {i}|>": i for i in range(encoding.max_token_value + 1) if i not in used}
-    specials[SEP] = encoding.max_token_value + 1
+    ranks = encoding._mergeable_ranks
+    specials = add_separator(encoding._special_tokens, ranks, encoding.max_token_value + 1)
     return Tokenizer(name, ranks, encoding._pat_str, specials, "<|endoftext|>", SEP)
+
+
+def add_separator(specials, ranks, n_ids):
+    """The special tokens {str: id} with names for those of n_ids ids that have none, so that every id decodes,
+    and with `<|sep|>` behind them, if it is not there."""
+    used = {*ranks.values(), *specials.values()}
+    return {SEP: n_ids, **{f"<|unused {i}|>": i for i in range(n_ids) if i not in used}, **specials}

@@ -25,7 +25,7 @@ class Assignment(NamedTuple):
 
 
 ASSIGNMENTS = {
-    1: Assignment("1-bpe", {"data/tokenizer.py": ("merge", "learn_merges", "train_bpe")}),
+    1: Assignment("1-bpe", {"data/tokenizer.py": ("learn_merges", "train_bpe")}),
     2: Assignment("2-attention",
                   {"model.py": ("attend", "Attention.forward", "KVCache.advance", "KVCache.append")},
                   {"adapters/gpt2.py": ("GPT2Attention.forward",)}),

@@ -68,12 +68,15 @@ def bits_per_byte(model, rows, text_bytes):
 def rouge_l(text, reference):
     """Rouge-L F (Lin 2004) of the longest common subsequence of words, in lower case, not stemmed."""
     a, b = (re.findall(r"\w+", t.lower()) for t in (text, reference))
-    row = [0] * (len(b) + 1)                              # row[j]: the longest for the words so far and b[:j]
-    for word in a:
-        above, row = row, [0]
-        for j, other in enumerate(b):
-            row.append(above[j] + 1 if word == other else max(above[j + 1], row[j]))
-    return 2 * row[-1] / (len(a) + len(b)) if a and b else float(text.strip() == reference.strip())
+    places = Counter()                                    # bit j of places[w]: w is word j of b
+    for j, word in enumerate(b):
+        places[word] |= 1 << j
+    every = row = (1 << len(b)) - 1                       # bit j is 0: the longest of a so far and b[:j + 1]
+    for word in a:                                        # is by one longer than of b[:j] (Hyyrö 2004)
+        met = row & places[word]
+        row = (row + met | row - met) & every
+    n = len(b) - row.bit_count()
+    return 2 * n / (len(a) + len(b)) if a and b else float(text.strip() == reference.strip())
 
 
 def count_entities(record, text):

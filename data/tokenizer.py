@@ -13,15 +13,16 @@ import contextlib
 import hashlib
 import heapq
 import re
-from collections import Counter, defaultdict
-from itertools import pairwise
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import tiktoken
 
 from data.files import read_json, write_json, write_text
 
 END, SEP = "<|end|>", "<|sep|>"
+BORDER, GONE = -1, -2   # in place of an id: the end of a word, the right half of a merged pair
 MIN_COUNT = 2       # a pair that occurs once saves one token in the whole corpus, and would hardly be trained
 # Python's `re` cuts words in training, tiktoken's Rust engine in encoding. Their \w, \d and \s differ, so the
 # pattern names its characters: ASCII letters, then blocks of Unicode that hold scripts. Runs are bounded.
@@ -34,6 +35,9 @@ PATTERN = (
     "|\n"                                           # one newline, one token
     f"|[{BLANKS}]{{1,16}}"                          # blanks that lead no word: indentation, the \r of \r\n
 )
+# tiktoken panics where a regular expression steps back a million times, as GPT-2's does over blanks: it gets
+# parts. They end where every known pattern cuts, behind a letter before white space, if there is such a place.
+PARTS = re.compile(r"(?s).{1,100000}(?:(?<=\w)(?=[ \n])|\Z)|.{1,100000}")
 
 
 class Tokenizer:
@@ -46,18 +50,26 @@ class Tokenizer:
         self.name, self.pattern, self.ranks, self.specials = name, pattern, ranks, specials
         self.end, self.sep = specials[end], specials[sep]
         self.n_vocab = len(ranks) + len(specials)
-        self.hash = tokenizer_hash(ranks, pattern, specials)
+        if missing := [b for b in range(256) if bytes([b]) not in ranks]:
+            raise ValueError(f"{len(missing)} of 256 bytes have no token, 0x{missing[0]:02x} is the first; "
+                             "take a tokenizer that encodes any text")
+        if end == sep:
+            raise ValueError(f"{end} ends documents and separates annotations; expected two tokens")
+        self.hash = tokenizer_hash(ranks, pattern, specials, end, sep)
         # explicit_n_vocab: tiktoken checks that the ids are 0 .. n_vocab - 1 without a gap
         self._encoding = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks,
                                            special_tokens=specials, explicit_n_vocab=self.n_vocab)
 
+    def __str__(self):
+        return f"{self.n_vocab} tokens, end {self.card['end']}, separator {self.card['sep']} ({self.hash})"
+
     def encode(self, text):
         """str -> list of int. A special token spelled in the text, "<|end|>", is encoded as ordinary text."""
-        return self._encoding.encode_ordinary(text)
+        return [i for part in PARTS.findall(text) for i in self._encoding.encode_ordinary(part)]
 
     def encode_batch(self, texts):
         """Iterable of str -> list of lists of int. tiktoken's threads would only slow short texts down."""
-        return [self._encoding.encode_ordinary(text) for text in texts]
+        return [self.encode(text) for text in texts]
 
     def decode_bytes(self, ids):
         """Ids (list, array or 1-D tensor of int) -> bytes. ValueError for an id outside the vocabulary."""
@@ -85,18 +97,21 @@ class Tokenizer:
         with contextlib.suppress(ValueError):           # no list of base64 tokens and ids: the hash will tell
             pairs = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
             ranks = {base64.b64decode(token, validate=True): int(i) for token, i in pairs}
-        found, saved = tokenizer_hash(ranks, card["pattern"], card["specials"]), card.pop("hash")
+        saved = card.pop("hash")
+        found = tokenizer_hash(ranks, *(card[part] for part in ("pattern", "specials", "end", "sep")))
         if found != saved:
             raise ValueError(f"{path}: hash {found}, but {saved} was saved; {remedy}")
         return cls(ranks=ranks, **card)
 
 
-def tokenizer_hash(ranks, pattern, specials):
-    """16 hex digits over {bytes: id}, str, {str: id}; the length of each part goes in as well."""
-    digest = hashlib.sha256()
-    for table in (ranks, {pattern: 0}, specials):
+def tokenizer_hash(ranks, pattern, specials, end, sep):
+    """16 hex digits over {bytes: id}, str, {str: id}, in the order of ids, but end and sep come first; the
+    length of each part goes in as well."""
+    digest, first = hashlib.sha256(), {name: specials[name] for name in (end, sep)}
+    ranks, specials = (dict(sorted(table.items(), key=lambda item: item[1])) for table in (ranks, specials))
+    for table in (ranks, {pattern: 0}, first | specials):
         digest.update(b"%d;" % len(table))
-        for key, i in sorted(table.items(), key=lambda item: item[1]):
+        for key, i in table.items():
             key = key if isinstance(key, bytes) else key.encode("utf-8", "surrogatepass")
             digest.update(b"%d:%d:%s" % (i, len(key), key))
     return digest.hexdigest()[:16]
@@ -123,51 +138,47 @@ def train_bpe(texts, n_vocab):
 def learn_merges(words, freqs, n_merges):
     """The merges, a list of (left id, right id); merge number k makes token 256 + k. `words` is rewritten.
 
-    words: lists of ids, one for each distinct word; freqs: how often each occurs. Two tables avoid a recount
-    after a merge: the count of every pair, and the words that hold it. The best pair comes from a heap."""
-    pair_counts, holders = Counter(), defaultdict(set)
-    for w, (word, freq) in enumerate(zip(words, freqs)):
-        for pair in pairwise(word):
-            pair_counts[pair] += freq
-            holders[pair].add(w)
-    heap = [(-count, pair) for pair, count in pair_counts.items()]      # smallest first: count, then ids
-    heapq.heapify(heap)
-    merges = []
+    words: lists of ids, one for each distinct word; freqs: how often each occurs. All ids stand in one row of
+    slots, each linked to its neighbours. A merge touches only the slots of its pair. It makes new pairs, and
+    of an old pair it can only take: the heap holds what a pair counted when it was last looked at."""
+    ids = np.array([i for word in words for i in (*word, BORDER)], np.int64)               # (slots,)
+    freqs = np.repeat(np.array(freqs, np.int64), [len(word) + 1 for word in words])        # of a slot's word
+    before, after = (np.roll(np.arange(len(ids)), by) for by in (1, -1))                   # its neighbours
+    places, heap, merges = {}, [], []               # heap: (-count, pair), the best pair comes first
+
+    def note(slots):
+        """Puts the pairs that begin in these slots into `places` and the heap; none crosses a BORDER."""
+        slots = slots[(ids[slots] >= 0) & (ids[after[slots]] >= 0)]
+        pairs = ids[slots] << 32 | ids[after[slots]]                    # in the order of left id, then right
+        order = pairs.argsort(kind="stable")
+        pairs, slots = pairs[order], slots[order]
+        starts = np.flatnonzero(np.diff(pairs, prepend=-1))
+        counts = np.add.reduceat(freqs[slots], starts).tolist()
+        for pair, count, a, b in zip(pairs[starts].tolist(), counts, starts, [*starts[1:], None]):
+            places[pair] = slots[a:b]
+            heapq.heappush(heap, (-count, pair))
+
+    note(np.arange(len(ids)))
     while heap and len(merges) < n_merges:
         negative, pair = heapq.heappop(heap)
-        count = pair_counts[pair]
-        if count != -negative:
-            # An old entry: a merge took some of the pair's occurrences. It came too early and goes back.
-            if count:
-                heapq.heappush(heap, (-count, pair))
+        left, right = divmod(pair, 1 << 32)
+        slots = places.pop(pair)
+        slots = slots[(ids[slots] == left) & (ids[after[slots]] == right)]      # a merge may have taken some
+        count = int(freqs[slots].sum())
+        if count < -negative:                       # the entry is old: the pair goes back with what is left
+            places[pair] = slots
+            heapq.heappush(heap, (-count, pair))
             continue
         if count < MIN_COUNT:
             break
-        new, changes = 256 + len(merges), Counter()
-        for w in holders.pop(pair):                 # merging changes nothing in words that have lost the pair
-            merged = merge(words[w], pair, new)
-            for old in pairwise(words[w]):
-                changes[old] -= freqs[w]
-            for fresh in pairwise(merged):
-                changes[fresh] += freqs[w]
-                holders[fresh].add(w)
-            words[w] = merged
-        for changed, change in changes.items():
-            pair_counts[changed] += change
-            if change > 0:                          # only pairs with the new token gain
-                heapq.heappush(heap, (-pair_counts[changed], changed))
-        merges.append(pair)
+        number = np.arange(len(slots))              # of 1 1 1 1 the first and the third begin a merge
+        first = np.append(True, after[slots[:-1]] != slots[1:])
+        slots = slots[(number - np.maximum.accumulate(number * first)) % 2 == 0]
+        gone, new = after[slots], 256 + len(merges)
+        ids[slots], ids[gone], after[slots] = new, GONE, after[gone]
+        before[after[slots]] = slots
+        note(np.concatenate([slots, before[slots][ids[before[slots]] != new]]))
+        merges.append((left, right))
+    ids = ids[ids != GONE]
+    words[:] = [part[:-1].tolist() for part in np.split(ids, np.flatnonzero(ids == BORDER) + 1)[:-1]]
     return merges
-
-
-def merge(ids, pair, new):
-    """Replace every occurrence of a pair, from left to right: merge([1, 1, 1, 2], (1, 1), 9) -> [9, 1, 2]."""
-    out, i = [], 0
-    while i < len(ids):
-        if ids[i] == pair[0] and i + 1 < len(ids) and ids[i + 1] == pair[1]:
-            out.append(new)
-            i += 2
-        else:
-            out.append(ids[i])
-            i += 1
-    return out

@@ -129,8 +129,8 @@ def main(arguments=None):
     both = [open_model(where, pick_device(config.device)[0]) for where in (config.teacher, config.student)]
     (teacher, theirs), (student, tokenizer) = both
     if theirs.hash != tokenizer.hash:
-        raise ValueError(f"teacher {config.teacher} has {theirs.n_vocab} tokens ({theirs.hash}), student "
-                         f"{config.student} {tokenizer.n_vocab} ({tokenizer.hash}); expected one tokenizer")
+        raise ValueError(f"teacher {config.teacher} has {theirs}, student {config.student} has {tokenizer}; "
+                         "expected one tokenizer")
     pairs = importlib.import_module("adapters.instructions").read_instructions(config.corpus)
     n, limit = -min(500, max(1, len(pairs) // 10)), min(model.config.block_size for model, _ in both)
     (prompts, rows), (asked, right) = (encode_pairs(p, tokenizer, limit) for p in (pairs[:n], pairs[n:]))

@@ -159,6 +159,19 @@ def test_rouge_l_by_hand(text, reference, score):
     assert figures.rouge_l(text, reference) == pytest.approx(score)
 
 
+def test_rouge_l_by_its_table_and_of_a_long_line():
+    """Against the longest common subsequence by its definition; 100 kB take no minutes."""
+    rng = random.Random(0)
+    for n in range(300):
+        a, b = ([rng.choice("abcd"[:1 + n % 4]) for _ in range(rng.randrange(1, 80))] for _ in "ab")
+        longest = {(i, -1): 0 for i in range(-1, len(a))} | {(-1, j): 0 for j in range(len(b))}
+        for i, x in enumerate(a):
+            for j, y in enumerate(b):
+                longest[i, j] = longest[i - 1, j - 1] + 1 if x == y else max(longest[i - 1, j], longest[i, j - 1])
+        assert figures.rouge_l(" ".join(a), " ".join(b)) == 2 * longest[len(a) - 1, len(b) - 1] / (len(a) + len(b))
+    assert figures.rouge_l("w x y z " * 12_500, "x z " * 12_500) == 2 * 25_000 / 75_000
+
+
 def test_the_error_of_a_ratio_agrees_with_the_bootstrap():
     mean_se, ratio_se = figures.mean_se, figures.ratio_se
     assert mean_se([1, 0, 0, 1]) == {"value": 0.5, "se": pytest.approx((1 / 3 / 4) ** 0.5), "n": 4}

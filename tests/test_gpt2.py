@@ -141,7 +141,19 @@ def test_there_and_back(n_layer, n_head, n_vocab, hf, tmp_path):
     assert back.config.eos_token_id == back.generation_config.eos_token_id == tok.end
 
 
-@pytest.mark.parametrize("how", ["with masks", "in parts", "no prefix", "half precision"])
+# What torch.save has got of a state dict that holds embedding and head, for one that is published.
+PICKLED = {
+    "PyTorch's file": dict, "checkpoint": lambda s: {"model": s, "optimizer": {"state": {}}, "iter_num": 3},
+    "Lightning": lambda s: {"state_dict": {f"model.{name}": w for name, w in s.items()}, "epoch": 3},
+    "compiled and parallel": lambda s: {f"module._orig_mod.{name}": w for name, w in s.items()} | {"epoch": 3},
+    "head alone": lambda s: {name: w for name, w in s.items() if name != "transformer.wte.weight"},
+    "no head": lambda s: {name: w for name, w in s.items() if name != "lm_head.weight"},
+    "padded": lambda s: s | {name: torch.cat([s[name], torch.ones(5, 12)]) for name in
+                             ("lm_head.weight", "transformer.wte.weight")},
+    "(out, in)": lambda s: {name: w.T if name.endswith(gpt2.TRANSPOSED) else w for name, w in s.items()}}
+
+
+@pytest.mark.parametrize("how", ["with masks", "in parts", "no prefix", "half precision", *PICKLED])
 def test_the_forms_in_which_weights_are_kept(how, hf, tmp_path):
     there = published(hf).half() if how == "half precision" else published(hf)
     model = there.transformer if how == "no prefix" else there
@@ -151,6 +163,9 @@ def test_the_forms_in_which_weights_are_kept(how, hf, tmp_path):
         more = {f"transformer.h.{i}.attn.bias": torch.ones(1, 1, 40, 40).tril() for i in range(2)}
         more["lm_head.weight"] = there.lm_head.weight.detach().clone()
         save_file(load_file(tmp_path / "model.safetensors") | more, tmp_path / "model.safetensors")
+    if how in PICKLED:
+        (tmp_path / "model.safetensors").unlink()
+        torch.save(PICKLED[how](there.state_dict()), tmp_path / "pytorch_model.bin")
     assert (len([*tmp_path.glob("*.safetensors")]) > 2) == how.endswith("parts")
     here = GPT2.from_pretrained(tmp_path)
     assert {p.dtype for p in here.parameters()} == {torch.float32}
@@ -213,14 +228,17 @@ def test_damaged_folders_are_refused_in_one_line(hf, tmp_path):
     from safetensors.torch import load_file, save_file
     save_file(load_file(path) | {"transformer.h.0.attn.lora.weight": torch.zeros(2)}, path)
     check_refused(tmp_path, "lora")
-    state = {name: tensor for name, tensor in there.state_dict().items() if "wte" not in name}
-    save_file({**state, "lm_head.weight": state["lm_head.weight"].clone()}, path)
+    save_file({name: w for name, w in there.state_dict().items() if name.startswith("transformer.h")}, path)
     check_refused(tmp_path, "transformer.wte.weight")
-    check_refused(tmp_path, "transformer.wte.weight", n_vocab=261)
+    check_refused(tmp_path, "found transformer.h.0.", n_vocab=261)
     path.write_bytes(b"\0" * 99)
     check_refused(tmp_path, "model.safetensors: ")
-    path.unlink()
-    check_refused(tmp_path, "no model.safetensors")
+    path.rename(tmp_path / "optimizer.pt")
+    check_refused(tmp_path, "no model.safetensors or pytorch_model.bin, whole or in parts, but config.json, ")
+    for content, said in ((there, "pytorch_model.bin: UnpicklingError"), ([1], "'list' object"),
+                          ({"optimizer": {}, "epoch": 3}, "transformer.wte.weight"), (b"", "pytorch_model.bin: ")):
+        torch.save(content, tmp_path / "pytorch_model.bin")
+        check_refused(tmp_path, said)
     (tmp_path / "config.json").write_text("[", encoding="utf-8")
     check_refused(tmp_path, "JSONDecodeError")
 
@@ -305,6 +323,50 @@ def test_a_tokenizer_gets_the_separator_that_it_lacks(tok, tmp_path):
     assert (back.name, back.hash, back.sep, back.n_vocab) == (tok.name, tok.hash, tok.sep, tok.n_vocab)
 
 
+def test_a_padded_vocabulary_keeps_its_rows_and_the_separator_gets_its_own(own, tmp_path):
+    write_tokenizer(own, tmp_path, without_separator)
+    (tmp_path / "config.json").write_text('{"vocab_size": 512}', encoding="utf-8")
+    back = read_tokenizer(tmp_path)
+    assert (back.sep, back.n_vocab) == (512, 513) and back.encode("Anna took") == own.encode("Anna took")
+    assert back.decode([511, 512]) == "<|unused 511|><|sep|>"
+
+
+def write_beside(folder, file, content):
+    """Changes some fields of a JSON file beside tokenizer.json."""
+    path = folder / f"{file}.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    path.write_text(json.dumps(before | content), encoding="utf-8")
+
+
+@pytest.mark.parametrize("file, content", [
+    ("added_tokens", {"<|end|>": 499, "[PAD]": 500}), ("special_tokens_map", {"pad_token": "[PAD]"}),
+    ("tokenizer_config", {"added_tokens_decoder": {"500": {"content": "[PAD]", "special": True}}}),
+    ("tokenizer_config", {"added_tokens_decoder": {"500": {"content": "[PAD]"}}, "eos_token": "[PAD]"})])
+def test_the_separator_takes_no_id_of_an_added_token(file, content, own, tmp_path):
+    write_tokenizer(own, tmp_path, without_separator)
+    write_beside(tmp_path, file, content)
+    back = read_tokenizer(tmp_path)
+    taken = "pad_token" in content
+    assert back.sep == 501 - taken and back.decode([500, 501 - taken]).startswith("<|sep|>" if taken else "[PAD]")
+    assert back.card["end"] == content.get("eos_token", "<|end|>") and (back.hash == own.hash) == taken
+
+
+@pytest.mark.parametrize("file, content, said", [
+    ("special_tokens_map", {"eos_token": {"content": "<|im_end|>"}}, "<|end|> or with <|im_end|>"),
+    ("special_tokens_map", {"eos_token": "<|sep|>"}, "<|end|> or with <|sep|>"),
+    ("tokenizer_config", {"eos_token": "<|sep|>"}, "expected two tokens"),
+    ("tokenizer_config", {"eos_token": "<|im_end|>"}, "<|im_end|>"),
+    ("added_tokens", {"[PAD]": 500}, "0, 1, 2 and so on"), ("added_tokens", {"[PAD]": 512}, "0, 1, 2 and so on"),
+    ("added_tokens", {"<|end|>": 7}, "'<|end|>' is no special token, or has two ids"),
+    ("tokenizer_config", {"added_tokens_decoder": {"501": {"content": "big", "special": False}}}, "'big' is no")])
+def test_files_beside_a_tokenizer_that_contradict_it(file, content, said, own, tmp_path):
+    write_tokenizer(own, tmp_path, lambda card: None)
+    write_beside(tmp_path, file, content)
+    with pytest.raises(ValueError) as error:
+        read_tokenizer(tmp_path)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("change, said", [
     (lambda c: c["model"]["merges"].reverse(), "its merges are not in the order of its ids"),
     (lambda c: c["model"]["vocab"].pop("Ġ"), "its ids are not 0, 1, 2 and so on"),
@@ -328,7 +390,7 @@ def test_the_command_exports_a_student(own, hf, tmp_path, capsys):
     here = student(own)
     here.save(tmp_path / "student", {"tokens_seen": 1})
     own.save(tmp_path / "student")
-    gpt2.main(["export", str(tmp_path / "student"), str(tmp_path / "hf")])
+    gpt2.main([str(tmp_path / "student"), str(tmp_path / "hf")])
     assert f"{here.num_params():,} parameters" in capsys.readouterr().out
     check_same_model(here, hf.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval(), own.end)
 

@@ -313,6 +313,8 @@ def test_nothing_to_generate():
     model = make()
     assert model.generate([], 5) == [] and model.generate([[1], [2, 3]], 0) == [[], []]
     assert [len(row) for row in model.generate([[1] * 39], 1)] == [1]  # block_size is 40: it just fits
+    given = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    assert model.generate(given, 5, seed=1) == model.generate(given.tolist(), 5, seed=1)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -372,6 +374,8 @@ def test_bad_configs(fields, words):
     (lambda m: m.prefill([[1], [36, 37]]), "prompt 1 .* ids below 37"),
     (lambda m: m.prefill([[-1]]), "prompt 0 has 1 token"),
     (lambda m: m.generate([[1], [1] * 30], 11), "prompt 1 has 30 tokens; expected 1 to 29"),
+    *[(lambda m, given=given: m.generate(given, 5), "prompt 0 has no list of tokens; expected 1 to 35")
+      for given in ([5, 6, 7], torch.tensor([5, 6]), ["Once"], "Once", torch.ones(1, 1, 2).long())],
     *[(lambda m, name=name, value=value: m.generate([[1]], 5, **{name: value}), f"{name}={value}")
       for name, value in [("temperature", -1), ("temperature", math.nan), ("top_k", 0), ("top_p", 0)]]])
 def test_bad_calls_are_refused_in_one_line(call, words):

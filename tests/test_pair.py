@@ -11,7 +11,7 @@ from adapters.instructions import read_instructions
 from data.cache import TeacherCache
 from data.documents import role_weights
 from data.files import read_json
-from data.tokenizer import Tokenizer, train_bpe
+from data.tokenizer import END, SEP, Tokenizer, train_bpe
 from experiments import pair
 
 WORDS = "red blue green small large old new cat dog house tree river stone bird".split()
@@ -124,8 +124,13 @@ def test_folders_of_transformers_make_a_pair(folder, tmp_path):
 
 
 def test_what_cannot_be_done_is_told(folder, tmp_path):
-    with pytest.raises(ValueError, match=r"teacher .* \d+ tokens .* student .*other \d+ .* one tokenizer"):
+    with pytest.raises(ValueError, match=r"teacher .* \d+ tokens.* student .*other has \d+ .* one tokenizer"):
         run(folder, f"--student={folder / 'other'}")
+    GPT2.load(folder / "student").save(tmp_path / "turned")
+    same = Tokenizer.load(folder / "student")
+    Tokenizer("bpe", same.ranks, same.pattern, same.specials, SEP, END).save(tmp_path / "turned")
+    with pytest.raises(ValueError, match=r"teacher .* end <\|end\|>.* student .* end <\|sep\|>.* one tokenizer"):
+        run(folder, f"--student={tmp_path / 'turned'}")
     write(tmp_path / "x.jsonl", [{"prompt": "cat " * 300, "response": "dog"}] * 3)
     with pytest.raises(ValueError, match="no prompt leaves room for an answer of 128 tokens in 256"):
         run(folder, f"--corpus={tmp_path / 'x.jsonl'}")

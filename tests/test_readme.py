@@ -29,9 +29,12 @@ def test_a_command_names_a_program_and_options_that_it_knows(program, arguments,
         return
     arguments = shlex.split(arguments)
     wings = {"brd.py": ("read", "test", "annotate"), "td_distill.py": ("inspect", "theory", "compare"),
-             "model.py": ("export",)}.get(program)
+             "model.py": ("export", "sample")}.get(program)
     assert not wings or arguments[0] in wings
-    name = "adapters.gpt2" if program == "model.py" else program.removeprefix("-m ").removesuffix(".py")
+    name = program.removeprefix("-m ").removesuffix(".py")
+    if program == "model.py":
+        command, *arguments = arguments
+        name = {"export": "adapters.gpt2", "sample": "adapters.sample"}[command]
     main = importlib.import_module(name).main
     if arguments[:1] in (["theory"], ["inspect"]) or name == "tests.torture":     # they take no options
         assert not [argument for argument in arguments if argument.startswith("-")]

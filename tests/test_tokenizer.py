@@ -1,14 +1,18 @@
 """The tokenizer against a slow, literal byte pair encoding: training, encoding, round trips, files."""
 import os
+import random
 import re
+import time
+from collections import Counter
 from itertools import pairwise
 
 import pytest
 import tiktoken
 from hypothesis import example, given, settings, strategies as st
 
+from adapters.gpt2 import GPT2_PATTERN
 from adapters.tokenizers import get_tokenizer
-from data.tokenizer import END, MIN_COUNT, PATTERN, SEP, Tokenizer, learn_merges, merge, train_bpe
+from data.tokenizer import END, MIN_COUNT, PATTERN, SEP, Tokenizer, learn_merges, train_bpe
 
 CORPUS = ["Anna took a train to Oslo.\nShe took a bus back, and another train.", "To Oslo: 1905, 1906!",
           "MILO:\r\nIs that a train?\n\tIt is, a train to Bergen; 日本語 and Ærø. naïve café, naïve café"] * 3
@@ -20,6 +24,16 @@ awkward = st.text(alphabet="aaab \t\r\n.,é—日🙂1_'\x00", max_size=40) | st
 @pytest.fixture(scope="module")
 def tok():
     return train_bpe(CORPUS, 320)
+
+
+def merge(ids, pair, new):
+    """Replace every occurrence of a pair, from left to right: merge([1, 1, 1, 2], (1, 1), 9) -> [9, 1, 2]."""
+    out, i = [], 0
+    while i < len(ids):
+        here = tuple(ids[i:i + 2]) == pair
+        out.append(new if here else ids[i])
+        i += 1 + here
+    return out
 
 
 def literal_training(texts, n_merges):
@@ -82,7 +96,25 @@ def test_merges_are_pairs_of_ids_with_frequencies():
     words = [[1, 2, 1, 2], [3, 4], [7, 7, 7]]
     assert learn_merges(words, [2, 5, 1], 2) == [(3, 4), (1, 2)]
     assert words == [[257, 257], [256], [7, 7, 7]]
-    assert merge([7, 7, 7, 7, 7], (7, 7), 9) == [9, 9, 7]
+    words = [[7, 7, 7, 7, 7], [7, 7], [], [7]]
+    assert learn_merges(words, [3, 3, 1, 9], 1) == [(7, 7)] and words == [[256, 256, 7], [256], [], [7]]
+
+
+SCRIPTS = {"DNA": "ACGT", "Chinese": [chr(0x4e00 + i) for i in range(300)], "one letter": "a"}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_text_without_spaces(script):
+    """Words of 48 letters: the literal merges, and 700 of them cost less than 100 counts of all pairs."""
+    text = "".join(random.Random(1).choices(SCRIPTS[script], k=120_000))
+    merges, _ = literal_training([text[:3000]], 120)
+    words = [list(word.encode("utf-8")) for word in re.findall(PATTERN, text[:3000])]
+    assert learn_merges(words, [1] * len(words), 120) == merges
+    words, begin = [list(word.encode("utf-8")) for word in re.findall(PATTERN, text)], time.process_time()
+    Counter(pair for word in words for pair in pairwise(word))
+    recount, begin = time.process_time() - begin, time.process_time()
+    learn_merges(words, [1] * len(words), 700)
+    assert time.process_time() - begin < 100 * recount
 
 
 def cut_alike(text):
@@ -172,8 +204,11 @@ def test_save_and_load(tok, tmp_path):
 def test_the_hash_tells_tokenizers_apart(tok):
     others = [train_bpe(CORPUS, 319), train_bpe(CORPUS[:1] * 9, 320),
               Tokenizer("bpe", tok.ranks, PATTERN + "|x", tok.specials, END, SEP),
-              Tokenizer("bpe", tok.ranks, PATTERN, {END: tok.sep, SEP: tok.end}, END, SEP)]
-    assert len({tok.hash, *(other.hash for other in others)}) == 5
+              Tokenizer("bpe", tok.ranks, PATTERN, {END: tok.sep, SEP: tok.end}, END, SEP),
+              Tokenizer("bpe", tok.ranks, PATTERN, tok.specials, SEP, END),
+              *(Tokenizer("bpe", tok.ranks, PATTERN, tok.specials | {"[PAD]": 320}, end, sep)
+                for end, sep in [(END, SEP), ("[PAD]", SEP), (END, "[PAD]"), (SEP, "[PAD]")])]
+    assert len({tok.hash, *(other.hash for other in others)}) == 10
     assert re.fullmatch("[0-9a-f]{16}", tok.hash)
 
 
@@ -192,6 +227,25 @@ def test_a_damaged_file_is_detected(tok, tmp_path, file):
             assert file in str(error) and "\n" not in str(error)
             caught += 1
     assert caught > 0.7 * len(places)                                   # the rest is white space
+
+
+@pytest.mark.parametrize("pattern, repeated", [
+    (GPT2_PATTERN, " "), (GPT2_PATTERN, "\n"), (r"\s+(?!\S)|\s+|\w+(?!\w)|.", "\u2003"), (r"\w+(?!\w)|.", "é")])
+def test_a_million_of_one_character(tok, pattern, repeated):
+    """tiktoken panics where an expression steps back a million times; ordinary text keeps its tokens."""
+    one, text = Tokenizer("other", tok.ranks, pattern, tok.specials, END, SEP), repeated * 1_000_001 + "?"
+    ids = one.encode(text)
+    assert one.decode(ids) == text
+    text = " ".join(CORPUS) * 600
+    assert one.encode(text) == one._encoding.encode_ordinary(text) and len(text) > 150_000
+
+
+def test_what_cannot_encode_every_text_is_refused(tok):
+    ranks = {token: i - 1 for token, i in tok.ranks.items() if token != b"\x00"}
+    with pytest.raises(ValueError, match="^1 of 256 bytes have no token, 0x00 is the first"):
+        Tokenizer("bpe", ranks, PATTERN, {END: len(ranks), SEP: len(ranks) + 1}, END, SEP)
+    with pytest.raises(ValueError, match="expected two tokens"):
+        Tokenizer("bpe", tok.ranks, PATTERN, tok.specials, END, END)
 
 
 # --- published tokenizers (a small stand-in, so that the tests need no network) -----------------------------

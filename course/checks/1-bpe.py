@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 import data.tokenizer
-from data.tokenizer import learn_merges, merge, train_bpe
+from data.tokenizer import learn_merges, train_bpe
 
 # "hug" ten times, "pug" five times ...: u+g is met 20 times, then u+n 16, then h+ug 15, then p+un 12.
 HUGS = {"hug": 10, "pug": 5, "pun": 12, "bun": 4, "hugs": 5}
@@ -34,21 +34,20 @@ def tokens_of(tok):
 def check_merge_replaces_every_pair(points=2):
     """Walk from left to right; where the pair stands, put the new id and go on two places further, otherwise
     one."""
-    assert merge([5, 1, 2, 3, 1, 2], (1, 2), 9) == [5, 9, 3, 9]
-    assert merge([1, 1, 1, 2], (1, 1), 9) == [9, 1, 2]
-    assert merge([1, 1, 1, 1], (1, 1), 9) == [9, 9]
-    assert merge([2, 1], (1, 2), 9) == [2, 1]
+    words = [[5, 1, 2, 3, 1, 2], [2, 1], [1, 2, 1, 2], [1, 1, 2, 2]]
+    assert learn_merges(words, [1, 1, 1, 1], 1) == [(1, 2)]
+    assert words == [[5, 256, 3, 256], [2, 1], [256, 256], [1, 256, 2]], f"found {words}"
+    words = [[1, 1, 1, 2], [1, 1, 1, 1], [1, 1, 1, 1, 1]]
+    assert learn_merges(words, [1, 1, 1], 1) == [(1, 1)]
+    assert words == [[256, 1, 2], [256, 256], [256, 256, 1]], f"found {words}"
 
 
 def check_merge_at_the_edges(points=1):
-    """The last id has no right neighbour, an empty list has none at all. The list that is given must stay as
-    it is."""
-    ids = [3, 1]
-    assert merge(ids, (1, 2), 9) == [3, 1] and merge([], (1, 2), 9) == [] and merge([1, 2], (1, 2), 9) == [9]
-    assert ids == [3, 1]
-    ids = [1, 2, 3]
-    merge(ids, (1, 2), 9)
-    assert ids == [1, 2, 3]
+    """The last id of a word has no right neighbour, an empty word has none at all. The list of frequencies
+    must stay as it is."""
+    words, freqs = [[3, 1], [2, 3, 1], [], [1, 2], [1], [2]], [9, 1, 7, 2, 9, 9]
+    assert learn_merges(words, freqs, 2) == [(3, 1), (1, 2)] and freqs == [9, 1, 7, 2, 9, 9]
+    assert words == [[256], [2, 256], [], [257], [1], [2]], f"found {words}"
 
 
 def check_worked_example(points=3):
