@@ -203,6 +203,23 @@ def is_annotated(corpus):
     return corpus == "primer" or corpus.endswith(".jsonl")
 
 
+def check_options(config):
+    """Whether nobody annotated the text of a train.Config. Drops arms that have no cache; ValueError for an
+    option that has no effect on this corpus."""
+    annotated = is_annotated(config.corpus)
+    own = not annotated and config.corpus != "world"
+    if own or annotated and not config.cache:       # the built-in world's tokenizer made data/teacher
+        config.refuse(config.arms, "without a --cache made with this corpus", "arms")
+        config.arms = ""
+    for rule in ((not own, "without a text of your own", "tokenizer"),
+                 (not annotated, "without annotations as --corpus", "corpus_share"),
+                 (config.minutes, "beside --minutes", "student_tokens"),
+                 (not config.arms, "without arms", "cache arm_rate p leak gamma"),
+                 (not {"td", "td0"}.intersection(config.arms.split(",")), "without td and td0", "alpha")):
+        config.refuse(*rule)
+    return own
+
+
 def text_sources(corpus, tokenizer, block_size, seed):
     """[D_ORI, D_NER, D_QRA] as Rows of an annotated corpus' training part, in pieces of PIECE sentences;
     annotated ones are read four times over in other surface forms."""

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from data.batches import Rows, token_type
-from data.files import is_finished, rename, save_finished, write_text
+from data.figures import bits_per_byte
+from data.files import hash_of, is_finished, rename, save_finished, write_text
 from data.machine import rank
 from data.tokenizer import Tokenizer, train_bpe
 
@@ -31,6 +32,15 @@ class OwnText(NamedTuple):
     held_out: Rows
     held_out_text: str
 
+    def test(self, model, seed):
+        """{"sample": that continues the first held-out words, "bits_per_byte": of the held-out text}."""
+        limit, text = model.config.block_size, self.held_out_text
+        prompt = self.tokenizer.encode(text)[:min(16, limit // 2)]
+        n = min(200, limit - len(prompt))
+        new = model.generate([prompt], n, temperature=0.8, top_p=0.95, seed=seed)[0]
+        return {"sample": self.tokenizer.decode(prompt + new),
+                "bits_per_byte": bits_per_byte(model, self.held_out, len(text.encode("utf-8")))}
+
 
 def text_files(path):
     """The file itself, or all .txt and .md files below a folder in the order of their names: list of Path."""
@@ -44,6 +54,14 @@ def text_files(path):
     if not found:
         raise ValueError(f"{path}: no .txt or .md file in this folder")
     return found
+
+
+def text_hash(config):
+    """{"text hash": of the files of config.corpus}; ValueError for an option that has no effect on them."""
+    config.refuse(True, "on a text that nobody annotated",
+                  "start_tokens test_paragraphs answer_weight text_weight plain_share ner_share")
+    config.refuse(config.tokenizer != "bpe", "beside --tokenizer", "n_vocab")
+    return {"text hash": hash_of(*text_files(config.corpus))}
 
 
 def blocks(path, size=BLOCK):

@@ -149,6 +149,6 @@ def test_a_comparison_goes_on_where_it_was_stopped_and_prints_a_table(task, monk
     path.write_text(lines[0][:-30] + "\n", encoding="utf-8")
     for arguments, message in ((command, "answers=2, this one has 1; use another --out_dir"),
                                (["compare", f"--show={path}"], "results.jsonl: these are no results"),
-                               (["compare", "--rows=KD,SFT"], "at least one seed, and of: SFT, SeqKD")):
+                               (["compare", "--rows=KD,SFT"], "rows=KD, but expected one of SFT, SeqKD")):
         with pytest.raises(ValueError, match=message):
             td_distill.main(arguments)

@@ -55,8 +55,8 @@ def test_options_are_read_in_both_spellings_and_with_their_types():
     ("--p=1.5", "--p=1.5, but expected more than 0 and at most 1"), ("--p=0", "p=0.0"), ("--p=nan", "p=nan"),
     ("--leak=inf", "leak=inf"), ("--minutes=nan", "minutes=nan"), ("--clip=inf", "clip=inf"),
     ("--p=much", "'much'"), ("--p", "expected one argument"), ("--seed=1.5", "'1.5'"), ("--redo=1", "redo"),
-    ("--seed=-1", "--seed=-1, but expected at least 0"), ("--device=tpu", "one of auto cpu cuda mps"),
-    ("--arms=kd,kl", "--arms=kl, but expected one of gold seqkd kd td td0"), ("--learning_rate=0", "than 0"),
+    ("--seed=-1", "--seed=-1, but expected at least 0"), ("--device=tpu", "one of auto, cpu, cuda, mps"),
+    ("--arms=kd,kl", "--arms=kl, but expected one of gold, seqkd, kd, td, td0"), ("--learning_rate=0", "than 0"),
     ("--block_size=100", "a multiple of 8"), ("--ner_share=0.9", "leave no D_QRA"), ("--n_layer=0", "layer"),
     ("--n_embd=102", "n_embd"), ("--cooldown=2", "at most 1"), ("--plain_share=1.5", "at most 1")])
 def test_bad_options_are_named_in_one_line(option, words):
