@@ -10,18 +10,20 @@ import math
 import re
 import signal
 import sys
+import threading
 from types import SimpleNamespace
 
 from tqdm import tqdm
 
-# Line breaks, control codes and half characters: they may move the cursor of a terminal or colour its screen.
 EVERY = 30               # seconds between two lines of progress where there is no terminal
+# Line breaks, control codes and half characters: they may move the cursor of a terminal or colour its screen.
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 # What other programs call an option.
 ELSEWHERE = {"lr": "learning_rate", "batch_size": "step_tokens", "epochs": "student_tokens", "data": "corpus",
              "max_steps": "student_tokens", "hidden_size": "n_embd", "num_layers": "n_layer",
              "num_heads": "n_head", "vocab_size": "n_vocab", "output": "out_dir", "overwrite": "redo"}
 STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+tqdm.set_lock(threading.RLock())    # a process has a lock of its own, not a semaphore that all share
 
 
 def printable(text):
@@ -47,6 +49,8 @@ class Options:
             elif unknown := set(value.split(",")).difference(self.CHOICES.get(name, value.split(","))):
                 known = ", ".join(filter(None, self.CHOICES[name]))
                 raise ValueError(f"--{name}={min(unknown)}, but expected one of {known}")
+        others = (name for name in vars(self) if name not in ("show", "png"))
+        self.refuse(getattr(self, "show", ""), "beside --show", " ".join(others))
 
     def decisive(self):
         """{option: value} of those that decide what is made."""

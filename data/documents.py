@@ -16,6 +16,7 @@ import numpy as np
 from data import annotations, world
 from data.annotations import ALL_FORMS, BRIDGES, ENTITY_FORMS, NO_ENTITY, OPENERS, entity_line, question_texts
 from data.batches import DataMix, Rows
+from data.cli import progress
 from data.tokenizer import train_bpe
 
 ROLES = ("text", "entity", "question", "answer", "sep", "end")
@@ -117,7 +118,7 @@ def role_weights(config):
 
 def plain_rows(paragraphs, tokenizer):
     """Rows of paragraphs without annotation (lists of sentences): D_ORI."""
-    documents = [[(" ".join(sentences), "text"), END] for sentences in paragraphs]
+    documents = [[(" ".join(sentences), "text"), END] for sentences in progress(paragraphs, "text", delay=5)]
     return Rows.pack(encode_documents(documents, tokenizer), tokenizer.n_vocab)
 
 
@@ -135,7 +136,7 @@ def fitting_rows(documents, tokenizer, block_size):
 def reading_documents(paragraphs, behaviour, seed, levels=world.LEVELS):
     """Annotated paragraphs rendered as D_NER or D_QRA, which look as the levels tell."""
     rng = random.Random(f"{behaviour} {seed}")
-    for i, paragraph in enumerate(paragraphs):
+    for i, paragraph in enumerate(progress(paragraphs, behaviour, delay=5)):
         level = world.level(i / len(paragraphs), levels)
         document = render(paragraph, behaviour, rng, level.forms, level.join_prob)
         yield vary_layout(document, rng) if level.varied and rng.random() < level.varied else document
@@ -149,7 +150,8 @@ def reading_rows(paragraphs, behaviour, tokenizer, seed, block_size, levels=worl
 def world_paragraphs(tokens, config, seed):
     """Annotated paragraphs of the built-in world, enough for `tokens` tokens: list of lists of records."""
     share = 1 - config.plain_share - config.ner_share
-    return list(world.annotated(int(tokens * share / QRA_TOKENS) + 1, seed))
+    n = int(tokens * share / QRA_TOKENS) + 1
+    return list(progress(world.annotated(n, seed), "annotations", total=n, delay=5))
 
 
 def reading_mix(tokens, config, tokenizer, seed, paragraphs=None):

@@ -18,7 +18,6 @@ from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 
 import torch
 import torch.distributed as dist
-from tqdm import tqdm
 
 from data.cli import STOPS
 
@@ -50,15 +49,14 @@ def follow_parent():
         multiprocessing.parent_process().join()
         os._exit(1)
     threading.Thread(target=wait, daemon=True).start()
-    tqdm.set_lock(threading.RLock())                         # one of its own, not a semaphore that all share
 
 
 @contextlib.contextmanager
 def worker_pool(n):
     """A ProcessPoolExecutor of n processes. They ignore Ctrl-C and a closed terminal; after it, or an error,
     they get SIGTERM, save what they train and end first. OSError where one was killed."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in STOPS if number != signal.SIGTERM}
     with ProcessPoolExecutor(n, multiprocessing.get_context("spawn"), initializer=follow_parent) as pool:
-        before = {n: signal.signal(n, signal.SIG_IGN) for n in STOPS if n != signal.SIGTERM}
         for _ in range(n):
             pool.submit(os.getpid)                           # starts a worker
         restore(before)
@@ -111,8 +109,8 @@ def check_weights(config):
     block = 12 * config.n_embd ** 2 + 5000                   # 5000: a block of few channels takes as much
     size = 4 * (config.n_layer * block + config.n_vocab * config.n_embd) + config.block_size ** 2
     if size > MEMORY:
-        raise ValueError(f"{config.n_layer} layers of {config.n_embd} channels, {config.n_vocab} ids, block_size "
-                         f"{config.block_size}: {size:.2g} bytes, but this machine has a memory of {MEMORY:.2g}")
+        raise ValueError(f"n_layer {config.n_layer}, n_embd {config.n_embd}, n_vocab {config.n_vocab}, block_size"
+                         f" {config.block_size}: {size:.1e} bytes, but this machine has {MEMORY:.1e}")
 
 
 def size():

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data.batches import Rows, token_type
+from data.cli import progress
 from data.figures import bits_per_byte
 from data.files import hash_of, is_finished, rename, save_finished, write_text
 from data.machine import rank
@@ -136,7 +137,7 @@ def encode_text(folder, config):
     ids = np.empty(0, dtype)
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "tokens.bin.tmp", "wb") as file:
-        for text, rest in halves(config.corpus, cut):
+        for text, rest in progress(halves(config.corpus, cut), "encoded", unit=" MB", delay=5):
             held_out.append(rest)
             ids = np.append(ids, np.array(tokenizer.encode(text), dtype))
             while len(ids) >= block:                        # each begins with the last id of the one before

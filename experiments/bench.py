@@ -285,6 +285,9 @@ def main(arguments=None):
     options = parse_options(Options, ["--help"] if name == "--help" else rest, __doc__)
     if name not in BENCHES:
         raise ValueError(f"{name}: expected one of {', '.join(BENCHES)}")
+    options.refuse(name != "losses", f"on {name}", "positions")
+    options.refuse(name not in ("race", "shakespeare"), f"on {name}", "nanogpt")
+    options.refuse(name == "cache", "on cache", "rounds")
     title, rows = BENCHES[name](options)
     print(f"{title}; threads: {torch.get_num_threads()}")
     for line in (rows[0], *map(dict.values, rows)):

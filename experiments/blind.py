@@ -41,10 +41,11 @@ def adapter(model, tokenizer, options):
 
     options: setting, labels, teacher (a folder or None), seed, device. ValueError for options that do not fit
     together, and in use for a task with too few items."""
-    if (options.setting == "relaxed") != bool(options.teacher) or options.setting == "blind" and options.labels:
-        raise ValueError(f"--setting={options.setting} --labels={options.labels} --teacher={options.teacher}; "
-                         "expected a teacher for relaxed alone, and no labels for blind")
-    if options.setting == "blind":
+    blind = options.setting == "blind"
+    if (options.setting == "relaxed") != bool(options.teacher) or blind and options.labels:
+        raise ValueError(f"--setting={options.setting} --labels={options.labels} --teacher={options.teacher};"
+                         " expected a teacher for relaxed alone, and no labels for blind")
+    if blind:
         return None
     teacher = GPT.load(options.teacher, pick_device(options.device)[0]).eval() if options.teacher else None
     if teacher and teacher.config.n_vocab != model.config.n_vocab:

@@ -26,11 +26,12 @@ from data.cli import check_range, printable, progress, run_command
 from data.documents import course_tokenizer, plain_test
 from data.figures import bits_per_byte
 from data.files import folder_lock, is_finished, open_run, read_json, sha256_of, write_json, write_text
-from data.machine import MEMORY, PROCESSES, worker_pool
+from data.machine import MEMORY, worker_pool
 from experiments import blind, claim_items, claim_tables, retelling
 from experiments.claim_arms import (AFTER, ARMS, CLAIMS, CONTROL, RATE, Job, Size, config_of, family,
                                     mix_of)
 from experiments.claim_tables import packed, unpacked
+from experiments.compare import BOUNDS
 from experiments.teacher import TeacherConfig, train_teacher
 from train import Config, finished_model, new_model, train_model
 
@@ -197,9 +198,8 @@ def main(arguments=None):
     for name, value in {"seeds": 3, **Size()._asdict()}.items():
         parser.add_argument(f"--{name}", type=int, default=value, help=f"[{value:,}]")
     options = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
-    bounds = {"workers": (PROCESSES, "8 a core"), "seeds": (1000, "a training each")}
     for name in ("seeds", "workers", *Size._fields):
-        check_range(name, getattr(options, name), 0, *bounds.get(name, (MEMORY // 100, "memory")))
+        check_range(name, getattr(options, name), *BOUNDS.get(name, (0, MEMORY // 100, "memory")))
     size, given = Size(*(getattr(options, name) for name in Size._fields)), vars(options).items()
     for n_layer, n_embd in ((size.n_layer, size.n_embd), (size.teacher_layer, size.teacher_embd)):
         Config(n_layer=n_layer, n_embd=n_embd)                      # for its errors

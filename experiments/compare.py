@@ -33,6 +33,7 @@ from experiments.objectives import OBJECTIVES, learn
 from model import GPT, GPTConfig
 
 TUNING, STARTS = 0, 100     # the seed that learning rates are chosen on; the first seed of the starts
+BOUNDS = {"seeds": (0, 1000, "a training each"), "workers": (0, PROCESSES, "8 a core")}
 FILES = dict.fromkeys(("stages", "teacher", "answers.json", "caches", "starts", "results.jsonl"), "")
 
 
@@ -49,12 +50,10 @@ class Options(Base):
     workers: int = torch.get_num_threads()  # processes side by side
     show: str = ""                      # print the tables of a results.jsonl, and train nothing
     CHOICES = {"rows": ["", *OBJECTIVES]}
-    BOUNDS = {**dict.fromkeys(("tokens", "embd"), (0,)), "seeds": (0, 1000, "a training each"),
-              "workers": (0, PROCESSES, "8 a core")}
+    BOUNDS = {**BOUNDS, "tokens": (0,)}
 
     def __post_init__(self):
         super().__post_init__()
-        self.refuse(self.show, "beside --show", " ".join(name for name in vars(self) if name != "show"))
         self.refuse(self.seconds, "beside --seconds", "tokens")
         check_weights(GPTConfig(n_embd=self.embd, n_layer=2, **SHAPE))
 
@@ -176,10 +175,7 @@ def tune(job, rows, rates, pool, names=KEY, run=run):
 
 def number_list(name, text):
     """"0.1,0.2" -> [0.1, 0.2]; ValueError where one is no number above 0."""
-    try:
-        numbers = list(map(float, text.split(",")))
-    except ValueError:
-        raise ValueError(f"--{name}={text}, but expected numbers, separated by commas") from None
+    numbers = list(map(float, text.split(",")))
     for number in numbers:
         check_range(name, number, above=0)
     return numbers

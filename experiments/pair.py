@@ -128,6 +128,8 @@ def train_pair(teacher, student, tokenizer, prompts, rows, config):
 def main(arguments=None):
     """The stages in order, results.json and its table; ValueError in one line for what cannot be done."""
     config = parse_options(PairConfig, sys.argv[1:] if arguments is None else arguments, __doc__)
+    if "" in (config.teacher, config.student, config.corpus):
+        raise ValueError("expected a --teacher, a --student and a --corpus; --help explains them")
     torch.set_num_threads(config.threads or torch.get_num_threads())
     both = [open_model(where, pick_device(config.device)[0]) for where in (config.teacher, config.student)]
     (teacher, theirs), (student, tokenizer) = both

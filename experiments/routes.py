@@ -40,9 +40,9 @@ from data.cache import MASKED
 from data.cli import Options as Base, parse_options, progress, run_command
 from data.figures import mean_se
 from data.files import folder_lock, hash_of, open_run, save_finished
-from data.machine import PROCESSES, check_weights, worker_pool
+from data.machine import check_weights, worker_pool
 from data.sets import draw_with_sets
-from experiments.compare import TUNING, finished, number_list, run_all, table, tune
+from experiments.compare import BOUNDS, TUNING, finished, number_list, run_all, table, tune
 from experiments.routes_arms import ROWS, inputs
 from model import GPT, GPTConfig
 
@@ -71,9 +71,8 @@ class World(Base):
     start: int = 1800                   # steps of KD that all rows have in common
     steps: int = 800                    # steps of each row after it
     CHOICES = {"task": "AD", "teacher": ("scripted", "trained"), "rows": ["", *ROWS]}
-    BOUNDS = {**dict.fromkeys(("trap", "prefer", "lapse"), (None, 1)), "corridor": (None, 4),
-              "facts": (0, SYMBOLS ** 2), "seeds": (0, 1000, "a training each"),
-              "workers": (0, PROCESSES, "8 a core")}
+    BOUNDS = {**BOUNDS, **dict.fromkeys(("trap", "prefer", "lapse"), (None, 1)), "corridor": (None, 4),
+              "facts": (0, SYMBOLS ** 2)}
 
     def __post_init__(self):
         super().__post_init__()
@@ -107,8 +106,6 @@ class Options(World):
 
     def __post_init__(self):
         super().__post_init__()
-        others = (name for name in vars(self) if name not in ("show", "png"))
-        self.refuse(self.show, "beside --show", " ".join(others))
         self.refuse(not self.show, "without --show", "png")
 
 

@@ -148,7 +148,7 @@ def test_a_published_tokenizer_is_refused_clearly_without_a_network(tmp_path, mo
         raise OSError("no network")
     monkeypatch.setattr(tiktoken, "get_encoding", no_network)
     write_text(tmp_path / "my.txt", TEXT)
-    options = [*OWN, f"--corpus={tmp_path / 'my.txt'}", f"--out_dir={tmp_path / 'out'}"]
+    options = [*OWN, "--n_vocab=1024", f"--corpus={tmp_path / 'my.txt'}", f"--out_dir={tmp_path / 'out'}"]
     for name, words in (("gpt2", "'gpt2' could not be downloaded"), ("gtp2", "unknown tokenizer 'gtp2'")):
         with pytest.raises(ValueError, match=words):
             train.main([*options, f"--tokenizer={name}"])
