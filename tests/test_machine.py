@@ -90,6 +90,22 @@ def test_workers_end_with_their_parent(kill, number, line):
     assert "Traceback" not in rest
 
 
+@pytest.mark.parametrize("number", cli.STOPS)
+def test_the_first_signal_stops_and_the_others_are_ignored(number, capsys):
+    def main():
+        try:
+            signal.raise_signal(number)
+        finally:
+            for again in cli.STOPS:
+                signal.raise_signal(again)
+            written.append("all")
+    before, written = {n: signal.getsignal(n) for n in cli.STOPS}, []
+    with pytest.raises(SystemExit) as end:
+        run_command(main)
+    machine.restore(before)
+    assert (end.value.code, capsys.readouterr().err, written) == (130, "stopped\n", ["all"])
+
+
 def test_a_worker_that_is_killed_is_told_in_one_line(capsys):
     def main():
         with machine.worker_pool(1) as pool:
