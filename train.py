@@ -38,6 +38,7 @@ from data.machine import pick_device
 from data.optimizers import make_optimizers
 from data.report import ARMS, FILES, STUDENTS, report
 from data.task_files import load_task
+from data.tokenizer import Tokenizer
 from model import GPT, GPTConfig
 
 DATA = Path(__file__).resolve().parent / "data"
@@ -68,6 +69,7 @@ class Config(Options):
     block_size: int = 384            # longest row in tokens
     tokenizer: str = "bpe"           # "bpe": trained on the text; own text also takes gpt2 and others
     n_vocab: int = 1024              # ids of a trained tokenizer, at most
+    init_from: str = ""              # folder of a student that this run goes on from; own text: its tokenizer
     # learning
     step_tokens: int = 1024          # positions in a batch
     accumulate: int = 1              # batches added up for a step
@@ -197,9 +199,13 @@ def fit(name, model, mix, tokens, config, folder=None, look=None, loss=loss_term
 
 
 def new_model(n_layer, n_embd, tokenizer, config):
-    """A model with random weights drawn by config.seed, on the run's device."""
+    """A model on the run's device, of config.init_from, or with random weights drawn by config.seed."""
+    shape = GPTConfig(tokenizer.n_vocab, config.block_size, n_layer, config.n_head, n_embd)
     torch.manual_seed(config.seed)
-    model = GPT(GPTConfig(tokenizer.n_vocab, config.block_size, n_layer, config.n_head, n_embd))
+    folder, model = config.init_from, GPT.load(config.init_from) if config.init_from else GPT(shape)
+    if model.config != shape or folder and Tokenizer.load(folder).hash != tokenizer.hash:
+        raise ValueError(f"--init_from={folder}: {model.config}, but this run has {shape} and tokenizer "
+                         f"{tokenizer.hash}; expected the same options and the same tokenizer")
     return model.to(pick_device(config.device)[0])
 
 
@@ -333,21 +339,6 @@ def planned_tokens(config, tokenizer, rows, seconds):
     return read_json(path, "remove it, and it is planned anew")["tokens"]
 
 
-def run_inputs(config):
-    """What a run reads -> (tokenizer, None for a text of one's own; cache, None without arms; {name: hash}).
-    ValueError for a text, a cache or an option that will not do."""
-    if documents.check_options(config):
-        return None, None, importlib.import_module("data.own_text").text_hash(config)
-    tokenizer = course_tokenizer(config.corpus, config.n_vocab)
-    cache, inputs = None, {"tokenizer hash": tokenizer.hash, "task files": files.hash_of(*TASKS)}
-    if config.corpus.endswith(".jsonl"):
-        inputs["text hash"] = files.hash_of(Path(config.corpus))
-    if config.arms:
-        cache, _ = open_cache(config.cache or TEACHER, tokenizer, config.p)
-        inputs["cache hash"] = files.hash_of(Path(cache.folder) / "header.json")
-    return tokenizer, cache, inputs
-
-
 def main(arguments=None):
     """A run from options to report; ValueError or OSError, in one line, for a mistake of the user."""
     begin, arguments = time.perf_counter(), sys.argv[1:] if arguments is None else arguments
@@ -357,7 +348,7 @@ def main(arguments=None):
     machine.start_processes(device)
     out, shown_out, threads = Path(config.out_dir), printable(config.out_dir), torch.get_num_threads()
     workers = min(threads, 5) if device.type == "cpu" and machine.size() == 1 else 1    # students at a time
-    tokenizer, cache, inputs = run_inputs(config)
+    tokenizer, cache, inputs = documents.run_inputs(config, TASKS, TEACHER)
     own = not tokenizer
     with files.folder_lock(out):
         files.open_run(out, config.decisive() | inputs, FILES, config.redo)
@@ -379,8 +370,9 @@ def main(arguments=None):
             if config.student_tokens < 1:
                 raise ValueError(f"--minutes={config.minutes}: tests and arms alone take longer; try more")
         few = not own and config.student_tokens < READS_FROM
+        merged = tokenizer.n_vocab < config.n_vocab and not config.init_from
         print(f"{device}, {dtype or 'float32'}, {threads} threads, vocabulary {tokenizer.n_vocab}"
-              f"{' (no more pairs to merge)' * (tokenizer.n_vocab < config.n_vocab)}, "
+              f"{' (no more pairs to merge)' * merged}, "
               f"{config.student_tokens:,} tokens a student{'' if config.arms else ', no arms'}"
               f"{f'; below {READS_FROM:,} figures stay near 0' * few}", flush=True)
         students = {"plain": read_plainly(config, text)} if own else train_students(names, config, workers)

@@ -9,14 +9,18 @@ weight in the loss.
 """
 
 import functools
+import importlib
 import random
+from pathlib import Path
 
 import numpy as np
 
 from data import annotations, world
 from data.annotations import ALL_FORMS, BRIDGES, ENTITY_FORMS, NO_ENTITY, OPENERS, entity_line, question_texts
 from data.batches import DataMix, Rows
+from data.cache import open_cache
 from data.cli import progress
+from data.files import hash_of
 from data.tokenizer import train_bpe
 
 ROLES = ("text", "entity", "question", "answer", "sep", "end")
@@ -205,21 +209,32 @@ def is_annotated(corpus):
     return corpus == "primer" or corpus.endswith(".jsonl")
 
 
-def check_options(config):
-    """Whether nobody annotated the text of a train.Config. Drops arms that have no cache; ValueError for an
-    option that has no effect on this corpus."""
-    annotated = is_annotated(config.corpus)
+def run_inputs(config, tasks, teacher):
+    """What a run of train.py reads -> (tokenizer, None for a text of one's own; cache, None without arms;
+    {name: hash}). tasks: files; teacher: folder of the world's cache. Drops arms that have no cache. ValueError
+    for a text or a cache that will not do, and for an option that has no effect on them."""
+    annotated, cache, inputs = is_annotated(config.corpus), None, {}
     own = not annotated and config.corpus != "world"
-    if own or annotated and not config.cache:       # the built-in world's tokenizer made data/teacher
+    if own or annotated and not config.cache:
         config.refuse(config.arms, "without a --cache made with this corpus", "arms")
         config.arms = ""
-    for rule in ((not own, "without a text of your own", "tokenizer"),
-                 (not annotated, "without annotations as --corpus", "corpus_share"),
-                 (config.minutes, "beside --minutes", "student_tokens"),
-                 (not config.arms, "without arms", "cache arm_rate p leak gamma"),
-                 (not {"td", "td0"}.intersection(config.arms.split(",")), "without td and td0", "alpha")):
-        config.refuse(*rule)
-    return own
+    config.refuse(not own, "without a text of your own", "tokenizer")
+    config.refuse(not annotated, "without annotations as --corpus", "corpus_share")
+    config.refuse(config.minutes, "beside --minutes", "student_tokens")
+    config.refuse(not config.arms, "without arms", "cache arm_rate p leak gamma")
+    config.refuse(not {"td", "td0"}.intersection(config.arms.split(",")), "without td and td0", "alpha")
+    if config.init_from:
+        inputs["start hash"] = hash_of(Path(config.init_from) / "model.pt")
+    if own:
+        return None, None, inputs | importlib.import_module("data.own_text").text_hash(config)
+    tokenizer = course_tokenizer(config.corpus, config.n_vocab)
+    inputs |= {"tokenizer hash": tokenizer.hash, "task files": hash_of(*tasks)}
+    if config.corpus.endswith(".jsonl"):
+        inputs["text hash"] = hash_of(Path(config.corpus))
+    if config.arms:
+        cache, _ = open_cache(config.cache or teacher, tokenizer, config.p)
+        inputs["cache hash"] = hash_of(Path(cache.folder) / "header.json")
+    return tokenizer, cache, inputs
 
 
 def text_sources(corpus, tokenizer, block_size, seed):

@@ -62,6 +62,7 @@ def text_hash(config):
     config.refuse(True, "on a text that nobody annotated",
                   "start_tokens test_paragraphs answer_weight text_weight plain_share ner_share")
     config.refuse(config.tokenizer != "bpe", "beside --tokenizer", "n_vocab")
+    config.refuse(config.init_from, "beside --init_from", "tokenizer n_vocab")
     return {"text hash": hash_of(*text_files(config.corpus))}
 
 
@@ -129,7 +130,9 @@ def encode_text(folder, config):
     """Writes tokenizer, tokens and held-out text into the folder out/text. ValueError as blocks raises, and
     for a text that is shorter than two windows."""
     cut, sample = survey(config.corpus)
-    if config.tokenizer == "bpe":
+    if config.init_from:
+        tokenizer = Tokenizer.load(config.init_from)
+    elif config.tokenizer == "bpe":
         tokenizer = train_bpe(sample, config.n_vocab)
     else:
         tokenizer = importlib.import_module("adapters.tokenizers").get_tokenizer(config.tokenizer)

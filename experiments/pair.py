@@ -48,7 +48,8 @@ class PairConfig(train.Config):
     answer_weight: float = 1.0       # weight of an answer's tokens in the loss
     text_weight: float = 0.0         # weight of a prompt's tokens
     LEFT_OUT = ("corpus_share", "cache", "minutes", "test_paragraphs", "n_layer", "n_head", "n_embd",
-                "block_size", "tokenizer", "n_vocab", "plain_share", "ner_share", "arms", "arm_rate")
+                "block_size", "tokenizer", "n_vocab", "init_from", "plain_share", "ner_share", "arms",
+                "arm_rate")
     BOUNDS = {**train.Config.BOUNDS, "answers": (0,)}
 
 

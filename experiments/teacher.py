@@ -47,7 +47,7 @@ class TeacherConfig(train.Config):
     teacher_layer: int = 4           # blocks of the teacher
     teacher_embd: int = 192          # channels of the teacher
     LEFT_OUT = ("corpus_share", "cache", "minutes", "start_tokens", "student_tokens", "n_layer", "n_embd",
-                "tokenizer", "arms", "arm_rate", "leak", "alpha", "gamma")
+                "tokenizer", "init_from", "arms", "arm_rate", "leak", "alpha", "gamma")
     BOUNDS = {**train.Config.BOUNDS, "teacher_tokens": (0, MEMORY // 100, "memory"),
               "cache_tokens": (DOCUMENT_TOKENS,)}
 
