@@ -365,7 +365,8 @@ def main(arguments=None):
             rows = text.training if own else documents.reading_mix(100_000, config, tokenizer, "speed")[0][-1]
             students, later = math.ceil(len(names[:2]) / workers), math.ceil(len(arms) / workers)
             spent = time.perf_counter() - begin + (0 if own else 15) + 30 * (students + later)  # start, tests
-            tokens = planned_tokens(config, tokenizer, rows, 60 * config.minutes - spent)
+            left = 60 * config.minutes - spent
+            tokens = planned_tokens(config, tokenizer, rows, left) if left > 0 else 0
             config.student_tokens = (tokens - later * int(cache.lengths.sum() if cache else 0)) // students
             if config.student_tokens < 1:
                 raise ValueError(f"--minutes={config.minutes}: tests and arms alone take longer; try more")
