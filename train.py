@@ -94,10 +94,11 @@ class Config(Options):
 
     PLACE = (*Options.PLACE, "arms")            # more arms may be added to a run
     CHOICES = {"arms": ["", *ARMS], "device": "auto cpu cuda mps".split()}
-    BOUNDS = {**dict.fromkeys(("student_tokens", "step_tokens", "accumulate", "learning_rate", "clip",
-                               "answer_weight", "arm_rate", "alpha"), (0,)),
+    BOUNDS = {**dict.fromkeys(("student_tokens", "accumulate", "learning_rate", "clip", "answer_weight",
+                               "arm_rate", "alpha"), (0,)),
               **dict.fromkeys(("corpus_share", "plain_share", "ner_share", "cooldown", "gamma"), (None, 1)),
-              "test_paragraphs": (0, machine.MEMORY // 5000, "memory"), "p": (0, 1),
+              "test_paragraphs": (0, machine.MEMORY // 5000, "memory"),          # bytes: of its records,
+              "step_tokens": (0, machine.MEMORY // 4096, "memory"), "p": (0, 1),      # and of 1,024 logits
               "threads": (None, machine.PROCESSES, "8 a core")}
 
     def __post_init__(self):
@@ -330,6 +331,8 @@ def planned_tokens(config, tokenizer, rows, seconds):
     tenth, because the measured texts are short; kept in plan.json."""
     path = Path(config.out_dir) / "plan.json"
     if not path.exists():
+        if seconds <= 0:
+            return 0
         for n in (4, 25):                              # the first steps prepare kernels and memory
             model, start = new_model(config.n_layer, config.n_embd, tokenizer, config), time.perf_counter()
             *_, seen = fit("measuring", model, DataMix([rows], [1.0]), n * config.step_tokens, config)
@@ -365,8 +368,7 @@ def main(arguments=None):
             rows = text.training if own else documents.reading_mix(100_000, config, tokenizer, "speed")[0][-1]
             students, later = math.ceil(len(names[:2]) / workers), math.ceil(len(arms) / workers)
             spent = time.perf_counter() - begin + (0 if own else 15) + 30 * (students + later)  # start, tests
-            left = 60 * config.minutes - spent
-            tokens = planned_tokens(config, tokenizer, rows, left) if left > 0 else 0
+            tokens = planned_tokens(config, tokenizer, rows, 60 * config.minutes - spent)
             config.student_tokens = (tokens - later * int(cache.lengths.sum() if cache else 0)) // students
             if config.student_tokens < 1:
                 raise ValueError(f"--minutes={config.minutes}: tests and arms alone take longer; try more")

@@ -63,7 +63,7 @@ def test_options_are_read_in_both_spellings_and_with_their_types():
     ("--answer_weight=1e308", "(float32)"), ("--seed=9223372036854775808", "at most 9223372036854775807 (64 bits)"),
     ("--n_layer=99999999", "n_layer 99999999, n_embd 128, .*: 8.1e+13 bytes, but this machine has"),
     ("--n_embd=8000000", "bytes"), ("--block_size=80000000", "bytes"), ("--threads=99999999", "(8 a core)"),
-    ("--test_paragraphs=99999999", "(memory)"), ("--lr=1", "--lr=1; --help explains every option, perhaps as "
+    ("--test_paragraphs=99999999", "(memory)"), ("--step_tokens=99999999", "(memory)"), ("--lr=1", "--lr=1; --help explains every option, perhaps as "
      "--learning_rate"), ("--batch_size=8", "perhaps as --step_tokens"), ("--seeds=1", "perhaps as --seed")])
 def test_bad_options_are_named_in_one_line(option, words):
     with pytest.raises(ValueError, match=re.escape(words).replace(r"\.\*", ".*")) as refused:
@@ -453,6 +453,8 @@ def test_minutes_plan_the_tokens_once(tmp_path, monkeypatch):
     config, tokenizer = config_of(step_tokens=1000, out_dir=str(tmp_path)), SimpleNamespace(n_vocab=N_VOCAB)
     for seconds in (250, 1000):
         assert train.planned_tokens(config, tokenizer, None, seconds) == 250 * 900
+    assert train.planned_tokens(config, tokenizer, None, -1) == 250 * 900           # it goes on
+    assert train.planned_tokens(config_of(out_dir=str(tmp_path / "new")), tokenizer, None, -1) == 0
     assert names == ["measuring"] * 2
 
 
