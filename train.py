@@ -15,7 +15,6 @@ Shapes: B documents, T positions.
 
 import importlib
 import math
-import sys
 import time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -344,8 +343,7 @@ def planned_tokens(config, tokenizer, rows, seconds):
 
 def main(arguments=None):
     """A run from options to report; ValueError or OSError, in one line, for a mistake of the user."""
-    begin, arguments = time.perf_counter(), sys.argv[1:] if arguments is None else arguments
-    config = parse_options(Config, arguments, __doc__.split("\n\nStages")[0])
+    begin, config = time.perf_counter(), parse_options(Config, arguments, __doc__.split("\n\nStages")[0])
     device, dtype = pick_device(config.device)
     torch.set_num_threads(config.threads or torch.get_num_threads())
     machine.start_processes(device)

@@ -64,8 +64,8 @@ class Options:
 
 
 def parse_options(config_class, arguments, doc):
-    """--name=value arguments (list of str) -> an instance of a dataclass; a wrong one raises ValueError.
-    The help is `doc` and the comment behind each field in the source of the class and its base classes."""
+    """--name=value arguments (list of str; None: the program's) -> an instance of a dataclass; a wrong one
+    raises ValueError. The help is `doc` and the comment behind each field in the source of the class."""
     def refuse(message):
         raise ValueError(f"{message}; --help explains every option")
     source = "".join(inspect.getsource(kind) for kind in config_class.__mro__[-2::-1])      # object has none

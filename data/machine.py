@@ -109,8 +109,8 @@ def check_weights(config):
     block = 12 * config.n_embd ** 2 + 5000                   # 5000: a block of few channels takes as much
     size = 4 * (config.n_layer * block + config.n_vocab * config.n_embd) + config.block_size ** 2
     if size > MEMORY:
-        raise ValueError(f"n_layer {config.n_layer}, n_embd {config.n_embd}, n_vocab {config.n_vocab}, "
-                         f"block_size {config.block_size}: {size:.1e} bytes, but this machine has {MEMORY:.1e}")
+        raise ValueError(f"a model of {size:.1e} bytes, but this machine has {MEMORY:.1e}; try a smaller "
+                         "n_layer, n_embd, n_vocab or block_size")
 
 
 def size():

@@ -14,7 +14,6 @@ file in --out_dir; results-WRAPPERS.jsonl is made of them, a line a student with
 
 import argparse
 import json
-import sys
 from concurrent.futures import as_completed
 from pathlib import Path
 from types import SimpleNamespace
@@ -197,7 +196,7 @@ def main(arguments=None):
     parser.add_argument("--show", metavar="FILE", help="print the tables of a file of results, and stop")
     for name, value in {"seeds": 3, **Size()._asdict()}.items():
         parser.add_argument(f"--{name}", type=int, default=value, help=f"[{value:,}]")
-    options = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
+    options = parser.parse_args(arguments)
     for name in ("seeds", "workers", *Size._fields):
         check_range(name, getattr(options, name), *BOUNDS.get(name, (0, MEMORY // 100, "memory")))
     size, given = Size(*(getattr(options, name) for name in Size._fields)), vars(options).items()

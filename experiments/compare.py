@@ -12,7 +12,6 @@ rows are added to it. Shapes: B documents, T positions, V vocabulary.
 
 import copy
 import json
-import sys
 import time
 from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
@@ -255,7 +254,7 @@ def show(path):
 
 def main(arguments=None):
     """Options -> the table on the terminal; ValueError in one line for what the user can mend."""
-    options = parse_options(Options, sys.argv[1:] if arguments is None else arguments, __doc__)
+    options = parse_options(Options, arguments, __doc__)
     if options.show:
         return print("\n".join(map(printable, show(Path(options.show)))))
     rows = options.rows.split(",") if options.rows else [row for row in OBJECTIVES if "GKD" not in row]

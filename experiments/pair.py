@@ -10,7 +10,6 @@ out. Teacher and student are folders of GPT.save or in Hugging Face's format, or
 """
 
 import importlib
-import sys
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -128,7 +127,7 @@ def train_pair(teacher, student, tokenizer, prompts, rows, config):
 
 def main(arguments=None):
     """The stages in order, results.json and its table; ValueError in one line for what cannot be done."""
-    config = parse_options(PairConfig, sys.argv[1:] if arguments is None else arguments, __doc__)
+    config = parse_options(PairConfig, arguments, __doc__)
     if "" in (config.teacher, config.student, config.corpus):
         raise ValueError("expected a --teacher, a --student and a --corpus; --help explains them")
     torch.set_num_threads(config.threads or torch.get_num_threads())

@@ -25,7 +25,6 @@ import functools
 import itertools
 import math
 import re
-import sys
 import time
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -375,7 +374,7 @@ def draw(path, png):
 
 def main(arguments=None):
     """Options -> the tables on the terminal; ValueError in one line for what the user can mend."""
-    options = parse_options(Options, sys.argv[1:] if arguments is None else arguments, __doc__)
+    options = parse_options(Options, arguments, __doc__)
     if options.show:
         if options.png:
             draw(Path(options.show), options.png)

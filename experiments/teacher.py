@@ -10,7 +10,6 @@ draws every token from its top-p set; the cache keeps the token with the set. A 
 import hashlib
 import random
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -177,7 +176,7 @@ def write_cache(folder, teacher, tokenizer, config):
 
 def main(arguments=None):
     """The command; ValueError or OSError, in one line, for what the user can mend."""
-    config = parse_options(TeacherConfig, sys.argv[1:] if arguments is None else arguments, __doc__)
+    config = parse_options(TeacherConfig, arguments, __doc__)
     if config.corpus != "world" and not is_annotated(config.corpus):
         raise ValueError(f"--corpus={config.corpus}; expected annotations: world, primer or a .jsonl file")
     device, _ = pick_device(config.device)

@@ -61,12 +61,12 @@ def test_options_are_read_in_both_spellings_and_with_their_types():
     ("--n_embd=102", "n_embd"), ("--cooldown=2", "at most 1"), ("--plain_share=1.5", "at most 1"),
     ("--minutes=1e308", "at most 1000000 (float32)"), ("--learning_rate=1e308", "(float32)"),
     ("--answer_weight=1e308", "(float32)"), ("--seed=9223372036854775808", "at most 9223372036854775807 (64 bits)"),
-    ("--n_layer=99999999", "n_layer 99999999, n_embd 128, .*: 8.1e+13 bytes, but this machine has"),
+    ("--n_layer=99999999", "a model of 8.1e+13 bytes, but this machine has"),
     ("--n_embd=8000000", "bytes"), ("--block_size=80000000", "bytes"), ("--threads=99999999", "(8 a core)"),
     ("--test_paragraphs=99999999", "(memory)"), ("--step_tokens=99999999", "(memory)"), ("--lr=1", "--lr=1; --help explains every option, perhaps as "
      "--learning_rate"), ("--batch_size=8", "perhaps as --step_tokens"), ("--seeds=1", "perhaps as --seed")])
 def test_bad_options_are_named_in_one_line(option, words):
-    with pytest.raises(ValueError, match=re.escape(words).replace(r"\.\*", ".*")) as refused:
+    with pytest.raises(ValueError, match=re.escape(words)) as refused:
         parse([option])
     assert "\n" not in str(refused.value)
 
