@@ -83,7 +83,7 @@ def prepared(tmp_path, text):
     """The OwnText of a text in tmp_path/out -> (OwnText, config)."""
     write_text(tmp_path / "my.txt", text)
     path = str(tmp_path / "my.txt")
-    config = SimpleNamespace(corpus=path, tokenizer="bpe", n_vocab=300, block_size=64)
+    config = SimpleNamespace(corpus=path, tokenizer="bpe", n_vocab=300, block_size=64, init_from="")
     files.open_run(tmp_path / "out", {"text": files.hash_of(text)}, {})
     return own_text.own_text(config, tmp_path / "out"), config
 
@@ -125,7 +125,7 @@ def test_memory_does_not_grow_with_the_text(tmp_path, monkeypatch):
     for n in (10, 400):
         monkeypatch.setattr(own_text, "blocks", lambda path: (block for _ in range(n)))
         tracemalloc.start()
-        config = SimpleNamespace(corpus="x", tokenizer="bpe", n_vocab=300, block_size=64)
+        config = SimpleNamespace(corpus="x", tokenizer="bpe", n_vocab=300, block_size=64, init_from="")
         own_text.encode_text(tmp_path, config)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
