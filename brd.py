@@ -27,7 +27,7 @@ from torch.nn.functional import cross_entropy, pad
 import td_distill
 from data import world
 from data.annotations import ALL_FORMS, NO_ENTITY, TYPES, lines_of, parse_question, question_texts
-from data.cli import run_command, run_named
+from data.cli import progress, run_command, run_named
 from data.figures import count_answer, count_entities, count_raised, mean_se, ratio_se
 from model import sample
 
@@ -102,7 +102,7 @@ def blind_scores(model, tokenizer, items, batch_tokens=16384):
             batches.append([])
         batches[-1].append(i)
     scores = {}
-    for batch in filter(None, batches):
+    for batch in progress(list(filter(None, batches)), "scores", delay=5):
         scores.update(zip(batch, score_batch(model, [split[i] for i in batch])))
     return [scores[i] for i in range(len(items))], sum(cut for _, _, cut in split)
 
@@ -158,7 +158,7 @@ def continued(model, prompts, max_new, stop, temperature=0):
     """New tokens for every prompt; prompts that leave no room for max_new tokens are cut on the left."""
     max_new = min(max_new, model.config.block_size // 2)
     kept = [prompt[max_new - model.config.block_size:] for prompt in prompts]
-    return [new for i in range(0, len(kept), ROWS)
+    return [new for i in progress(range(0, len(kept), ROWS), "reading", delay=5)
             for new in model.generate(kept[i:i + ROWS], max_new, temperature=temperature, stop=stop)]
 
 

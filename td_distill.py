@@ -59,7 +59,7 @@ class TeacherSets(NamedTuple):
     log_probs: torch.Tensor                 # (B, T, K) log pi_T of the set's tokens, not renormalised
     mask: torch.Tensor                      # (B, T, K) bool, False for padding and where there is no set
     is_taken: torch.Tensor = None           # (B, T, K) bool, ids == taken[..., None]; for TD losses alone
-    terminal: torch.Tensor = None           # (B, T) bool, the token taken ends the text: V_p(s') = 0
+    terminal: torch.Tensor = None           # (B, T) bool, the token taken ends the text: V(s') = 0
 
 
 def at_least_float32(x):

@@ -13,10 +13,10 @@ arms, which go on from `brd`, equal tokens each: more annotations, or a teacher'
 Every student is tested; 5 tables. Shapes: B documents, T positions.
 """
 
+import importlib
 import math
-import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -27,9 +27,9 @@ import brd
 import td_distill
 from data import documents, files, machine
 from data.annotations import write_annotations
-from data.batches import LENGTH_STEP, DataMix, Rows, plan_batches
+from data.batches import LENGTH_STEP, DataMix, Rows, plan_batches, total_weight
 from data.cache import open_cache
-from data.cli import check_range, parse_options, printable, progress, run_command
+from data.cli import Options, check_range, parse_options, printable, progress, run_command
 from data.documents import ROLES, course_tokenizer, is_annotated, role_weights
 from data.figures import bits_per_byte, thinned
 from data.files import is_finished, read_json, save_finished, write_json
@@ -37,16 +37,18 @@ from data.machine import pick_device
 from data.optimizers import make_optimizers
 from data.report import ARMS, FILES, STUDENTS, report
 from data.task_files import load_task
+from data.tokenizer import Tokenizer
 from model import GPT, GPTConfig
 
 DATA = Path(__file__).resolve().parent / "data"
 TEACHER, TASKS = DATA / "teacher", sorted((DATA / "tasks").glob("*.json"))
 EVAL_STEPS = 7          # steps at which a student is briefly tested, for the reading curve
+READS_FROM = 300_000    # tokens; a student that has read fewer answers hardly any question
 SAVE_SECONDS = 20.0     # at most so much training is lost when the power fails
 
 
 @dataclass
-class Config:
+class Config(Options):
     # what to read, from whom, and where to
     corpus: str = "world"            # "world" (built in), "primer" or annotations.jsonl beside it, or a text
     corpus_share: float = 0.2        # part of a student's tokens that is "primer" or annotations.jsonl
@@ -60,12 +62,14 @@ class Config:
     student_tokens: int = 1_350_000  # what every student reads after it
     test_paragraphs: int = 150       # fresh paragraphs, and as many single sentences, in the reading test
     # the students
+    layout: str = "modern"           # or "gpt2", which model.py export writes for transformers
     n_layer: int = 3                 # blocks
     n_head: int = 4                  # attention heads
     n_embd: int = 128                # channels
     block_size: int = 384            # longest row in tokens
     tokenizer: str = "bpe"           # "bpe": trained on the text; own text also takes gpt2 and others
     n_vocab: int = 1024              # ids of a trained tokenizer, at most
+    init_from: str = ""              # folder of a student that this run goes on from; own text: its tokenizer
     # learning
     step_tokens: int = 1024          # positions in a batch
     accumulate: int = 1              # batches added up for a step
@@ -88,22 +92,23 @@ class Config:
     device: str = "auto"             # auto, cpu, cuda, mps
     threads: int = 0                 # CPU threads; 0: as many as there are cores
 
+    PLACE = (*Options.PLACE, "arms")            # more arms may be added to a run
+    CHOICES = {"arms": ["", *ARMS], "device": "auto cpu cuda mps".split(), "layout": ["modern", "gpt2"]}
+    BOUNDS = {**dict.fromkeys(("student_tokens", "accumulate", "learning_rate", "clip", "answer_weight",
+                               "arm_rate", "alpha"), (0,)),
+              **dict.fromkeys(("corpus_share", "plain_share", "ner_share", "cooldown", "gamma"), (None, 1)),
+              "test_paragraphs": (0, machine.MEMORY // 5000, "memory"),          # bytes: of its records,
+              "step_tokens": (0, machine.MEMORY // 4096, "memory"), "p": (0, 1),      # and of 1,024 logits
+              "threads": (None, machine.PROCESSES, "8 a core")}
+
     def __post_init__(self):
-        above_0 = ("student_tokens", "test_paragraphs", "step_tokens", "accumulate", "learning_rate", "clip",
-                   "arm_rate", "answer_weight", "p", "alpha")
-        for name, value in asdict(self).items():
-            if isinstance(value, (int, float)):
-                part = name.endswith("_share") or name in ("p", "gamma", "cooldown")
-                check_range(name, value, above=0 if name in above_0 else None, most=1 if part else math.inf)
-        arms, devices = self.arms.split(",") if self.arms else [], ("auto", "cpu", "cuda", "mps")
-        for name, given, known in ("arms", arms, ARMS), ("device", [self.device], devices):
-            if not set(given) <= set(known) or len(set(given)) < len(given):
-                raise ValueError(f"--{name}={getattr(self, name)}, but expected one of {' '.join(known)}")
+        super().__post_init__()
         if self.plain_share + self.ner_share >= 1:
             raise ValueError("plain_share + ner_share leave no D_QRA; expected less than 1")
         if self.block_size % LENGTH_STEP:
             raise ValueError(f"--block_size={self.block_size}, but expected a multiple of {LENGTH_STEP}")
-        GPTConfig(self.n_vocab, self.block_size, self.n_layer, self.n_head, self.n_embd)
+        sizes = self.n_vocab, self.block_size, self.n_layer, self.n_head, self.n_embd
+        machine.check_weights(GPTConfig(*sizes))
 
 
 # --- one training loop for every objective ----------------------------------------------------------------
@@ -128,9 +133,8 @@ def loss_terms(model, source, batch, config, device, denominator, objective="kd"
 
 def add_gradients(model, sources, batches, config, loss):
     """Adds the gradients of the batches of one step to the model's -> (loss, {name: term}), summed floats."""
-    (device, dtype), weights, total, terms = pick_device(config.device), role_weights(config), 0.0, {}
-    denominator = sum(float(weights[sources[batch.source].document(d)[1][1:]].sum())
-                      for batch in batches for d in batch.documents)
+    (device, dtype), total, terms = pick_device(config.device), 0.0, {}
+    denominator = total_weight(sources, batches, role_weights(config))
     for batch in batches:
         batch = batch._replace(documents=batch.documents[machine.rank()::machine.size()])
         if not len(batch.documents):                               # fewer documents than processes
@@ -151,6 +155,8 @@ def fit(name, model, mix, tokens, config, folder=None, look=None, loss=loss_term
     EVAL_STEPS times, returns a dict of figures and leaves the model as it is. loss: as loss_terms."""
     plan = plan_batches(mix, tokens, config.step_tokens, config.seed)
     steps = [plan[i:i + config.accumulate] for i in range(0, len(plan), config.accumulate)]
+    if not any(total_weight(mix.sources, step, role_weights(config)) for step in steps):
+        raise ValueError(f"{name}: no token that is read has a weight; try a --text_weight above 0")
     optimizers, n, saved = make_optimizers(model, config), len(steps), time.monotonic()
     batches = (batch.documents.tobytes() + bytes([batch.source]) for batch in plan)
     state = {"plan": files.hash_of(*batches), "losses": [], "curve": []}
@@ -194,9 +200,14 @@ def fit(name, model, mix, tokens, config, folder=None, look=None, loss=loss_term
 
 
 def new_model(n_layer, n_embd, tokenizer, config):
-    """A model with random weights drawn by config.seed, on the run's device."""
+    """A model on the run's device, of config.init_from, or with random weights drawn by config.seed."""
+    kind = GPT if config.layout == "modern" else importlib.import_module("adapters.gpt2").GPT2
+    shape = kind.config_class(tokenizer.n_vocab, config.block_size, n_layer, config.n_head, n_embd)
     torch.manual_seed(config.seed)
-    model = GPT(GPTConfig(tokenizer.n_vocab, config.block_size, n_layer, config.n_head, n_embd))
+    folder, model = config.init_from, GPT.load(config.init_from) if config.init_from else kind(shape)
+    if model.config != shape or folder and Tokenizer.load(folder).hash != tokenizer.hash:
+        raise ValueError(f"--init_from={folder}: {model.config}, but this run has {shape} and tokenizer "
+                         f"{tokenizer.hash}; expected the same options and the same tokenizer")
     return model.to(pick_device(config.device)[0])
 
 
@@ -264,6 +275,7 @@ def train_students(names, config, workers):
     """The common start, then every student -> {name: results}. A small student leaves a second core idle:
     workers train `plain` and `brd` side by side, then the arms, as many at a time as there are workers."""
     threads = torch.get_num_threads()
+    check_range("student_tokens", config.student_tokens, 0, machine.MEMORY // 100, "memory")
     if workers == 1:
         train_start(config, threads)
         return {name: train_and_test(name, config, threads) for name in names}
@@ -289,11 +301,12 @@ def test_student(name, model, config, tokenizer):
             from data.annotated import annotated_text               # the built-in world does without
             reading["corpus"] = brd.eval_reading(model, tokenizer, annotated_text(config.corpus)[1])
         blind = {file.stem: brd.eval_task(model, tokenizer, load_task(file)) for file in TASKS}
-        folder, beside = Path(config.cache or TEACHER), {}
+        beside = {}
         if name != "plain" and config.arms:
-            beside = brd.eval_sets(model, open_cache(folder, tokenizer)[1], config.p, config.gamma)
-            if (folder / "model").exists():                        # the weights of the teacher
-                teacher = GPT.load(folder / "model", model.mask.device)
+            _, cache = open_cache(config.cache or TEACHER, tokenizer)
+            beside, weights = brd.eval_sets(model, cache, config.p, config.gamma), Path(cache.folder, "model")
+            if weights.exists():                                   # of the teacher
+                teacher = GPT.load(weights, model.mask.device)
                 beside |= brd.eval_own_questions(model, tokenizer, teacher, config.test_paragraphs)
         kept = {key: model.extra[key] for key in ("tokens_seen", "losses", "loss_curve", "reading_curve")}
         write_json(path, {**kept, "reading": reading, "blind": blind, "beside_teacher": beside,
@@ -307,15 +320,11 @@ def test_student(name, model, config, tokenizer):
 
 def read_plainly(config, text):
     """An OwnText without a teacher: one student, bits per byte, a sample -> its results."""
-    model, tokenizer = finished_model("plain", config), text.tokenizer
+    model, mix = finished_model("plain", config), DataMix([text.training], [1.0])
     if model is None:
-        model = new_model(config.n_layer, config.n_embd, tokenizer, config)
-        train_model("plain", model, DataMix([text.training], [1.0]), config.student_tokens, config, tokenizer)
-    prompt = tokenizer.encode(text.held_out_text)[:min(16, config.block_size // 2)]
-    n = min(200, config.block_size - len(prompt))
-    sample = model.generate([prompt], n, temperature=0.8, top_p=0.95, seed=config.seed)[0]
-    return {**model.extra, "sample": tokenizer.decode(prompt + sample),
-            "bits_per_byte": bits_per_byte(model, text.held_out, len(text.held_out_text.encode("utf-8")))}
+        model = new_model(config.n_layer, config.n_embd, text.tokenizer, config)
+        train_model("plain", model, mix, config.student_tokens, config, text.tokenizer)
+    return model.extra | text.test(model, config.seed)
 
 
 def planned_tokens(config, tokenizer, rows, seconds):
@@ -323,72 +332,56 @@ def planned_tokens(config, tokenizer, rows, seconds):
     tenth, because the measured texts are short; kept in plan.json."""
     path = Path(config.out_dir) / "plan.json"
     if not path.exists():
+        if seconds <= 0:
+            return 0
         for n in (4, 25):                              # the first steps prepare kernels and memory
             model, start = new_model(config.n_layer, config.n_embd, tokenizer, config), time.perf_counter()
             *_, seen = fit("measuring", model, DataMix([rows], [1.0]), n * config.step_tokens, config)
         rate = 0.9 * seen / (time.perf_counter() - start)
-        write_json(path, {"tokens": int(max(5.0, seconds) * rate)})
+        write_json(path, {"tokens": int(seconds * rate)})
         machine.barrier()
     return read_json(path, "remove it, and it is planned anew")["tokens"]
 
 
-def run_inputs(config, names):
-    """What a run of these students reads -> {name: hash}; ValueError for a text or cache that will not do."""
-    if names == ("plain",):
-        from data.own_text import text_files
-        return {"text hash": files.hash_of(*text_files(config.corpus))}
-    tokenizer = course_tokenizer(config.corpus, config.n_vocab)
-    inputs = {"tokenizer hash": tokenizer.hash, "task files": files.hash_of(*TASKS)}
-    if config.corpus.endswith(".jsonl"):
-        inputs["text hash"] = files.hash_of(Path(config.corpus))
-    if len(names) > 2:
-        open_cache(config.cache or TEACHER, tokenizer)
-        inputs["cache hash"] = files.hash_of(Path(config.cache or TEACHER) / "header.json")
-    return inputs
-
-
 def main(arguments=None):
     """A run from options to report; ValueError or OSError, in one line, for a mistake of the user."""
-    begin, arguments = time.perf_counter(), sys.argv[1:] if arguments is None else arguments
-    config = parse_options(Config, arguments, __doc__.split("\n\nStages")[0])
+    begin, config = time.perf_counter(), parse_options(Config, arguments, __doc__.split("\n\nStages")[0])
     device, dtype = pick_device(config.device)
     torch.set_num_threads(config.threads or torch.get_num_threads())
     machine.start_processes(device)
     out, shown_out, threads = Path(config.out_dir), printable(config.out_dir), torch.get_num_threads()
     workers = min(threads, 5) if device.type == "cpu" and machine.size() == 1 else 1    # students at a time
-    own = not (config.corpus == "world" or is_annotated(config.corpus))        # a text that nobody annotated
-    # The cache in data/teacher has the built-in world's tokenizer: another corpus needs a cache of its own.
-    config.arms = "" if own or not (config.cache or config.corpus == "world") else config.arms
-    arms = tuple(f"brd+{arm}" for arm in config.arms.split(",") if arm)
-    names = STUDENTS[:1] if own else STUDENTS + arms
-    inputs = run_inputs(config, names)
+    tokenizer, cache, inputs = documents.run_inputs(config, TASKS, TEACHER)
+    own = not tokenizer
     with files.folder_lock(out):
-        where = ("out_dir", "redo", "device", "threads")            # where and how fast, not what is made
-        options = {name: value for name, value in asdict(config).items() if name not in where}
-        files.open_run(out, options | inputs, FILES, config.redo)
+        files.open_run(out, config.decisive() | inputs, FILES, config.redo)
+        wanted = [arm for arm in ARMS if arm in config.arms.split(",") or is_finished(out, f"brd+{arm}.test")]
+        config.arms, arms = ",".join(wanted), tuple(f"brd+{arm}" for arm in wanted)
+        names = STUDENTS[:1] if own else STUDENTS + arms
         if is_finished(out, "results"):
             saved = read_json(out / "results.json", "remove it, and it is written anew")
-            print(f"{shown_out}: finished before; --redo starts over\n\n{report(saved)}")
-            return
-        text = None
-        if own:
-            from data.own_text import own_text                      # the built-in world does without
-            text = own_text(config, out)
-        tokenizer = text.tokenizer if own else course_tokenizer(config.corpus, config.n_vocab)
+            if set(names) <= set(saved["students"]):
+                return print(f"{shown_out}: finished before; --redo starts over\n\n{report(saved)}")
+        text = own and importlib.import_module("data.own_text").own_text(config, out)
+        tokenizer = tokenizer or text.tokenizer
         if config.minutes:
             rows = text.training if own else documents.reading_mix(100_000, config, tokenizer, "speed")[0][-1]
             students, later = math.ceil(len(names[:2]) / workers), math.ceil(len(arms) / workers)
             spent = time.perf_counter() - begin + (0 if own else 15) + 30 * (students + later)  # start, tests
             tokens = planned_tokens(config, tokenizer, rows, 60 * config.minutes - spent)
-            arm_tokens = open_cache(config.cache or TEACHER, tokenizer)[0].lengths.sum() if arms else 0
-            config.student_tokens = max(1, (tokens - later * int(arm_tokens)) // students)
-        print(f"{device}, {dtype or 'float32'}, {threads} threads, vocabulary {tokenizer.n_vocab}, "
-              f"{config.student_tokens:,} tokens a student", flush=True)
+            config.student_tokens = (tokens - later * int(cache.lengths.sum() if cache else 0)) // students
+            if config.student_tokens < 1:
+                raise ValueError(f"--minutes={config.minutes}: tests and arms alone take longer; try more")
+        few = not own and config.student_tokens < READS_FROM
+        merged = tokenizer.n_vocab < config.n_vocab and not config.init_from
+        print(f"{device}, {dtype or 'float32'}, {threads} threads, vocabulary {tokenizer.n_vocab}"
+              f"{' (no more pairs to merge)' * merged}, "
+              f"{config.student_tokens:,} tokens a student{'' if config.arms else ', no arms'}"
+              f"{f'; below {READS_FROM:,} figures stay near 0' * few}", flush=True)
         students = {"plain": read_plainly(config, text)} if own else train_students(names, config, workers)
-        options["student_tokens"] = config.student_tokens
-        teacher = open_cache(config.cache or TEACHER, tokenizer)[0].header["teacher"] if arms else None
-        results = {"students": students, "config": options, "seed": config.seed, "tokenizer": tokenizer.hash,
-                   "teacher": teacher, "threads": threads, "torch": torch.__version__}
+        results = {"students": students, "config": config.decisive() | {"arms": config.arms},
+                   "seed": config.seed, "tokenizer": tokenizer.hash, "threads": threads,
+                   "teacher": cache and cache.header["teacher"], "torch": torch.__version__}
         write_json(out / "results.json", results)
         save_finished(out, "results", out / "results.json")
     seconds = time.perf_counter() - begin

@@ -203,7 +203,9 @@ def ask_all(jobs, next_request, replies, path, options):
                                          "; check --teacher (many addresses end in /v1), --model and "
                                          "OPENAI_API_KEY")
                     add(key, None, reply)
-        except (KeyboardInterrupt, ValueError, OSError) as error:
+        except KeyboardInterrupt:
+            problem = KeyboardInterrupt("stopped; the same command goes on from there")
+        except (ValueError, OSError) as error:
             problem = error
         finally:
             stop.set()

@@ -3,6 +3,7 @@
     python brd.py read out/distilled "Anna took a train to Oslo."
     python brd.py read out/distilled "Anna took a train to Oslo." --ask "Where did Anna go?"
     python brd.py read out/distilled --json < sentences.txt          # a line of JSON for each sentence
+    python brd.py read out/distilled                                 # a prompt; a question is about the last text
 
     [Anna|person] took a train to [Oslo|place].
         Where did Anna go? Oslo                                      # its own questions, and its answers
@@ -20,6 +21,8 @@ from data.cli import printable
 from data.tokenizer import Tokenizer
 from model import GPT
 
+STRANGE = 2         # tokens a word; a text of known words has about 1.2
+
 
 def read(model, tokenizer, text):
     """Text (str) -> list of {"text", "entities", "questions"}, one a sentence; ValueError without any."""
@@ -34,10 +37,19 @@ def read(model, tokenizer, text):
 
 def answer(model, tokenizer, records, question):
     """The student's answer to a question after the last of these sentences (what read returns) -> str."""
+    question = question.strip().rstrip("?") + "?"
     asked = [{"text": record["text"], "questions": []} for record in records]
     asked[-1]["questions"] = [{"question": question, "kind": "content", "answer": ""}]
     ((_, found),), = brd.free_answers(model, tokenizer, [asked], random.Random(0), forms=1)
     return found
+
+
+def doubts(tokenizer, text, records):
+    """Why a reading may be worth nothing, in one line; "" where there is no doubt."""
+    nothing = not any(record["entities"] or record["questions"] for record in records)
+    strange = len(tokenizer.encode(text)) > STRANGE * len(text.split())
+    return "; ".join(["no entity or question found: plain text alone does not teach to read, try out/brd"] * nothing
+                     + ["few of these words were learnt: see annotations.jsonl of the student's run"] * strange)
 
 
 def main(arguments=None):
@@ -45,16 +57,22 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog="brd.py read", description="A student reads a text.")
     parser.add_argument("folder", help="a trained student, for example out/distilled")
     parser.add_argument("text", nargs="*", help="the text, in quotes; none: lines that are typed or piped in")
-    parser.add_argument("--ask", metavar="QUESTION", help="the answer to this question is printed instead")
-    parser.add_argument("--json", action="store_true", help="a line of JSON for each sentence")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--ask", metavar="QUESTION", help="the answer to this question is printed instead")
+    kind.add_argument("--json", action="store_true", help="a line of JSON for each sentence")
     options = parser.parse_args(arguments)
     model, tokenizer = GPT.load(options.folder).eval(), Tokenizer.load(options.folder)
-    if not options.text and sys.stdin.isatty():
-        print("Type a sentence, or a paragraph in one line; the end of the input (Ctrl-D) ends.")
+    at_prompt, records = not options.text and sys.stdin.isatty(), []
+    if at_prompt:
+        print("Type a sentence, or a paragraph in one line, then questions about it; Ctrl-D ends.")
     for text in [" ".join(options.text)] if options.text else filter(str.strip, sys.stdin):
-        records = read(model, tokenizer, text)
-        if options.ask:
-            print(printable(answer(model, tokenizer, records, options.ask)), flush=True)
+        question = text if at_prompt and records and text.rstrip().endswith("?") else options.ask
+        if question is not text:
+            records = read(model, tokenizer, text)
+            if doubt := doubts(tokenizer, text, records):
+                print(f"note: {doubt}", file=sys.stderr, flush=True)
+        if question:
+            print(printable(answer(model, tokenizer, records, question)), flush=True)
             continue
         for record in records:
             if options.json:

@@ -110,3 +110,9 @@ def plan_batches(mix, tokens, step_tokens, seed):
                 window.append(Batch(s, batch, int(rows.lengths[batch].sum()) - len(batch)))
         batches += [window[i] for i in rng.permutation(len(window))]
     return batches
+
+
+def total_weight(sources, batches, role_weights):
+    """The weights of all tokens that are predicted in some batches, summed: float."""
+    return sum(float(role_weights[sources[batch.source].document(d)[1][1:]].sum())
+               for batch in batches for d in batch.documents)

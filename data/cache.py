@@ -39,9 +39,12 @@ def read_header(folder):
     return header
 
 
-def open_cache(folder, tokenizer):
-    """A teacher's cache -> (the part to learn from, the last tenth to be tested on); see TeacherCache."""
+def open_cache(folder, tokenizer, p=0):
+    """A teacher's cache -> (the part to learn from, the last tenth to be tested on); ValueError as of
+    TeacherCache, and where its sets hold less mass than p."""
     cache = TeacherCache(folder, tokenizer.n_vocab, tokenizer.hash)
+    if p > cache.header["p"]:
+        raise ValueError(f"--p={p}, but the sets of {folder} hold {cache.header['p']}; expected at most that")
     cut = len(cache) * 9 // 10
     return cache.part(0, cut), cache.part(cut, len(cache))
 

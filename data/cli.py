@@ -1,13 +1,16 @@
 """The command line that all programs share: options from a dataclass, one line for a mistake, exit codes."""
 
 import argparse
+import contextlib
 import dataclasses
+import difflib
 import importlib
 import inspect
 import math
 import re
 import signal
 import sys
+import threading
 from types import SimpleNamespace
 
 from tqdm import tqdm
@@ -15,6 +18,12 @@ from tqdm import tqdm
 EVERY = 30               # seconds between two lines of progress where there is no terminal
 # Line breaks, control codes and half characters: they may move the cursor of a terminal or colour its screen.
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+# What other programs call an option.
+ELSEWHERE = {"lr": "learning_rate", "batch_size": "step_tokens", "epochs": "student_tokens", "data": "corpus",
+             "max_steps": "student_tokens", "hidden_size": "n_embd", "num_layers": "n_layer",
+             "num_heads": "n_head", "vocab_size": "n_vocab", "output": "out_dir", "overwrite": "redo"}
+STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+tqdm.set_lock(threading.RLock())    # a process has a lock of its own, not a semaphore that all share
 
 
 def printable(text):
@@ -27,9 +36,39 @@ def brief(error, limit=120):
     return " ".join(f"{type(error).__name__}: {error}".split())[:limit]
 
 
+class Options:
+    """The base of a dataclass of options; ValueError for a number or a name that cannot be meant."""
+    BOUNDS = {}                     # {option: (above, most, why) of check_range}
+    CHOICES = {}                    # {option: known names}; several, with commas between, where "" is one
+    LEFT_OUT = ()                   # options of the base class that have no effect
+    PLACE = "out_dir", "redo", "device", "threads", "workers"       # where and how fast, not what is made
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            if isinstance(value, (int, float)):
+                check_range(name, value, *self.BOUNDS.get(name, ()))
+            elif value not in (known := self.CHOICES.get(name, [value])):
+                given = value.split(",")
+                once = len(set(given)) == len(given)
+                if "" not in known or not once or not set(given) <= set(known) - {""}:
+                    raise ValueError(f"--{name}={value}, but expected one of {' '.join(filter(None, known))}")
+        others = (name for name in vars(self) if name not in ("show", "png"))
+        self.refuse(getattr(self, "show", ""), "beside --show", " ".join(others))
+
+    def decisive(self):
+        """{option: value} of those that decide what is made."""
+        return {name: value for name, value in vars(self).items() if name not in self.PLACE}
+
+    def refuse(self, idle, why, names):
+        """ValueError where idle is true and an option of `names`, a str, is given: it has no effect."""
+        given = [name for name in names.split() if getattr(self, name) != getattr(type(self), name)]
+        if idle and given:
+            raise ValueError(f"--{given[0]}={getattr(self, given[0])} has no effect {why}; leave it out")
+
+
 def parse_options(config_class, arguments, doc):
-    """--name=value arguments (list of str) -> an instance of a dataclass; a wrong one raises ValueError.
-    The help is `doc` and the comment behind each field in the source of the class and its base classes."""
+    """--name=value arguments (list of str; None: the program's) -> an instance of a dataclass; a wrong one
+    raises ValueError. The help is `doc` and the comment behind each field in the source of the class."""
     def refuse(message):
         raise ValueError(f"{message}; --help explains every option")
     source = "".join(inspect.getsource(kind) for kind in config_class.__mro__[-2::-1])      # object has none
@@ -44,16 +83,25 @@ def parse_options(config_class, arguments, doc):
         if field.type is bool:
             kind = {"action": "store_true"}
         text = f"{comments[field.name]} [{field.default}]".replace("%", "%%")
-        parser.add_argument(f"--{field.name}", default=field.default, help=text, **kind)
-    return config_class(**vars(parser.parse_args(arguments)))
+        if field.name not in config_class.LEFT_OUT:
+            parser.add_argument(f"--{field.name}", default=field.default, help=text, **kind)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        name = unknown[0].strip("-").split("=")[0].replace("-", "_")
+        near = difflib.get_close_matches(ELSEWHERE.get(name, name), vars(options), 1, 0.7)
+        known = f", perhaps as --{near[0]}" if near else ""
+        raise ValueError(f"unrecognized arguments: {' '.join(unknown)}; --help explains every option{known}")
+    return config_class(**vars(options))
 
 
-def check_range(name, value, above=None, most=math.inf):
-    """Raises ValueError unless 0 <= value <= most, or above < value <= most; NaN and infinity never fit."""
-    if not (value >= 0 if above is None else value > above) or value > most or math.isinf(value):
+def check_range(name, value, above=None, most=None, why=""):
+    """Raises ValueError unless 0 <= value, or above < value, and value <= most; NaN and infinity never fit.
+    most None: what an int64 holds, or a float32 beside other numbers; why: the reason for most."""
+    if most is None:
+        most, why = (2 ** 63 - 1, "64 bits") if isinstance(value, int) else (10 ** 6, "float32")
+    if not (value >= 0 if above is None else value > above) or not value <= most:
         limit = "at least 0" if above is None else f"more than {above}"
-        limit += f" and at most {most}" if most < math.inf else ""
-        raise ValueError(f"--{name}={value}, but expected {limit}")
+        raise ValueError(f"--{name}={value}, but expected {limit} and at most {most}{why and f' ({why})'}")
 
 
 def progress(steps, name, **options):
@@ -77,13 +125,23 @@ def run_named(commands, arguments, doc):
         raise ValueError(f"{name}: expected one of {', '.join(commands)}; --help shows how")
 
 
+def stop(*_):
+    """A handler of STOPS: the first one raises KeyboardInterrupt, those that follow are ignored."""
+    for number in STOPS:
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def run_command(main):
-    """Runs main() and exits: 2 and one line for a mistake of the user, 130 after Ctrl-C or SIGTERM."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)       # raises KeyboardInterrupt
+    """Runs main() and exits: 2 and one line for a mistake of the user, 130 after Ctrl-C, SIGTERM, SIGHUP."""
+    for number in STOPS:
+        if signal.getsignal(number) != signal.SIG_IGN:              # nohup
+            signal.signal(number, stop)
     try:
         sys.exit(main())
     except KeyboardInterrupt as stopped:
-        print(f"{str(stopped) or 'stopped'}; the same command goes on from there", file=sys.stderr)
+        with contextlib.suppress(OSError):                          # the terminal was closed
+            print(str(stopped) or "stopped", file=sys.stderr, flush=True)
         sys.exit(130)
     except (ModuleNotFoundError, NotImplementedError, ValueError, OSError) as error:
         missing = isinstance(error, ModuleNotFoundError)

@@ -9,15 +9,19 @@ weight in the loss.
 """
 
 import functools
+import importlib
 import random
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 
 from data import annotations, world
 from data.annotations import ALL_FORMS, BRIDGES, ENTITY_FORMS, NO_ENTITY, OPENERS, entity_line, question_texts
 from data.batches import DataMix, Rows
-from data.cli import printable
+from data.cache import open_cache
+from data.cli import printable, progress
+from data.files import hash_of
 from data.tokenizer import train_bpe
 
 ROLES = ("text", "entity", "question", "answer", "sep", "end")
@@ -119,7 +123,7 @@ def role_weights(config):
 
 def plain_rows(paragraphs, tokenizer):
     """Rows of paragraphs without annotation (lists of sentences): D_ORI."""
-    documents = [[(" ".join(sentences), "text"), END] for sentences in paragraphs]
+    documents = [[(" ".join(sentences), "text"), END] for sentences in progress(paragraphs, "text", delay=5)]
     return Rows.pack(encode_documents(documents, tokenizer), tokenizer.n_vocab)
 
 
@@ -137,7 +141,7 @@ def fitting_rows(documents, tokenizer, block_size):
 def reading_documents(paragraphs, behaviour, seed, levels=world.LEVELS):
     """Annotated paragraphs rendered as D_NER or D_QRA, which look as the levels tell."""
     rng = random.Random(f"{behaviour} {seed}")
-    for i, paragraph in enumerate(paragraphs):
+    for i, paragraph in enumerate(progress(paragraphs, behaviour, delay=5)):
         level = world.level(i / len(paragraphs), levels)
         document = render(paragraph, behaviour, rng, level.forms, level.join_prob)
         yield vary_layout(document, rng) if level.varied and rng.random() < level.varied else document
@@ -151,7 +155,8 @@ def reading_rows(paragraphs, behaviour, tokenizer, seed, block_size, levels=worl
 def world_paragraphs(tokens, config, seed):
     """Annotated paragraphs of the built-in world, enough for `tokens` tokens: list of lists of records."""
     share = 1 - config.plain_share - config.ner_share
-    return list(world.annotated(int(tokens * share / QRA_TOKENS) + 1, seed))
+    n = int(tokens * share / QRA_TOKENS) + 1
+    return list(progress(world.annotated(n, seed), "annotations", total=n, delay=5))
 
 
 def reading_mix(tokens, config, tokenizer, seed, paragraphs=None):
@@ -205,6 +210,34 @@ def held_out_records(n, seed):
 def is_annotated(corpus):
     """Whether a corpus has been annotated by a teacher: "primer", or a file that brd.py annotate wrote."""
     return corpus == "primer" or corpus.endswith(".jsonl")
+
+
+def run_inputs(config, tasks, teacher):
+    """What a run of train.py reads -> (tokenizer, None for a text of one's own; cache, None without arms;
+    {name: hash}). tasks: files; teacher: folder of the world's cache. Drops arms that have no cache. ValueError
+    for a text or a cache that will not do, and for an option that has no effect on them."""
+    annotated, cache, inputs = is_annotated(config.corpus), None, {}
+    own = not annotated and config.corpus != "world"
+    if own or annotated and not config.cache:
+        config.refuse(config.arms, "without a --cache made with this corpus", "arms")
+        config.arms = ""
+    config.refuse(not own, "without a text of your own", "tokenizer")
+    config.refuse(not annotated, "without annotations as --corpus", "corpus_share")
+    config.refuse(config.minutes, "beside --minutes", "student_tokens")
+    config.refuse(not config.arms, "without arms", "cache arm_rate p leak gamma")
+    config.refuse(not {"td", "td0"}.intersection(config.arms.split(",")), "without td and td0", "alpha")
+    if config.init_from:
+        inputs["start hash"] = hash_of(Path(config.init_from) / "model.pt")
+    if own:
+        return None, None, inputs | importlib.import_module("data.own_text").text_hash(config)
+    tokenizer = course_tokenizer(config.corpus, config.n_vocab)
+    inputs |= {"tokenizer hash": tokenizer.hash, "task files": hash_of(*tasks)}
+    if config.corpus.endswith(".jsonl"):
+        inputs["text hash"] = hash_of(Path(config.corpus))
+    if config.arms:
+        cache, _ = open_cache(config.cache or teacher, tokenizer, config.p)
+        inputs["cache hash"] = hash_of(Path(cache.folder) / "header.json")
+    return tokenizer, cache, inputs
 
 
 def text_sources(corpus, tokenizer, block_size, seed):

@@ -86,7 +86,8 @@ def read_json(path, remedy):
 
 @contextlib.contextmanager
 def folder_lock(out):
-    """A lock on a folder that ends with the process. ValueError names the process that holds it."""
+    """A lock on the folder of a run that goes on where it was stopped; it ends with the process. ValueError
+    names the process that holds it."""
     out.mkdir(parents=True, exist_ok=True)
     with open(out / ".lock", "a+", encoding="utf-8") as file:
         try:
@@ -98,7 +99,11 @@ def folder_lock(out):
             raise ValueError(f"{out}: process {file.read()} is at work here; use another --out_dir") from None
         file.truncate(0)
         print(os.getpid(), end="", file=file, flush=True)
-        yield
+        try:
+            yield
+        except KeyboardInterrupt as stopped:
+            text = f"{str(stopped) or 'stopped'}; the same command goes on from there"
+            raise KeyboardInterrupt(text) from None
 
 
 def open_run(out, identity, names, redo=False):

@@ -18,7 +18,11 @@ from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 
 import torch
 import torch.distributed as dist
-from tqdm import tqdm
+
+from data.cli import STOPS
+
+PROCESSES = 8 * (os.cpu_count() or 1)                        # more threads or workers than that only wait
+MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 1 << 40
 
 
 @functools.cache
@@ -45,18 +49,17 @@ def follow_parent():
         multiprocessing.parent_process().join()
         os._exit(1)
     threading.Thread(target=wait, daemon=True).start()
-    tqdm.set_lock(threading.RLock())                         # one of its own, not a semaphore that all share
 
 
 @contextlib.contextmanager
 def worker_pool(n):
-    """A ProcessPoolExecutor of n processes. They ignore Ctrl-C; after it, or an error, they get SIGTERM, save
-    what they train and end first. OSError where one was killed."""
+    """A ProcessPoolExecutor of n processes. They ignore Ctrl-C and a closed terminal; after it, or an error,
+    they get SIGTERM, save what they train and end first. OSError where one was killed."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in STOPS if number != signal.SIGTERM}
     with ProcessPoolExecutor(n, multiprocessing.get_context("spawn"), initializer=follow_parent) as pool:
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         for _ in range(n):
             pool.submit(os.getpid)                           # starts a worker
-        signal.signal(signal.SIGINT, before)
+        restore(before)
         try:
             yield pool
         except BaseException as error:
@@ -71,16 +74,21 @@ def worker_pool(n):
             raise
 
 
+def restore(handlers):
+    """Undoes signal.signal; handlers: {number: what it returned}."""
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
 @contextlib.contextmanager
 def delayed_stop():
-    """Within, Ctrl-C and SIGTERM only set the given Event; KeyboardInterrupt at the end if it is set then."""
-    wanted = threading.Event()
-    before = {n: signal.signal(n, lambda *_: wanted.set()) for n in (signal.SIGINT, signal.SIGTERM)}
+    """Within, a signal of STOPS only sets the given Event; KeyboardInterrupt at the end if it is set then."""
+    wanted, heard = threading.Event(), [n for n in STOPS if signal.getsignal(n) != signal.SIG_IGN]
+    before = {n: signal.signal(n, lambda *_: wanted.set()) for n in heard}
     try:
         yield wanted
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        restore(before)
     if wanted.is_set():                                      # in the last step
         raise KeyboardInterrupt
 
@@ -94,6 +102,15 @@ def start_processes(device):
         atexit.register(dist.destroy_process_group)          # a thread that still runs at the end would abort
         if rank():
             sys.stdout = open(os.devnull, "w", encoding="utf-8")
+
+
+def check_weights(config):
+    """ValueError for a GPTConfig whose weights do not fit in the memory of this machine."""
+    block = 12 * config.n_embd ** 2 + 5000                   # 5000: a block of few channels takes as much
+    size = 4 * (config.n_layer * block + config.n_vocab * config.n_embd) + config.block_size ** 2
+    if size > MEMORY:
+        raise ValueError(f"a model of {size:.1e} bytes, but this machine has {MEMORY:.1e}; try a smaller "
+                         "n_layer, n_embd, n_vocab or block_size")
 
 
 def size():

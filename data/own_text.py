@@ -17,8 +17,9 @@ from typing import NamedTuple
 import numpy as np
 
 from data.batches import Rows, token_type
-from data.cli import brief
-from data.files import is_finished, rename, save_finished, write_text
+from data.cli import brief, progress
+from data.figures import bits_per_byte
+from data.files import hash_of, is_finished, rename, save_finished, write_text
 from data.machine import rank
 from data.tokenizer import Tokenizer, train_bpe
 
@@ -40,6 +41,15 @@ class OwnText(NamedTuple):
     training: Rows           # from a memory map
     held_out: Rows
     held_out_text: str
+
+    def test(self, model, seed):
+        """{"sample": that continues the first held-out words, "bits_per_byte": of the held-out text}."""
+        limit, text = model.config.block_size, self.held_out_text
+        prompt = self.tokenizer.encode(text)[:min(16, limit // 2)]
+        n = min(200, limit - len(prompt))
+        new = model.generate([prompt], n, temperature=0.8, top_p=0.95, seed=seed)[0]
+        return {"sample": self.tokenizer.decode(prompt + new),
+                "bits_per_byte": bits_per_byte(model, self.held_out, len(text.encode("utf-8")))}
 
 
 def text_files(path):
@@ -98,6 +108,13 @@ def json_rows(path):
             found = f"{part.decode('utf-8', 'replace').strip():.40} ({brief(error, 80)})"
             raise ValueError(f"{place} {n}: expected a JSON object, found {found}") from None
     return rows
+def text_hash(config):
+    """{"text hash": of the files of config.corpus}; ValueError for an option that has no effect on them."""
+    config.refuse(True, "on a text that nobody annotated",
+                  "start_tokens test_paragraphs answer_weight text_weight plain_share ner_share")
+    config.refuse(config.tokenizer != "bpe", "beside --tokenizer", "n_vocab")
+    config.refuse(config.init_from, "beside --init_from", "tokenizer n_vocab")
+    return {"text hash": hash_of(*text_files(config.corpus))}
 
 
 def blocks(path, size=BLOCK):
@@ -165,7 +182,9 @@ def encode_text(folder, config):
     """Writes tokenizer, tokens and held-out text into the folder out/text. ValueError as blocks raises, and
     for a text that is shorter than two windows."""
     cut, sample = survey(config.corpus)
-    if config.tokenizer == "bpe":
+    if config.init_from:
+        tokenizer = Tokenizer.load(config.init_from)
+    elif config.tokenizer == "bpe":
         tokenizer = train_bpe(sample, config.n_vocab)
     else:
         tokenizer = importlib.import_module("adapters.tokenizers").get_tokenizer(config.tokenizer)
@@ -173,7 +192,7 @@ def encode_text(folder, config):
     ids = np.empty(0, dtype)
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "tokens.bin.tmp", "wb") as file:
-        for text, rest in halves(config.corpus, cut):
+        for text, rest in progress(halves(config.corpus, cut), "encoded", unit=" MB", delay=5):
             held_out.append(rest)
             ids = np.append(ids, np.array(tokenizer.encode(text), dtype))
             while len(ids) >= block:                        # each begins with the last id of the one before

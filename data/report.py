@@ -31,11 +31,11 @@ def table(students):
     for place in first["reading"]:
         yield f"reading {PLACES[place]}, free-running", []
         for name, label in READING.items():
-            yield f"  {label}", [cell(s["reading"][place].get(name)) for s in everyone]
+            yield f"  {label}", [cell(s["reading"].get(place, {}).get(name)) for s in everyone]
     yield "blind tasks (n, chance)", []
     for name, task in first["blind"].items():
-        found = [s["blind"][name] for s in everyone]
-        cells = [cell({"value": t["accuracy"], "se": t["se"]}) for t in found]
+        found = [s["blind"].get(name) for s in everyone]
+        cells = [cell(t and {"value": t["accuracy"], "se": t["se"]}) for t in found]
         yield f"  {name} ({task['n']}, {task['chance']:.2f})", cells
     yield "", []
     yield "plain text, bits a byte", [f"{s['plain_bits_per_byte']:.3f}" for s in everyone]
@@ -91,10 +91,16 @@ def report(results):
         lines = [f"{plain['bits_per_byte']:.3f} bits per byte of held-out text, {read}", "",
                  "A sample that continues the first held-out words:", *plain["sample"].split("\n")]
         return "\n".join(map(printable, lines))
-    lines, everyone = [], results["students"]
+    everyone = results["students"]
     two = {name: everyone[name] for name in STUDENTS if name in everyone}
-    for label, cells in [("", list(two)), *table(two), *arm_table(everyone)]:
+    return layout([("", list(two)), *table(two), *arm_table(everyone)])
+
+
+def layout(rows):
+    """Lines as of `table` -> text in columns."""
+    lines, width = [], max(14, *(len(text) + 2 for _, cells in rows for text in cells))
+    for label, cells in rows:
         if not cells and label:
             lines.append("")
-        lines.append(f"{label:38}" + "".join(f"{text:>14}" for text in cells) if cells else label)
+        lines.append(f"{label:38}" + "".join(f"{text:>{width}}" for text in cells) if cells else label)
     return "\n".join(map(printable, lines))

@@ -30,8 +30,8 @@ import td_distill
 from data.batches import DataMix, Rows
 from data.cache import TeacherCache
 from data.cache_tools import CacheWriter
-from data.cli import check_range, parse_options, progress, run_command
-from data.machine import worker_pool
+from data.cli import Options as Base, parse_options, progress, run_command
+from data.machine import MEMORY, worker_pool
 from data.sets import top_p_sets
 from experiments.losses import head_terms
 from model import GPT, GPTConfig
@@ -39,10 +39,11 @@ from train import TEACHER, Config, fit
 
 
 @dataclass
-class Options:
+class Options(Base):
     nanogpt: str = "../nanoGPT"     # a checkout of github.com/karpathy/nanoGPT
     positions: int = 1024           # of losses: T
     rounds: int = 5                 # of timing; of shakespeare: trainings, each with a seed of its own
+    BOUNDS = {"positions": (0, MEMORY // 400_000, "memory"), "rounds": (0,)}
 
 
 def in_fresh_process(function, *arguments):
@@ -285,7 +286,9 @@ def main(arguments=None):
     options = parse_options(Options, ["--help"] if name == "--help" else rest, __doc__)
     if name not in BENCHES:
         raise ValueError(f"{name}: expected one of {', '.join(BENCHES)}")
-    check_range("rounds", options.rounds, above=0)
+    options.refuse(name != "losses", f"on {name}", "positions")
+    options.refuse(name not in ("race", "shakespeare"), f"on {name}", "nanogpt")
+    options.refuse(name == "cache", "on cache", "rounds")
     title, rows = BENCHES[name](options)
     print(f"{title}; threads: {torch.get_num_threads()}")
     for line in (rows[0], *map(dict.values, rows)):

@@ -30,6 +30,7 @@ from data.machine import pick_device
 from data.tokenizer import Tokenizer
 from model import GPT
 
+LABELS = 16                             # items of a task that are learnt from
 PASSES, BATCH, RATE = 20, 8, 0.005      # how often an item is read, items of a batch, learning rate
 SPARE_TOKENS = 8                        # an answer may be spelt in more tokens than the tokenizer would take
 
@@ -40,11 +41,12 @@ def adapter(model, tokenizer, options):
 
     options: setting, labels, teacher (a folder or None), seed, device. ValueError for options that do not fit
     together, and in use for a task with too few items."""
-    if options.setting == "blind":
-        return None
-    if options.labels < 1 or (options.setting == "relaxed") != bool(options.teacher):
+    blind = options.setting == "blind"
+    if (options.setting == "relaxed") != bool(options.teacher) or blind and options.labels:
         raise ValueError(f"--setting={options.setting} --labels={options.labels} --teacher={options.teacher};"
-                         " expected at least one label, and a teacher for relaxed alone")
+                         " expected a teacher for relaxed alone, and no labels for blind")
+    if blind:
+        return None
     teacher = GPT.load(options.teacher, pick_device(options.device)[0]).eval() if options.teacher else None
     if teacher and teacher.config.n_vocab != model.config.n_vocab:
         raise ValueError(f"{options.teacher}: {teacher.config.n_vocab} tokens, the student has "
@@ -52,7 +54,7 @@ def adapter(model, tokenizer, options):
 
     def learn(task):
         """A student that has learnt `labels` items of a task, and the task without them."""
-        items, n = task["items"], options.labels
+        items, n = task["items"], options.labels or LABELS
         if len(items) <= n:
             raise ValueError(f"{task['name']}: {len(items)} items, of which {n} are to be learnt from; "
                              f"try --labels={max(1, len(items) // 2)}")
@@ -141,13 +143,15 @@ def main(arguments=None):
     parser.add_argument("--fewshot", type=int, default=0, help="solved examples before each question [0]")
     parser.add_argument("--setting", choices=("blind", "relaxed", "supervised"), default="blind",
                         help="what is seen of a task [blind]")
-    parser.add_argument("--labels", type=int, default=16, help="items to learn from, where not blind [16]")
+    parser.add_argument("--labels", type=int, help=f"items to learn from, where not blind [{LABELS}]")
     parser.add_argument("--teacher", metavar="FOLDER", help="the model that answers in the relaxed setting")
     parser.add_argument("--seed", type=int, default=0, help="of the examples and items that are drawn [0]")
     parser.add_argument("--json", metavar="FILE", help="the results as JSON too")
     parser.add_argument("--device", default="cpu", choices=("auto", "cpu", "cuda", "mps"), help="[cpu]")
     options = parser.parse_args(arguments)
     check_range("fewshot", options.fewshot)
+    check_range("seed", options.seed)
+    check_range("labels", LABELS if options.labels is None else options.labels, above=0)
     model = GPT.load(options.folder, pick_device(options.device)[0]).eval()
     tokenizer, task_files = Tokenizer.load(options.folder), importlib.import_module("adapters.task_files")
     learn = adapter(model, tokenizer, options)

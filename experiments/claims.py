@@ -14,7 +14,6 @@ file in --out_dir; results-WRAPPERS.jsonl is made of them, a line a student with
 
 import argparse
 import json
-import sys
 from concurrent.futures import as_completed
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,13 +25,14 @@ from data.cli import check_range, printable, progress, run_command
 from data.documents import course_tokenizer, plain_test
 from data.figures import bits_per_byte
 from data.files import folder_lock, is_finished, open_run, read_json, sha256_of, write_json, write_text
-from data.machine import worker_pool
+from data.machine import MEMORY, worker_pool
 from experiments import blind, claim_items, claim_tables, retelling
 from experiments.claim_arms import (AFTER, ARMS, CLAIMS, CONTROL, RATE, Job, Size, config_of, family,
                                     mix_of)
 from experiments.claim_tables import packed, unpacked
+from experiments.compare import BOUNDS
 from experiments.teacher import TeacherConfig, train_teacher
-from train import finished_model, new_model, train_model
+from train import Config, finished_model, new_model, train_model
 
 RATES, TUNING = (0.005, 0.01, 0.02), 0      # learning rates tried, and the seed that they are chosen on
 LABELS, AGREED = 32, 60      # items of a task to learn from; items on which student and teacher are compared
@@ -196,15 +196,20 @@ def main(arguments=None):
     parser.add_argument("--show", metavar="FILE", help="print the tables of a file of results, and stop")
     for name, value in {"seeds": 3, **Size()._asdict()}.items():
         parser.add_argument(f"--{name}", type=int, default=value, help=f"[{value:,}]")
-    options = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
+    options = parser.parse_args(arguments)
     for name in ("seeds", "workers", *Size._fields):
-        check_range(name, getattr(options, name), above=0)
+        check_range(name, getattr(options, name), *BOUNDS.get(name, (0, MEMORY // 100, "memory")))
+    size, given = Size(*(getattr(options, name) for name in Size._fields)), vars(options).items()
+    for n_layer, n_embd in ((size.n_layer, size.n_embd), (size.teacher_layer, size.teacher_embd)):
+        Config(n_layer=n_layer, n_embd=n_embd)                      # for its errors
+    if options.show and sum(value not in ([], parser.get_default(name)) for name, value in given) > 1:
+        raise ValueError("--show trains nothing: other options beside it have no effect; leave them out")
     if unknown := [claim for claim in options.claims if claim not in CLAIMS]:
         raise ValueError(f"claim {unknown[0]}; expected {', '.join(CLAIMS)}")
     path = options.show
     if not path:
         claim_items.read_wrappers(options.wrappers)                 # for its errors
-        size, out = Size(*(getattr(options, name) for name in Size._fields)), Path(options.out_dir)
+        out = Path(options.out_dir)
         with folder_lock(out):
             open_run(out, size._asdict(), {"stages": "a note for each finished student"})
             path = run(options, size)

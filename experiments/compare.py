@@ -12,7 +12,6 @@ rows are added to it. Shapes: B documents, T positions, V vocabulary.
 
 import copy
 import json
-import sys
 import time
 from collections import Counter
 from concurrent.futures import as_completed
@@ -25,20 +24,21 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 import train
-from data.cli import parse_options, printable, progress, run_command
+from data.cli import Options as Base, check_range, parse_options, printable, progress, run_command
 from data.figures import cell, mean_se
 from data.files import folder_lock, open_run, write_text
-from data.machine import worker_pool
-from experiments.compare_tasks import SIZE, Size, open_task
+from data.machine import PROCESSES, check_weights, worker_pool
+from experiments.compare_tasks import SHAPE, SIZE, Size, open_task
 from experiments.objectives import OBJECTIVES, learn
-from model import GPT
+from model import GPT, GPTConfig
 
 TUNING, STARTS = 0, 100     # the seed that learning rates are chosen on; the first seed of the starts
+BOUNDS = {"seeds": (0, 1000, "a training each"), "workers": (0, PROCESSES, "8 a core")}
 FILES = dict.fromkeys(("stages", "teacher", "answers.json", "caches", "starts", "results.jsonl"), "")
 
 
 @dataclass
-class Options:
+class Options(Base):
     rows: str = ""                      # objectives, separated by commas; "": all but GKD
     seeds: int = 5                      # students of each row in the table
     tokens: int = 1_000_000             # that every student reads after the start
@@ -49,6 +49,13 @@ class Options:
     redo: bool = False                  # throw away what an earlier comparison left in out_dir
     workers: int = torch.get_num_threads()  # processes side by side
     show: str = ""                      # print the tables of a results.jsonl, and train nothing
+    CHOICES = {"rows": ["", *OBJECTIVES]}
+    BOUNDS = {**BOUNDS, "tokens": (0,)}
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.refuse(self.seconds, "beside --seconds", "tokens")
+        check_weights(GPTConfig(n_embd=self.embd, n_layer=2, **SHAPE))
 
 
 class Job(NamedTuple):
@@ -74,8 +81,9 @@ def start(job):
         config = train.Config(seed=STARTS + job.seed, device="cpu", cooldown=0.0)
         torch.manual_seed(config.seed)
         model = GPT(replace(task.student, n_embd=job.embd))
-        learn(f"start {job.seed}", model, job.size.start_tokens, config, OBJECTIVES["SFT"], task)
+        learn(f"start {job.seed}", model, job.size.start_tokens, config, OBJECTIVES["SFT"], task, folder)
         model.save(folder)
+        (folder / "training.pt").unlink(missing_ok=True)
     return folder
 
 
@@ -175,12 +183,20 @@ def tune(job, rows, rates, pool, names=KEY, run=run):
     return {row: max(rates, key=lambda rate: right[row, rate]) for row in rows}
 
 
+def number_list(name, text):
+    """"0.1,0.2" -> [0.1, 0.2]; ValueError where one is no number above 0."""
+    numbers = list(map(float, text.split(",")))
+    for number in numbers:
+        check_range(name, number, above=0)
+    return numbers
+
+
 def compare(out, size, rows, options):
     """Tunes every row and runs it with every seed and budget, a pair (tokens, seconds) of which one is 0
     -> {(row, budget): (rate, [figures of a seed])}."""
-    budgets, rates = [(options.tokens, 0.0)], [float(rate) for rate in options.rates.split(",")]
+    budgets, rates = [(options.tokens, 0.0)], number_list("rates", options.rates)
     if options.seconds:
-        budgets = [(0, seconds) for seconds in sorted(map(float, options.seconds.split(",")))]
+        budgets = [(0, seconds) for seconds in sorted(number_list("seconds", options.seconds))]
     path, seeds = out / "results.jsonl", range(1, options.seeds + 1)
 
     def job(row, rate, seed, budget=budgets[-1]):
@@ -222,7 +238,7 @@ def table(results, paired=PAIRED, columns=COLUMNS, controls=CONTROLS):
         pairs = [(a, b) for a in runs for b in others if a["seed"] == b["seed"] and "failed" not in a | b]
         if pairs and control != row:
             cells = [cell(mean_se([a[name] - b[name] for a, b in pairs if name in a])) for name in paired]
-            yield line(f"{row} - {control}", cells)
+            yield line(f"{row} - {control}" + (f", {budget[1]:g} s" if budget[1] else ""), cells)
 
 
 def curves(results):
@@ -250,13 +266,10 @@ def show(path):
 
 def main(arguments=None):
     """Options -> the table on the terminal; ValueError in one line for what the user can mend."""
-    options = parse_options(Options, sys.argv[1:] if arguments is None else arguments, __doc__)
+    options = parse_options(Options, arguments, __doc__)
     if options.show:
         return print("\n".join(map(printable, show(Path(options.show)))))
     rows = options.rows.split(",") if options.rows else [row for row in OBJECTIVES if "GKD" not in row]
-    if options.seeds < 1 or not set(rows) <= set(OBJECTIVES):
-        raise ValueError(f"--seeds={options.seeds} --rows={options.rows}; expected at least one seed, and "
-                         f"of: {', '.join(OBJECTIVES)}")
     out = Path(options.out_dir)
     with folder_lock(out):
         open_run(out, {"task": "grammar", **SIZE._asdict()}, FILES, options.redo)

@@ -55,15 +55,15 @@ def terms(model, source, documents, task, p=1.0):
         tokens=tokens, model=model, task=task, documents=documents)
 
 
-def learn(name, model, tokens, config, row, task):
-    """train.fit with the source and the loss of a row -> Fitted."""
+def learn(name, model, tokens, config, row, task, folder=None):
+    """train.fit with the source and the loss of a row, which returns the same."""
     def loss(model, source, batch, *_):
         inputs = own_answers if row.source == "own" else partial(terms, p=row.p)
         return {"loss": row.loss(inputs(model, source, batch.documents, task))}
     if row.heads:
         td.add_heads(model, config.seed)
     mix, n = DataMix([task.sources[row.source]], [1.0]), 2 if row.plain else 1
-    losses, curve, seen = train.fit(name, model, mix, tokens // n, config, loss=loss)
+    losses, curve, seen = train.fit(name, model, mix, tokens // n, config, folder, loss=loss)
     return losses, curve, n * seen
 
 

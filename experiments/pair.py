@@ -10,8 +10,7 @@ out. Teacher and student are folders of GPT.save or in Hugging Face's format, or
 """
 
 import importlib
-import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
@@ -21,7 +20,7 @@ import train
 from data.batches import DataMix, Rows
 from data.cache import TeacherCache
 from data.cache_tools import CacheWriter
-from data.cli import parse_options, run_command
+from data.cli import parse_options, progress, run_command
 from data.documents import ROLES
 from data.figures import cell, mean_se, rouge_l
 from data.files import folder_lock, hash_of, open_run, read_json, write_json
@@ -47,6 +46,10 @@ class PairConfig(train.Config):
     learning_rate: float = 1e-4      # small: Muon moves a matrix by as much whatever its gradient
     answer_weight: float = 1.0       # weight of an answer's tokens in the loss
     text_weight: float = 0.0         # weight of a prompt's tokens
+    LEFT_OUT = ("corpus_share", "cache", "minutes", "test_paragraphs", "n_layer", "n_head", "n_embd",
+                "block_size", "tokenizer", "n_vocab", "init_from", "plain_share", "ner_share", "arms",
+                "arm_rate")
+    BOUNDS = {**train.Config.BOUNDS, "answers": (0,)}
 
 
 def open_model(where, device):
@@ -86,7 +89,7 @@ def answer_cache(folder, teacher, tokenizer, prompts, *, p, seed, made_by, answe
         writer = CacheWriter(folder, n_vocab=tokenizer.n_vocab, tokenizer_hash=tokenizer.hash, p=p,
                              k_cap=K_CAP, temperature=1.0, teacher=about, roles=ROLES, made_by=made_by)
         parts = [(k, at) for k in range(answers) for at in range(0, len(prompts), ROWS)]
-        for number, (k, at) in list(enumerate(parts, 1))[writer.done:]:
+        for number, (k, at) in progress(list(enumerate(parts, 1))[writer.done:], "answers"):
             some = prompts[at:at + ROWS]
             new, sets = draw_with_sets(teacher, some, MAX_NEW, p=p, k_cap=K_CAP, stop=tokenizer.end,
                                        seed=seed + 1_000_003 * k + at)
@@ -100,7 +103,7 @@ def answer_cache(folder, teacher, tokenizer, prompts, *, p, seed, made_by, answe
 def test_answers(model, tokenizer, prompts, references):
     """Rouge-L of answers drawn from the nucleus of .8, the mean of DRAWS a prompt -> {"value", "se", "n"}."""
     scores = [[] for _ in prompts]
-    for at, seed in product(range(0, len(prompts), ROWS), range(DRAWS)):
+    for at, seed in progress(list(product(range(0, len(prompts), ROWS), range(DRAWS))), "test"):
         news = model.generate(prompts[at:at + ROWS], MAX_NEW, top_p=0.8, stop=tokenizer.end, seed=seed)
         for i, new in enumerate(news, at):
             answer = tokenizer.decode([t for t in new if t != tokenizer.end])
@@ -124,7 +127,9 @@ def train_pair(teacher, student, tokenizer, prompts, rows, config):
 
 def main(arguments=None):
     """The stages in order, results.json and its table; ValueError in one line for what cannot be done."""
-    config = parse_options(PairConfig, sys.argv[1:] if arguments is None else arguments, __doc__)
+    config = parse_options(PairConfig, arguments, __doc__)
+    if "" in (config.teacher, config.student, config.corpus):
+        raise ValueError("expected a --teacher, a --student and a --corpus; --help explains them")
     torch.set_num_threads(config.threads or torch.get_num_threads())
     both = [open_model(where, pick_device(config.device)[0]) for where in (config.teacher, config.student)]
     (teacher, theirs), (student, tokenizer) = both
@@ -136,16 +141,15 @@ def main(arguments=None):
     (prompts, rows), (asked, right) = (encode_pairs(p, tokenizer, limit) for p in (pairs[:n], pairs[n:]))
     right = [tokenizer.decode(right.document(d)[0][len(p):].tolist()) for d, p in enumerate(asked)]
     out, hashes = Path(config.out_dir), [hash_of(Path(config.corpus)), *map(weights_hash, (teacher, student))]
-    decisive = asdict(replace(config, out_dir="", redo=False, device="auto", threads=0))
     with folder_lock(out):
-        open_run(out, decisive | {"hashes of text and models": hashes}, FILES, config.redo)
+        open_run(out, config.decisive() | {"hashes of text and models": hashes}, FILES, config.redo)
         if not (out / "results.json").exists():
             print(f"{len(prompts):,} prompts to learn from, {len(asked):,} to be tested on", flush=True)
             models = train_pair(teacher, student, tokenizer, prompts, rows, config)
             results = {name: {"params": m.num_params(), "tokens_seen": m.extra.get("tokens_seen", 0),
                               "rouge_l": test_answers(m.eval(), tokenizer, asked, right)}
                        for name, m in models.items()}
-            write_json(out / "results.json", {"pair": results, "config": decisive})
+            write_json(out / "results.json", {"pair": results, "config": config.decisive()})
         results = read_json(out / "results.json", "remove it, and the students are tested again")["pair"]
     print(f"{'':12}{'parameters':>14}{'tokens':>12}{'Rouge-L':>18}")
     for name, row in results.items():

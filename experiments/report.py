@@ -3,6 +3,7 @@ checkpoints. It needs matplotlib: pip install -e ".[plot]".
 
     python -m experiments.report out                                              # writes out/report.html
     python -m experiments.report out --png=experiments/pictures/reading.png       # and the README's picture
+    python -m experiments.report out out30                      # no page: the tables of two runs side by side
 
 Whatever comes from a text, a student or an option goes through `escape`, and the page forbids every script
 and every address.
@@ -25,7 +26,7 @@ from data.cli import printable, run_command
 from data.documents import held_out_records
 from data.figures import ratio_se, thinned
 from data.files import read_json, write_text
-from data.report import STUDENTS, arm_table, report, table
+from data.report import STUDENTS, arm_table, layout, report, table
 from data.tokenizer import Tokenizer
 from model import GPT
 
@@ -173,15 +174,40 @@ def sections(out, results, png):
             yield title, html_table(rows, head)
         paragraphs, names = held_out_records(4, "page"), [name for name in TOLD if name in students]
         yield "Held-out text, as each student reads it", read_text(out, names, paragraphs)
-    rows = [(name, [f"{x:.3f}" for x in thinned(s["loss_curve"], 10)]) for name, s in students.items()]
-    yield "Training losses by tenths of the run, nats", html_table(rows, range(1, 11))
+    yield "Training losses, nats, by tenths; small: thousand tokens read", html_table(
+        [(name, loss_cells(name, results)) for name in students], range(1, 11))
+
+
+def loss_cells(name, results):
+    """The mean losses of ten parts of a training, each with the tokens, about, that its end has seen."""
+    losses, students = thinned(results["students"][name]["loss_curve"], 10), results["students"]
+    end, tokens = students[name]["tokens_seen"], results["config"]["student_tokens"]
+    begin = students["brd"]["tokens_seen"] if "+" in name else end - min(end, tokens)
+    return [f"{loss:.3f}<small>{(begin + (end - begin) * i / len(losses)) / 1e3:,.0f}</small>"
+            for i, loss in enumerate(losses, 1)]
+
+
+def read_results(out):
+    """The results of the run in a folder; ValueError where there are none."""
+    results = read_json(out / "results.json", "python train.py writes it at the end of a run")
+    if not {"students", "config"} <= set(results):
+        raise ValueError(f"{out / 'results.json'}: not the results of train.py")
+    return results
+
+
+def side_by_side(folders):
+    """The students of several runs in the columns of one table -> text."""
+    students = {f"{folder}/{name}": s for folder in folders
+                for name, s in read_results(folder)["students"].items()}
+    if any("sample" in s for s in students.values()):           # of a text of one's own
+        bits = [(f"{s['bits_per_byte']:.3f}" if "sample" in s else "-") for s in students.values()]
+        return layout([("", list(students)), ("bits per byte of its own text", bits)])
+    return layout([("", list(students)), *table(students)])
 
 
 def write_page(out, png=None):
     """Writes report.html into the folder of a finished run -> its path. png: a file for the reading curve."""
-    results = read_json(out / "results.json", "python train.py writes it at the end of a run")
-    if not {"students", "config"} <= set(results):
-        raise ValueError(f"{out / 'results.json'}: not the results of train.py")
+    results = read_results(out)
     options = " ".join(f"--{name}={value}" for name, value in results["config"].items() if value != "")
     parts = [f"<h2>{title}</h2>{html}" for title, html in sections(out, results, png)]
     write_text(out / "report.html", "\n".join([PAGE, f"<p>python train.py {escape(options)}</p>", *parts]))
@@ -191,10 +217,15 @@ def write_page(out, png=None):
 def main(arguments=None):
     """The command; ValueError or OSError for a folder that cannot be shown."""
     parser = argparse.ArgumentParser("experiments.report", description=__doc__.split("\n\n")[0])
-    parser.add_argument("out", type=Path, help="the --out_dir of a finished run")
+    parser.add_argument("out", type=Path, nargs="+", help="the --out_dir of a finished run, or of several")
     parser.add_argument("--png", type=Path, help="the reading curve, for the README")
     options = parser.parse_args(arguments)
-    print(printable(str(write_page(options.out, options.png))))
+    if len(options.out) == 1:
+        print(printable(str(write_page(options.out[0], options.png))))
+    elif options.png:
+        raise ValueError("--png draws one run; name one folder")
+    else:
+        print(side_by_side(options.out))
 
 
 if __name__ == "__main__":

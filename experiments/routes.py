@@ -26,7 +26,6 @@ import functools
 import itertools
 import math
 import re
-import sys
 import time
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -38,12 +37,12 @@ import torch
 import td_distill as td
 import train
 from data.cache import MASKED
-from data.cli import parse_options, run_command
+from data.cli import Options as Base, parse_options, progress, run_command
 from data.figures import mean_se
 from data.files import folder_lock, hash_of, open_run, save_finished
-from data.machine import worker_pool
+from data.machine import check_weights, worker_pool
 from data.sets import draw_with_sets
-from experiments.compare import TUNING, at_one_rate, finished, run_all, table, tune
+from experiments.compare import BOUNDS, TUNING, at_one_rate, finished, number_list, run_all, table, tune
 from experiments.routes_arms import ROWS, inputs
 from model import GPT, GPTConfig
 
@@ -58,7 +57,7 @@ FILES = dict.fromkeys(("stages", "starts", "teachers", "results.jsonl"), "")
 
 
 @dataclass(frozen=True)
-class World:
+class World(Base):
     """What the runs of one table have in common."""
     task: str = "A"                     # A: a corridor and one pair of items a door; D: two pairs
     facts: int = 1296                   # different keys, a square up to 36 * 36; on task D with each label
@@ -71,13 +70,27 @@ class World:
     embd: int = 24                      # channels of the students
     start: int = 1800                   # steps of KD that all rows have in common
     steps: int = 800                    # steps of each row after it
+    CHOICES = {"task": ["A", "D"], "teacher": ["scripted", "trained"], "rows": ["", *ROWS]}
+    BOUNDS = {**BOUNDS, **dict.fromkeys(("trap", "prefer", "lapse"), (None, 1)), "corridor": (None, 4),
+              "facts": (0, SYMBOLS ** 2)}
+
+    def __post_init__(self):
+        super().__post_init__()
+        if math.isqrt(self.facts) ** 2 < self.facts:
+            raise ValueError(f"--facts={self.facts}, but expected the square of a number")
+        self.refuse(self.task == "D", "on task D", "corridor")
+        check_weights(self.shape)
+
+    @property
+    def shape(self):
+        return GPTConfig(N_VOCAB, block_size=64, n_layer=self.layers, n_embd=self.embd)
 
     @property
     def pairs(self):
         return 2 if self.task == "D" else 1
 
     def student(self):
-        return GPT(GPTConfig(N_VOCAB, block_size=64, n_layer=self.layers, n_embd=self.embd))
+        return GPT(self.shape)
 
 
 @dataclass(frozen=True)
@@ -90,6 +103,10 @@ class Options(World):
     workers: int = torch.get_num_threads()  # processes side by side
     show: str = ""                      # print the tables of a results.jsonl, and train nothing
     png: str = ""                       # with show: also draw KD and TD against the number of facts
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.refuse(not self.show, "without --show", "png")
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -231,7 +248,7 @@ def learn(model, row, answers, steps, rate, seed, cooldown):
     """Trains a model with the loss of a row; cooldown: the part of the steps in which the rate falls to 0."""
     optimizers = train.make_optimizers(model, train.Config(learning_rate=rate, device="cpu"))
     rng, order = np.random.default_rng(seed), np.empty(0, int)
-    for step in range(steps):
+    for step in progress(range(steps), "steps"):
         if len(order) < BATCH:
             order = rng.permutation(len(answers.tokens))
         batch, order = order[:BATCH], order[BATCH:]
@@ -301,7 +318,7 @@ def name_of(world):
 
 def compare(out, world, rows, options):
     """Tunes every row and runs it with every seed -> path of all results."""
-    path, rates = out / "results.jsonl", [float(rate) for rate in options.rates.split(",")]
+    path, rates = out / "results.jsonl", number_list("rates", options.rates)
 
     def job(row, rate, seed):
         return Job(row, rate, seed, name_of(world), world, out)
@@ -355,15 +372,12 @@ def draw(path, png):
 
 def main(arguments=None):
     """Options -> the tables on the terminal; ValueError in one line for what the user can mend."""
-    options = parse_options(Options, sys.argv[1:] if arguments is None else arguments, __doc__)
+    options = parse_options(Options, arguments, __doc__)
     if options.show:
         if options.png:
             draw(Path(options.show), options.png)
         return print("\n".join(show(Path(options.show))))
     rows = options.rows.split(",") if options.rows else list(ROWS)
-    if options.seeds < 1 or not set(rows) <= set(ROWS) or options.task not in ("A", "D"):
-        raise ValueError(f"--seeds={options.seeds} --task={options.task} --rows={options.rows}; expected at "
-                         f"least one seed, task A or D, and of: {', '.join(ROWS)}")
     world = World(**{field.name: getattr(options, field.name) for field in fields(World)})
     out = Path(options.out_dir)
     with folder_lock(out):

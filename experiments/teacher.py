@@ -4,15 +4,13 @@
     python train.py --cache=out_teacher/cache           # students learn from it
 
 The teacher learns from the scripted reader's annotations. Then it reads text that nobody has annotated, and
-draws every token from its top-p set; the cache keeps the token with the set. Of the options of train.py it
-uses those of corpus, n_head, learning, p and machine. A stopped run goes on.
+draws every token from its top-p set; the cache keeps the token with the set. A stopped run goes on.
 """
 
 import hashlib
 import random
 import shutil
-import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,9 +25,9 @@ from data.cli import parse_options, printable, progress, run_command
 from data.documents import QUESTIONS_FIRST, ROLES, course_tokenizer, is_annotated, reading_mix
 from data.figures import cell
 from data.files import folder_lock, is_finished, open_run, save_finished
-from data.machine import pick_device
+from data.machine import MEMORY, check_weights, pick_device
 from data.sets import draw_with_sets
-from model import GPT
+from model import GPT, GPTConfig
 
 K_CAP, ROWS = 64, 64    # most tokens that the cache keeps of one distribution; paragraphs read together
 CHUNK = 256             # documents that are read between two checkpoints of the cache
@@ -47,6 +45,15 @@ class TeacherConfig(train.Config):
     cache_tokens: int = 192_000      # length of the cache
     teacher_layer: int = 4           # blocks of the teacher
     teacher_embd: int = 192          # channels of the teacher
+    LEFT_OUT = ("corpus_share", "cache", "minutes", "start_tokens", "student_tokens", "n_layer", "n_embd",
+                "tokenizer", "init_from", "arms", "arm_rate", "leak", "alpha", "gamma")
+    BOUNDS = {**train.Config.BOUNDS, "teacher_tokens": (0, MEMORY // 100, "memory"),
+              "cache_tokens": (DOCUMENT_TOKENS,)}
+
+    def __post_init__(self):
+        super().__post_init__()
+        sizes = self.n_vocab, self.block_size, self.teacher_layer, self.n_head, self.teacher_embd
+        check_weights(GPTConfig(*sizes))
 
 
 def train_teacher(config, tokenizer, mix=None):
@@ -169,15 +176,14 @@ def write_cache(folder, teacher, tokenizer, config):
 
 def main(arguments=None):
     """The command; ValueError or OSError, in one line, for what the user can mend."""
-    config = parse_options(TeacherConfig, sys.argv[1:] if arguments is None else arguments, __doc__)
+    config = parse_options(TeacherConfig, arguments, __doc__)
     if config.corpus != "world" and not is_annotated(config.corpus):
         raise ValueError(f"--corpus={config.corpus}; expected annotations: world, primer or a .jsonl file")
     device, _ = pick_device(config.device)
     torch.set_num_threads(config.threads or torch.get_num_threads())
     out, tokenizer = Path(config.out_dir), course_tokenizer(config.corpus, config.n_vocab)
-    decisive = asdict(replace(config, out_dir="", redo=False, device="auto", threads=0))
     with folder_lock(out):
-        open_run(out, decisive | {"tokenizer hash": tokenizer.hash}, FILES, config.redo)
+        open_run(out, config.decisive() | {"tokenizer hash": tokenizer.hash}, FILES, config.redo)
         teacher = train_teacher(config, tokenizer)
         if not is_finished(out, "cache"):
             folder, extra = out / "cache", {name: teacher.extra[name] for name in ("tokens_seen", "reading")}

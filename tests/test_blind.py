@@ -52,7 +52,8 @@ def test_the_relaxed_setting_never_sees_a_label(folder):
 
 
 @pytest.mark.parametrize("options, message", [
-    ("--setting=relaxed", "a teacher for relaxed"), ("--setting=supervised --labels=0", "at least one label"),
+    ("--setting=relaxed", "a teacher for relaxed"), ("--labels=8", "no labels for blind"),
+    ("--setting=supervised --labels=0", "labels=0, but expected more than 0"),
     ("--setting=supervised --labels=64", "kinds: 64 items, of which 64 .* try --labels=32"),
     ("--fewshot=-1", "least 0"), ("--fewshot=64", "kinds.json: --fewshot=64, but"), ("no.json", "no.json")])
 def test_bad_options_are_told(folder, options, message):

@@ -518,6 +518,34 @@ def test_a_question_is_answered_after_the_last_sentence(tokenizer):
     assert read.answer(reader, tokenizer, records, "Where did Anna go?") == "Oslo"
 
 
+def test_at_the_prompt_a_question_is_about_the_text_above(folder, capsys, monkeypatch):
+    """Piped in, it is a text as any other."""
+    def answered(model, tokenizer, records, question):
+        return f"{records[-1]['text']} / {question.strip()}"
+    monkeypatch.setattr(read, "answer", answered)
+    for at_prompt, answers in ((True, 2), (False, 0)):
+        lines = io.StringIO("Who?\nAnna left. So did Ben.\nWho left?\n\nWhen? \n")
+        lines.isatty = lambda: at_prompt
+        monkeypatch.setattr(sys, "stdin", lines)
+        brd.main(["read", folder])
+        shown = capsys.readouterr().out.splitlines()
+        assert ("So did Ben. / Who left?" in shown) + ("So did Ben. / When?" in shown) == answers
+
+
+def test_a_question_needs_no_mark(tokenizer):
+    records = [{**record, "questions": []} for record in PARAGRAPH[:1]]
+    assert read.answer(Perfect(tokenizer, [PARAGRAPH]), tokenizer, records, " Where did Anna go\n") == "Oslo"
+
+
+def test_a_reading_that_is_worth_nothing_is_told(tokenizer):
+    read_well = [{"text": "Anna left.", "entities": [1], "questions": []}]
+    text, strange = "Anna took a train to Oslo.", "Xylophones zigzag quizzically."
+    assert read.doubts(tokenizer, text, read_well) == ""
+    nothing = [{"text": text, "entities": [], "questions": []}]
+    assert read.doubts(tokenizer, text, nothing).startswith("no entity or question found: plain text alone")
+    assert read.doubts(tokenizer, strange, read_well).startswith("few of these words were learnt")
+
+
 @pytest.mark.parametrize("arguments, message", [
     (["read", "FOLDER", "  "], "no text to read"), (["read", "nowhere", "Anna left."], "nowhere"),
     (["test", "FOLDER", "nowhere.json"], "nowhere.json"), (["taste"], "expected one of read, test, annotate")])

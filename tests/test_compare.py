@@ -1,5 +1,7 @@
 """The comparison of objectives: measures against plain loops, and a small run that is stopped and goes on."""
 import json
+import re
+import signal
 from concurrent.futures import Executor, Future
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import torch
 import td_distill
 from data.files import open_run
 from data.sets import restrict_to_p
-from experiments import compare, compare_tasks, grammar, objectives
+from experiments import bench, claims, compare, compare_tasks, grammar, objectives, pair, routes, teacher
 from experiments.objectives import OBJECTIVES, terms
 from model import GPT
 
@@ -124,6 +126,47 @@ def test_seconds_become_tokens_at_the_speed_of_a_first_pass(task, monkeypatch):
     assert figures["seen"] == 3 * 60 * 1024 and figures["cpu seconds"] == 1
 
 
+def test_a_teacher_that_was_stopped_goes_on(task, tmp_path, monkeypatch):
+    """In the middle of its training, with the weights of one that was not."""
+    def stopping(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return sft(*arguments)
+    calls, sft = [], OBJECTIVES["SFT"].loss
+    open_run(tmp_path, {"task": "grammar", **SMALL._asdict()}, compare.FILES)
+    monkeypatch.setitem(OBJECTIVES, "SFT", OBJECTIVES["SFT"]._replace(loss=stopping))
+    with pytest.raises(KeyboardInterrupt, match="teacher: stopped after 2 of"):
+        compare_tasks.open_task(tmp_path, SMALL)
+    assert (tmp_path / "teacher" / "training.pt").exists()
+    open_run(tmp_path, {"task": "grammar", **SMALL._asdict()}, compare.FILES)           # leaves it there
+    again = compare_tasks.open_task(tmp_path, SMALL).teacher
+    assert all(map(torch.equal, task.teacher.parameters(), again.parameters()))
+    assert not (tmp_path / "teacher" / "training.pt").exists() and len(calls) > 2
+
+
+@pytest.mark.parametrize("program, options, words", [
+    (compare, "--rates=0.1,nan", "--rates=nan, but expected more than 0 and at most 1000000 (float32)"),
+    (compare, "--seconds=inf", "--seconds=inf"), (compare, "--seeds=0", "--seeds=0"), (compare, "--embd=6", "n_embd"),
+    (compare, "--workers=99999999", "(8 a core)"), (compare, "--seconds=3 --tokens=9", "--tokens=9 has no effect"),
+    (compare, "--show=x --seeds=3", "--seeds=3 has no effect beside --show"), (routes, "--rates=0", "--rates=0.0"),
+    (routes, "--show=x --rows=KD", "beside --show"), (routes, "--png=x", "--png=x has no effect without --show"),
+    (routes, "--facts=1000", "the square of a number"), (routes, "--facts=9999", "at most 1296"),
+    (routes, "--prefer=1.5", "at most 1"), (routes, "--task=AD", "one of A, D"), (routes, "--layers=99999999", "bytes"),
+    (routes, "--task=D --corridor=3", "--corridor=3 has no effect on task D"), (bench, "cache --rounds=3", "on cache"),
+    (bench, "race --positions=3", "--positions=3"), (bench, "losses --positions=99999999", "(memory)"),
+    (claims, "--tokens=9999999999", "(memory)"), (claims, "--n_layer=99999999", "bytes"),
+    (claims, "--show=x --seeds=2", "other options beside it"), (pair, "--arms=kd", "unrecognized"),
+    (pair, "--teacher=x", "expected a --teacher, a --student and a --corpus"), (pair, "--answers=0", "--answers=0"),
+    (teacher, "--cache=x", "unrecognized"), (teacher, "--teacher_layer=99999999", "bytes"),
+    (teacher, "--teacher_tokens=9999999999", "(memory)")])
+def test_options_that_cannot_be_meant_are_refused_at_once(program, options, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=re.escape(words)) as refused:
+        program.main(options.split())
+    assert "\n" not in str(refused.value)
+
+
 def test_a_comparison_goes_on_where_it_was_stopped_and_prints_a_table(task, monkeypatch, capsys):
     out = Path(task.sources["free"].folder).parents[1]
     monkeypatch.setattr(compare, "SIZE", SMALL)
@@ -149,7 +192,7 @@ def test_a_comparison_goes_on_where_it_was_stopped_and_prints_a_table(task, monk
     path.write_text(lines[0][:-30] + "\n", encoding="utf-8")
     for arguments, message in ((command, "answers=2, this one has 1; use another --out_dir"),
                                (["compare", f"--show={path}"], "results.jsonl: these are no results"),
-                               (["compare", "--rows=KD,SFT"], "at least one seed, and of: SFT, SeqKD")):
+                               (["compare", "--rows=KD,SFT"], "rows=KD, but expected one of SFT, SeqKD")):
         with pytest.raises(ValueError, match=message):
             td_distill.main(arguments)
 

@@ -1,4 +1,5 @@
 """Devices; worker processes and how they end; two processes that train one model take the steps of one."""
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -65,10 +66,10 @@ def parent(write):
 
 @pytest.mark.parametrize("kill, number, line", [
     (os.killpg, signal.SIGINT, b"begun\n"), (os.killpg, signal.SIGINT, b"7\n"),
-    (os.kill, signal.SIGKILL, b"7\n")])
+    (os.killpg, signal.SIGHUP, b"7\n"), (os.kill, signal.SIGKILL, b"7\n")])
 def test_workers_end_with_their_parent(kill, number, line):
-    """Ctrl-C for the whole group, while the worker starts and while it works; SIGKILL for the parent alone.
-    The pipe ends when the last process is gone."""
+    """Ctrl-C or a closed terminal for the whole group, while the worker starts and while it works, twice and
+    more; SIGKILL for the parent alone. The pipe ends when the last process is gone."""
     read, write = os.pipe()
     process = FORK.Process(target=parent, args=(write,))
     process.start()
@@ -78,11 +79,31 @@ def test_workers_end_with_their_parent(kill, number, line):
             pass
         time.sleep(0.3)
         kill(process.pid, number)
+        for delay in (0.002, 0.05, 0.1) if number == signal.SIGINT else ():     # again, while it ends
+            time.sleep(delay)
+            with contextlib.suppress(ProcessLookupError):
+                kill(process.pid, number)
         rest = told.read().decode("utf-8")
     process.join()
-    if number == signal.SIGINT:
-        assert (process.exitcode, rest) == (130, "stopped; the same command goes on from there\n")
+    if number != signal.SIGKILL:
+        assert (process.exitcode, rest) == (130, "stopped\n")      # it promises nothing
     assert "Traceback" not in rest
+
+
+@pytest.mark.parametrize("number", cli.STOPS)
+def test_the_first_signal_stops_and_the_others_are_ignored(number, capsys):
+    def main():
+        try:
+            signal.raise_signal(number)
+        finally:
+            for again in cli.STOPS:
+                signal.raise_signal(again)
+            written.append("all")
+    before, written = {n: signal.getsignal(n) for n in cli.STOPS}, []
+    with pytest.raises(SystemExit) as end:
+        run_command(main)
+    machine.restore(before)
+    assert (end.value.code, capsys.readouterr().err, written) == (130, "stopped\n", ["all"])
 
 
 def test_a_worker_that_is_killed_is_told_in_one_line(capsys):

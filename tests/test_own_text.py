@@ -87,7 +87,7 @@ def prepared(tmp_path, text):
     """The OwnText of a text in tmp_path/out -> (OwnText, config)."""
     write_text(tmp_path / "my.txt", text)
     path = str(tmp_path / "my.txt")
-    config = SimpleNamespace(corpus=path, tokenizer="bpe", n_vocab=300, block_size=64)
+    config = SimpleNamespace(corpus=path, tokenizer="bpe", n_vocab=300, block_size=64, init_from="")
     files.open_run(tmp_path / "out", {"text": files.hash_of(text)}, {})
     return own_text.own_text(config, tmp_path / "out"), config
 
@@ -129,7 +129,7 @@ def test_memory_does_not_grow_with_the_text(tmp_path, monkeypatch):
     for n in (10, 400):
         monkeypatch.setattr(own_text, "blocks", lambda path: (block for _ in range(n)))
         tracemalloc.start()
-        config = SimpleNamespace(corpus="x", tokenizer="bpe", n_vocab=300, block_size=64)
+        config = SimpleNamespace(corpus="x", tokenizer="bpe", n_vocab=300, block_size=64, init_from="")
         own_text.encode_text(tmp_path, config)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
@@ -147,12 +147,29 @@ def test_it_is_made_once_and_damage_is_named(tmp_path, small_blocks, monkeypatch
         prepared(tmp_path, some_text(20_000))
 
 
+def test_a_run_goes_on_from_a_student_with_its_tokenizer(tmp_path):
+    write_text(tmp_path / "my.txt", TEXT)
+    write_text(tmp_path / "new.txt", TEXT.replace("cat", "horse"))
+    options, start = [*OWN, "--n_vocab=1024"], tmp_path / "a" / "plain"
+    train.main([*OWN, f"--corpus={tmp_path / 'my.txt'}", f"--out_dir={tmp_path / 'a'}"])
+    train.main([*options, f"--corpus={tmp_path / 'new.txt'}", f"--out_dir={tmp_path / 'b'}", f"--init_from={start}"])
+    one, two = (read_json(tmp_path / name / "results.json", "") for name in "ab")
+    first, second = (results["students"]["plain"] for results in (one, two))
+    assert one["tokenizer"] == two["tokenizer"] and second["tokens_seen"] > 1.9 * first["tokens_seen"]
+    assert second["losses"][0] < first["losses"][-1]
+    for more, words in ((["--n_embd=32"], "n_embd=16.* but this run has .*n_embd=32"), (OWN[-2:], "n_vocab=280 has"),
+                        (["--redo", "--corpus=world", "--block_size=384"], "expected the same options")):
+        with pytest.raises((ValueError, OSError), match=words):
+            train.main([*options, f"--corpus={tmp_path / 'new.txt'}", f"--out_dir={tmp_path / 'c'}",
+                        f"--init_from={start}", *more])
+
+
 def test_a_published_tokenizer_is_refused_clearly_without_a_network(tmp_path, monkeypatch):
     def no_network(name):
         raise OSError("no network")
     monkeypatch.setattr(tiktoken, "get_encoding", no_network)
     write_text(tmp_path / "my.txt", TEXT)
-    options = [*OWN, f"--corpus={tmp_path / 'my.txt'}", f"--out_dir={tmp_path / 'out'}"]
+    options = [*OWN, "--n_vocab=1024", f"--corpus={tmp_path / 'my.txt'}", f"--out_dir={tmp_path / 'out'}"]
     for name, words in (("gpt2", "'gpt2' could not be downloaded"), ("gtp2", "unknown tokenizer 'gtp2'")):
         with pytest.raises(ValueError, match=words):
             train.main([*options, f"--tokenizer={name}"])

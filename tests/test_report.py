@@ -199,3 +199,31 @@ def test_a_folder_without_results_is_refused(tmp_path, content, message):
         (tmp_path / "results.json").write_text(content, encoding="utf-8")
     with pytest.raises((ValueError, OSError), match=message):
         report.main([str(tmp_path)])
+
+
+def test_two_runs_stand_side_by_side(tmp_path, capsys):
+    """No page is written; a text of one's own has bits per byte alone."""
+    world, own, folders = results_of_a_run(), results_of_own_text(), [tmp_path / name for name in "abc"]
+    del world["students"]["brd+td"]["blind"]["nli"]
+    for folder, results in zip(folders, (world, results_of_a_run(), own)):
+        write_json(folder / "results.json", results)
+    report.main(list(map(str, folders[:2])))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == [f"{folder}/{name}" for folder in folders[:2] for name in NAMES]
+    found = [s["reading"]["single"]["entity_f1"] for s in world["students"].values()] * 2
+    cells = [f"{entry['value']:.3f} ±{entry['se']:.3f}" for entry in found]
+    assert all(cell in lines[3] for cell in cells) and "-" in next(line for line in lines if "nli" in line)
+    report.main(list(map(str, folders[1:])))
+    shown = capsys.readouterr().out
+    assert "2.300" in shown and "reading" not in shown
+    assert not [path for path in tmp_path.rglob("report.html")]
+    with pytest.raises(ValueError, match="--png draws one run"):
+        report.main([*map(str, folders[:2]), "--png=x.png"])
+
+
+def test_losses_stand_beside_the_tokens_that_were_read():
+    students = {"brd": {"tokens_seen": 1500, "loss_curve": [float(i) for i in range(20)]},
+                "brd+kd": {"tokens_seen": 3500, "loss_curve": [2.0] * 4}}
+    results = {"students": students, "config": {"student_tokens": 1000}}
+    assert report.loss_cells("brd", results)[::9] == ["0.500<small>1</small>", "18.500<small>2</small>"]
+    assert report.loss_cells("brd+kd", results) == [f"2.000<small>{n}</small>" for n in (2, 2, 3, 4)]

@@ -58,12 +58,40 @@ def test_options_are_read_in_both_spellings_and_with_their_types():
     ("--seed=-1", "--seed=-1, but expected at least 0"), ("--device=tpu", "one of auto cpu cuda mps"),
     ("--arms=kd,kl", "--arms=kd,kl, but expected one of gold seqkd kd td td0"), ("--learning_rate=0", "than 0"),
     ("--arms=kd,kd", "expected one of gold"), ("--arms=,", "one of gold"), ("--device=cpu,cuda", "one of auto"),
+    ("--layout=bert", "one of modern gpt2"),
     ("--block_size=100", "a multiple of 8"), ("--ner_share=0.9", "leave no D_QRA"), ("--n_layer=0", "layer"),
-    ("--n_embd=102", "n_embd"), ("--cooldown=2", "at most 1"), ("--plain_share=1.5", "at most 1")])
+    ("--n_embd=102", "n_embd"), ("--cooldown=2", "at most 1"), ("--plain_share=1.5", "at most 1"),
+    ("--minutes=1e308", "at most 1000000 (float32)"), ("--learning_rate=1e308", "(float32)"),
+    ("--answer_weight=1e308", "(float32)"), ("--seed=9223372036854775808", "at most 9223372036854775807 (64 bits)"),
+    ("--n_layer=99999999", "a model of 8.1e+13 bytes, but this machine has"),
+    ("--n_embd=8000000", "bytes"), ("--block_size=80000000", "bytes"), ("--threads=99999999", "(8 a core)"),
+    ("--test_paragraphs=99999999", "(memory)"), ("--step_tokens=99999999", "(memory)"), ("--lr=1", "--lr=1; --help explains every option, perhaps as "
+     "--learning_rate"), ("--batch_size=8", "perhaps as --step_tokens"), ("--seeds=1", "perhaps as --seed")])
 def test_bad_options_are_named_in_one_line(option, words):
     with pytest.raises(ValueError, match=re.escape(words)) as refused:
         parse([option])
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("options, words", [
+    ("--tokenizer=nonsense", "--tokenizer=nonsense has no effect without a text of your own; leave it out"),
+    ("--corpus_share=0.5", "without annotations"), ("--minutes=3 --student_tokens=9", "beside --minutes"),
+    ("--arms= --p=0.8", "without arms"), ("--arms= --cache=x", "--cache=x has"),
+    ("--arms=kd --alpha=3", "--alpha=3.0 has no effect without td and td0"),
+    ("--corpus=primer --arms=kd", "--arms=kd has no effect without a --cache made with this corpus"),
+    ("--corpus=my.txt --arms=kd", "--arms=kd"), ("--corpus=my.txt --text_weight=0", "--text_weight=0.0 has no"),
+    ("--corpus=my.txt --start_tokens=9", "on a text that nobody annotated"), ("--p=0.99", "hold 0.95; expected"),
+    ("--corpus=my.txt --tokenizer=gpt2 --n_vocab=300", "beside --tokenizer")])
+def test_an_option_without_effect_is_refused(options, words, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        train.main([*options.split(), f"--out_dir={tmp_path / 'out'}"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_more_tokens_than_memory_has_room_for_are_refused_before_any_training(monkeypatch):
+    monkeypatch.setattr(train, "train_start", None)
+    with pytest.raises(ValueError, match=r"--student_tokens=\d+, but expected more than 0 and at most .*memory"):
+        train.train_students(("plain",), Config(student_tokens=10 ** 15), 1)
 
 
 def test_help_tells_every_option_and_every_option_is_used(capsys):
@@ -250,6 +278,14 @@ def test_a_loss_that_is_no_number_stops_the_run_in_one_line(sources):
                         "lower --learning_rate", str(stopped.value))
 
 
+def test_a_training_of_which_no_token_has_a_weight_is_refused():
+    rows = Rows.pack([([1, 2, 3], [TEXT] * 3)] * 20, N_VOCAB)
+    with pytest.raises(ValueError, match="x: no token that is read has a weight; try a --text_weight above 0"):
+        train.fit("x", small_model(), DataMix([rows], [1.0]), 100, config_of(text_weight=0.0))
+    some = Rows.pack([([1, 2, 3], [TEXT, TEXT, END])] + [([1, 2, 3], [TEXT] * 3)] * 20, N_VOCAB)
+    train.fit("x", small_model(), DataMix([some], [1.0]), 100, config_of(text_weight=0.0))
+
+
 def test_documents_of_one_token_have_nothing_to_predict(tmp_path):
     one = [([3], [ANSWER], [([3, 4], [-0.5, -1.0])])] * 5
     for source in (Rows.pack([document[:2] for document in one], N_VOCAB), write_cache(tmp_path, one)):
@@ -344,18 +380,38 @@ def test_a_run_leaves_everything_and_running_again_changes_nothing(trained, plac
 def test_another_option_cache_task_or_text_is_named(trained, place, tmp_path, monkeypatch):
     def refused(words, *options):
         with pytest.raises(ValueError, match=f"holds a run with {words}.*--redo") as error:
-            train.main([*TINY, *options, f"--out_dir={trained}"])
+            train.main([*options, f"--out_dir={trained}"])
         assert "\n" not in str(error.value) and stamps(trained) == before
     tokenizer, before = TOKENIZER(), stamps(trained)
-    refused("seed=1, this one has 2", "--seed=2")
+    refused("seed=1, this one has 2", *TINY, "--seed=2")
     refused("corpus=world", *OWN, f"--corpus={place / 'my.txt'}")
     write_cache(tmp_path, [([1, 2], [TEXT, END], [None, ([2], [-0.1])])], tokenizer.n_vocab, tokenizer.hash)
-    refused("cache=, this one has", f"--cache={tmp_path}")
+    refused("cache=, this one has", *TINY, f"--cache={tmp_path}")
     with monkeypatch.context() as patch:
         patch.setattr(train, "TEACHER", tmp_path)
-        refused("cache hash=")
+        refused("cache hash=", *TINY)
     monkeypatch.setattr(train, "TASKS", [])
-    refused("task files=")
+    refused("task files=", *TINY)
+
+
+def test_arms_may_be_added_to_a_finished_run(trained, tmp_path, monkeypatch, capsys):
+    """Without another training of those that are there; the table has all of them."""
+    def fit(name, *rest):
+        names.append(name)
+        return real(name, *rest)
+    names, real, out = [], train.fit, tmp_path / "out"
+    shutil.copytree(trained, out)
+    for name in ("stages/brd+td.json", "stages/brd+td.test.json", "stages/results.json", "results.json"):
+        (out / name).unlink()
+    shutil.rmtree(out / "brd+td")
+    monkeypatch.setattr(train, "fit", fit)
+    train.main([*TINY, "--arms=kd", f"--out_dir={out}"])
+    assert names == [] and len(read_json(out / "results.json", "")["students"]) == 2 + len(train.ARMS) - 1
+    train.main([*TINY, "--arms=kd", f"--out_dir={out}"])
+    assert "finished before" in capsys.readouterr().out
+    train.main([*TINY, "--arms=td", f"--out_dir={out}"])
+    assert names == ["brd+td"] and "finished before" not in capsys.readouterr().out
+    assert read_json(out / "results.json", "") == read_json(trained / "results.json", "")
 
 
 def test_redo_throws_away_all_that_a_run_made(trained, tmp_path, monkeypatch):
@@ -381,7 +437,9 @@ def test_an_annotated_corpus_is_read_beside_the_world(trained, tmp_path, capsys)
     asked = sum(len(record["questions"]) for paragraph in held_out for record in paragraph)
     assert students["brd"]["reading"]["corpus"]["answer.all"]["n"] == asked > 0
     assert not (results["config"]["arms"] or results["teacher"] or students["brd"]["beside_teacher"])
-    assert list(students) == ["plain", "brd"] and "reading text of the corpus" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert list(students) == ["plain", "brd"] and "reading text of the corpus" in shown
+    assert "vocabulary 400, 4,000 tokens a student, no arms; below 300,000 figures stay near 0" in shown
 
 
 def test_minutes_plan_the_tokens_once(tmp_path, monkeypatch):
@@ -397,6 +455,8 @@ def test_minutes_plan_the_tokens_once(tmp_path, monkeypatch):
     config, tokenizer = config_of(step_tokens=1000, out_dir=str(tmp_path)), SimpleNamespace(n_vocab=N_VOCAB)
     for seconds in (250, 1000):
         assert train.planned_tokens(config, tokenizer, None, seconds) == 250 * 900
+    assert train.planned_tokens(config, tokenizer, None, -1) == 250 * 900           # it goes on
+    assert train.planned_tokens(config_of(out_dir=str(tmp_path / "new")), tokenizer, None, -1) == 0
     assert names == ["measuring"] * 2
 
 
@@ -405,6 +465,7 @@ def test_minutes_plan_the_tokens_once(tmp_path, monkeypatch):
 def test_minutes_pay_for_all(place, tmp_path, monkeypatch, threads, arms, students, later):
     """A student's tokens are what is left by the arms, which read the cache; 15 s: the start, 30 s: a test."""
     given, now = [], [0.0]
+    options = [*TINY, "--student_tokens=1350000", f"--threads={threads}", f"--arms={arms}"]
 
     def stop(names, config, workers):
         given.append(config.student_tokens)
@@ -413,9 +474,12 @@ def test_minutes_pay_for_all(place, tmp_path, monkeypatch, threads, arms, studen
     monkeypatch.setattr(train, "train_students", stop)
     monkeypatch.setattr(train, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     with pytest.raises(KeyboardInterrupt):
-        train.main([*TINY, "--minutes=10", f"--threads={threads}", f"--arms={arms}", f"--out_dir={tmp_path}"])
+        train.main([*options, "--minutes=10", f"--out_dir={tmp_path / 'a'}"])
     arm_tokens = int(open_cache(place / "teacher", TOKENIZER())[0].lengths.sum())
     assert given == [600 - 15 - 30 * (students + later), (90_000 - later * arm_tokens) // students]
+    monkeypatch.setattr(train, "planned_tokens", lambda *arguments: later * arm_tokens)
+    with pytest.raises(ValueError, match="--minutes=1.0: tests and arms alone take longer; try more"):
+        train.main([*options, "--minutes=1", f"--out_dir={tmp_path / 'b'}"])
 
 
 @pytest.mark.parametrize("arm", train.ARMS)

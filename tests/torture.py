@@ -30,9 +30,9 @@ from data.files import read_json, write_text
 from model import GPT, GPTConfig
 
 TEXT = "The cat sat on the mat. The dog ran to the red house and saw a bird.\n\n" * 100
-TINY = ("--n_layer=1 --n_embd=16 --n_head=2 --test_paragraphs=1 --device=cpu --threads=1 --start_tokens=3000 "
-        "--student_tokens=4000 --step_tokens=512").split()
-OWN = [*TINY, "--n_vocab=280", "--block_size=64"]            # and a --corpus
+SMALL = "--n_layer=1 --n_embd=16 --n_head=2 --device=cpu --threads=1 --student_tokens=4000 --step_tokens=512".split()
+TINY = [*SMALL, "--test_paragraphs=1", "--start_tokens=3000"]
+OWN = [*SMALL, "--n_vocab=280", "--block_size=64"]           # and a --corpus
 
 
 def small_teacher(folder, tokenizer, n=24):
