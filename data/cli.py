@@ -51,7 +51,7 @@ class Options:
                 given = value.split(",")
                 once = len(set(given)) == len(given)
                 if "" not in known or not once or not set(given) <= set(known) - {""}:
-                    raise ValueError(f"--{name}={value}, but expected one of {' '.join(filter(None, known))}")
+                    raise ValueError(f"--{name}={value}, but expected one of {', '.join(filter(None, known))}")
         others = (name for name in vars(self) if name not in ("show", "png"))
         self.refuse(getattr(self, "show", ""), "beside --show", " ".join(others))
 

@@ -134,6 +134,7 @@ def test_a_teacher_that_was_stopped_goes_on(task, tmp_path, monkeypatch):
             signal.raise_signal(signal.SIGINT)
         return sft(*arguments)
     calls, sft = [], OBJECTIVES["SFT"].loss
+    torch.set_num_threads(1)                    # as the other teacher
     open_run(tmp_path, {"task": "grammar", **SMALL._asdict()}, compare.FILES)
     monkeypatch.setitem(OBJECTIVES, "SFT", OBJECTIVES["SFT"]._replace(loss=stopping))
     with pytest.raises(KeyboardInterrupt, match="teacher: stopped after 2 of"):
@@ -192,7 +193,7 @@ def test_a_comparison_goes_on_where_it_was_stopped_and_prints_a_table(task, monk
     path.write_text(lines[0][:-30] + "\n", encoding="utf-8")
     for arguments, message in ((command, "answers=2, this one has 1; use another --out_dir"),
                                (["compare", f"--show={path}"], "results.jsonl: these are no results"),
-                               (["compare", "--rows=KD,SFT"], "rows=KD, but expected one of SFT, SeqKD")):
+                               (["compare", "--rows=KD,SFT"], "rows=KD,SFT, but expected one of SFT, SeqKD")):
         with pytest.raises(ValueError, match=message):
             td_distill.main(arguments)
 
