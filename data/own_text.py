@@ -108,6 +108,8 @@ def json_rows(path):
             found = f"{part.decode('utf-8', 'replace').strip():.40} ({brief(error, 80)})"
             raise ValueError(f"{place} {n}: expected a JSON object, found {found}") from None
     return rows
+
+
 def text_hash(config):
     """{"text hash": of the files of config.corpus}; ValueError for an option that has no effect on them."""
     config.refuse(True, "on a text that nobody annotated",
