@@ -30,7 +30,7 @@ from data.annotations import write_annotations
 from data.batches import LENGTH_STEP, DataMix, Rows, plan_batches, total_weight
 from data.cache import open_cache
 from data.cli import Options, check_range, parse_options, printable, progress, run_command
-from data.documents import ROLES, course_tokenizer, is_annotated, role_weights
+from data.documents import ROLES, is_annotated, role_weights, run_tokenizer
 from data.figures import bits_per_byte, thinned
 from data.files import is_finished, read_json, save_finished, write_json
 from data.machine import pick_device
@@ -241,7 +241,7 @@ def train_model(name, model, mix, tokens, config, tokenizer, look=None, objectiv
 def train_start(config, threads):
     """Trains the common start of all students, unless it is there."""
     torch.set_num_threads(threads)
-    tokenizer = course_tokenizer(config.corpus, config.n_vocab)
+    tokenizer = run_tokenizer(config)
     if not is_finished(Path(config.out_dir), "start"):
         mix = DataMix([documents.plain_text(config.start_tokens, f"{config.seed} start", tokenizer)], [1.0])
         model = new_model(config.n_layer, config.n_embd, tokenizer, config)
@@ -252,7 +252,7 @@ def train_and_test(name, config, threads):
     """One student from its start to its test results; a process of its own where there are cores. `plain` and
     `brd` go on from the common start, an arm from `brd`, with as many tokens as the cache has."""
     torch.set_num_threads(threads)
-    tokenizer, model = course_tokenizer(config.corpus, config.n_vocab), finished_model(name, config)
+    tokenizer, model = run_tokenizer(config), finished_model(name, config)
     _, _, arm = name.partition("+")
     if model is None and arm:
         cache, _ = open_cache(config.cache or TEACHER, tokenizer)
@@ -351,8 +351,7 @@ def main(arguments=None):
     machine.start_processes(device)
     out, shown_out, threads = Path(config.out_dir), printable(config.out_dir), torch.get_num_threads()
     workers = min(threads, 5) if device.type == "cpu" and machine.size() == 1 else 1    # students at a time
-    tokenizer, cache, inputs = documents.run_inputs(config, TASKS, TEACHER)
-    own = not tokenizer
+    inputs, own = documents.run_inputs(config, TASKS, TEACHER), documents.is_own(config.corpus)
     with files.folder_lock(out):
         files.open_run(out, config.decisive() | inputs, FILES, config.redo)
         wanted = [arm for arm in ARMS if arm in config.arms.split(",") or is_finished(out, f"brd+{arm}.test")]
@@ -363,7 +362,8 @@ def main(arguments=None):
             if set(names) <= set(saved["students"]):
                 return print(f"{shown_out}: finished before; --redo starts over\n\n{report(saved)}")
         text = own and importlib.import_module("data.own_text").own_text(config, out)
-        tokenizer = tokenizer or text.tokenizer
+        tokenizer = text.tokenizer if own else run_tokenizer(config)
+        cache = open_cache(config.cache or TEACHER, tokenizer)[0] if arms else None
         if config.minutes:
             rows = text.training if own else documents.reading_mix(100_000, config, tokenizer, "speed")[0][-1]
             students, later = math.ceil(len(names[:2]) / workers), math.ceil(len(arms) / workers)

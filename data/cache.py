@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.files import read_json, sha256_of
+from data.files import hash_of, read_json, sha256_of
 
 FORMAT = "nanoreader teacher cache 2"
 MASKED = -1e30      # an absent log-probability: exp(MASKED) is 0, and so is 0 * MASKED, while 0 * -inf is NaN
@@ -39,12 +39,17 @@ def read_header(folder):
     return header
 
 
-def open_cache(folder, tokenizer, p=0):
+def cache_hash(folder, p):
+    """A hash of a whole cache; ValueError as of read_header, and where its sets hold less mass than p."""
+    if p > (most := read_header(folder)["p"]):
+        raise ValueError(f"--p={p}, but the sets of {folder} hold {most}; expected at most that")
+    return hash_of(Path(folder) / "header.json")
+
+
+def open_cache(folder, tokenizer):
     """A teacher's cache -> (the part to learn from, the last tenth to be tested on); ValueError as of
-    TeacherCache, and where its sets hold less mass than p."""
+    TeacherCache."""
     cache = TeacherCache(folder, tokenizer.n_vocab, tokenizer.hash)
-    if p > cache.header["p"]:
-        raise ValueError(f"--p={p}, but the sets of {folder} hold {cache.header['p']}; expected at most that")
     cut = len(cache) * 9 // 10
     return cache.part(0, cut), cache.part(cut, len(cache))
 

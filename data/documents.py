@@ -19,10 +19,11 @@ import numpy as np
 from data import annotations, world
 from data.annotations import ALL_FORMS, BRIDGES, ENTITY_FORMS, NO_ENTITY, OPENERS, entity_line, question_texts
 from data.batches import DataMix, Rows
-from data.cache import open_cache
+from data.cache import cache_hash
 from data.cli import printable, progress
 from data.files import hash_of
-from data.tokenizer import train_bpe
+from data.machine import barrier
+from data.tokenizer import Tokenizer, train_bpe
 
 ROLES = ("text", "entity", "question", "answer", "sep", "end")
 SEP, END = ("", "sep"), ("", "end")
@@ -212,12 +213,15 @@ def is_annotated(corpus):
     return corpus == "primer" or corpus.endswith(".jsonl")
 
 
+def is_own(corpus):
+    """Whether a corpus is a text of one's own, which nobody has annotated."""
+    return corpus != "world" and not is_annotated(corpus)
+
+
 def run_inputs(config, tasks, teacher):
-    """What a run of train.py reads -> (tokenizer, None for a text of one's own; cache, None without arms;
-    {name: hash}). tasks: files; teacher: folder of the world's cache. Drops arms that have no cache. ValueError
-    for a text or a cache that will not do, and for an option that has no effect on them."""
-    annotated, cache, inputs = is_annotated(config.corpus), None, {}
-    own = not annotated and config.corpus != "world"
+    """Hashes of what a run of train.py reads: {name: hash}. tasks: files; teacher: folder of the world's cache.
+    Drops arms that have no cache. ValueError for an option that has no effect on what is read."""
+    annotated, own = is_annotated(config.corpus), is_own(config.corpus)
     if own or annotated and not config.cache:
         config.refuse(config.arms, "without a --cache made with this corpus", "arms")
         config.arms = ""
@@ -226,18 +230,25 @@ def run_inputs(config, tasks, teacher):
     config.refuse(config.minutes, "beside --minutes", "student_tokens")
     config.refuse(not config.arms, "without arms", "cache arm_rate p leak gamma")
     config.refuse(not {"td", "td0"}.intersection(config.arms.split(",")), "without td and td0", "alpha")
+    inputs = {"task files": hash_of(*tasks)}
     if config.init_from:
         inputs["start hash"] = hash_of(Path(config.init_from) / "model.pt")
     if own:
-        return None, None, inputs | importlib.import_module("data.own_text").text_hash(config)
-    tokenizer = course_tokenizer(config.corpus, config.n_vocab)
-    inputs |= {"tokenizer hash": tokenizer.hash, "task files": hash_of(*tasks)}
+        return inputs | importlib.import_module("data.own_text").text_hash(config)
     if config.corpus.endswith(".jsonl"):
         inputs["text hash"] = hash_of(Path(config.corpus))
     if config.arms:
-        cache, _ = open_cache(config.cache or teacher, tokenizer, config.p)
-        inputs["cache hash"] = hash_of(Path(cache.folder) / "header.json")
-    return tokenizer, cache, inputs
+        inputs["cache hash"] = cache_hash(config.cache or teacher, config.p)
+    return inputs
+
+
+def run_tokenizer(config):
+    """The tokenizer of a run, which is trained once and kept in its out_dir."""
+    out = Path(config.out_dir)
+    if not (out / "tokenizer.json").exists():
+        course_tokenizer(config.corpus, config.n_vocab).save(out)
+    barrier()
+    return Tokenizer.load(out)
 
 
 def text_sources(corpus, tokenizer, block_size, seed):

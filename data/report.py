@@ -12,8 +12,9 @@ ARMS = {                    # what goes on from the finished `brd`, for as many 
     "td0": "td with V(s') = 0: the same penalty without a future",
     "improve": "kd to the teacher times exp U: more of the choices after which the student stays in its sets"}
 FILES = {                   # what a run leaves in --out_dir; --redo throws it away
-    "README.txt": "this list", "run.json": "the options, and hashes of text, tokenizer, tasks and cache",
+    "README.txt": "this list", "run.json": "the options, and hashes of text, tasks and cache",
     "stages": "a note for each finished stage: SHA-256 of its files", "plan.json": "tokens for --minutes",
+    **dict.fromkeys(("tokenizer.tiktoken", "tokenizer.json"), "of all students of the built-in world"),
     "annotations.jsonl": "the scripted reader's entities and questions, a line a sentence",
     "text": "own text: tokens.bin, validation.txt, tokenizer", "start": "the common start of all students",
     **dict.fromkeys(STUDENTS, "a student: model, tokenizer, test.json; training.pt while it learns"),

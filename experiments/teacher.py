@@ -22,7 +22,7 @@ from data.annotations import parse_question
 from data.batches import DataMix
 from data.cache_tools import CacheWriter
 from data.cli import parse_options, printable, progress, run_command
-from data.documents import QUESTIONS_FIRST, ROLES, course_tokenizer, is_annotated, reading_mix
+from data.documents import QUESTIONS_FIRST, ROLES, course_tokenizer, is_own, reading_mix
 from data.figures import cell
 from data.files import folder_lock, is_finished, open_run, save_finished
 from data.machine import MEMORY, check_weights, pick_device
@@ -177,7 +177,7 @@ def write_cache(folder, teacher, tokenizer, config):
 def main(arguments=None):
     """The command; ValueError or OSError, in one line, for what the user can mend."""
     config = parse_options(TeacherConfig, arguments, __doc__)
-    if config.corpus != "world" and not is_annotated(config.corpus):
+    if is_own(config.corpus):
         raise ValueError(f"--corpus={config.corpus}; expected annotations: world, primer or a .jsonl file")
     device, _ = pick_device(config.device)
     torch.set_num_threads(config.threads or torch.get_num_threads())

@@ -407,7 +407,9 @@ def test_arms_may_be_added_to_a_finished_run(trained, tmp_path, monkeypatch, cap
     monkeypatch.setattr(train, "fit", fit)
     train.main([*TINY, "--arms=kd", f"--out_dir={out}"])
     assert names == [] and len(read_json(out / "results.json", "")["students"]) == 2 + len(train.ARMS) - 1
-    train.main([*TINY, "--arms=kd", f"--out_dir={out}"])
+    with monkeypatch.context() as patch:                    # a finished run is shown without a tokenizer
+        patch.setattr("data.documents.train_bpe", None)
+        train.main([*TINY, "--arms=kd", f"--out_dir={out}"])
     assert "finished before" in capsys.readouterr().out
     train.main([*TINY, "--arms=td", f"--out_dir={out}"])
     assert names == ["brd+td"] and "finished before" not in capsys.readouterr().out
@@ -422,7 +424,8 @@ def test_redo_throws_away_all_that_a_run_made(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "train_start", stop)
     with pytest.raises(KeyboardInterrupt):
         train.main([*TINY, "--arms=kd", "--redo", f"--out_dir={tmp_path / 'out'}"])
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"README.txt", "run.json", ".lock", "mine.txt"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "README.txt", "run.json", ".lock", "mine.txt", "tokenizer.json", "tokenizer.tiktoken"}
 
 
 def test_an_annotated_corpus_is_read_beside_the_world(trained, tmp_path, capsys):
