@@ -55,7 +55,7 @@ class Tokenizer:
                              "take a tokenizer that encodes any text")
         if end == sep:
             raise ValueError(f"{end} ends documents and separates annotations; expected two tokens")
-        self.hash = tokenizer_hash(ranks, pattern, specials, end, sep)
+        self.hash = tokenizer_hash(ranks, self.card)
         # explicit_n_vocab: tiktoken checks that the ids are 0 .. n_vocab - 1 without a gap
         self._encoding = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks,
                                            special_tokens=specials, explicit_n_vocab=self.n_vocab)
@@ -71,16 +71,13 @@ class Tokenizer:
         """Iterable of str -> list of lists of int. tiktoken's threads would only slow short texts down."""
         return [self.encode(text) for text in texts]
 
-    def decode_bytes(self, ids):
-        """Ids (list, array or 1-D tensor of int) -> bytes. ValueError for an id outside the vocabulary."""
+    def decode(self, ids):
+        """Ids (list, array or 1-D tensor of int) -> str; half a character becomes U+FFFD, a special id its name.
+        ValueError for an id outside the vocabulary."""
         ids = [int(i) for i in ids]
         if outside := [i for i in ids if not 0 <= i < self.n_vocab]:
             raise ValueError(f"token id {outside[0]} is outside the vocabulary, 0 to {self.n_vocab - 1}")
-        return self._encoding.decode_bytes(ids)
-
-    def decode(self, ids):
-        """Ids -> str; half a character becomes U+FFFD, a special id its name. ValueError as decode_bytes."""
-        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+        return self._encoding.decode(ids)
 
     def save(self, folder):
         """Write tokenizer.tiktoken (a line a token: base64, space, id) and tokenizer.json (the rest)."""
@@ -97,21 +94,19 @@ class Tokenizer:
         with contextlib.suppress(ValueError):           # no list of base64 tokens and ids: the hash will tell
             pairs = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
             ranks = {base64.b64decode(token, validate=True): int(i) for token, i in pairs}
-        saved = card.pop("hash")
-        found = tokenizer_hash(ranks, *(card[part] for part in ("pattern", "specials", "end", "sep")))
+        found, saved = tokenizer_hash(ranks, card), card.pop("hash")
         if found != saved:
             raise ValueError(f"{path}: hash {found}, but {saved} was saved; {remedy}")
         return cls(ranks=ranks, **card)
 
 
-def tokenizer_hash(ranks, pattern, specials, end, sep):
-    """16 hex digits over {bytes: id}, str, {str: id}, in the order of ids, but end and sep come first; the
-    length of each part goes in as well."""
-    digest, first = hashlib.sha256(), {name: specials[name] for name in (end, sep)}
-    ranks, specials = (dict(sorted(table.items(), key=lambda item: item[1])) for table in (ranks, specials))
-    for table in (ranks, {pattern: 0}, first | specials):
+def tokenizer_hash(ranks, card):
+    """16 hex digits over {bytes: id}, the pattern and the special tokens of a card, in the order of ids, but end
+    and separator come first; the length of each part goes in as well."""
+    digest, end, sep = hashlib.sha256(), card["end"], card["sep"]
+    for table in (ranks, {card["pattern"]: 0}, card["specials"]):
         digest.update(b"%d;" % len(table))
-        for key, i in table.items():
+        for key, i in sorted(table.items(), key=lambda item: (item[0] != end, item[0] != sep, item[1])):
             key = key if isinstance(key, bytes) else key.encode("utf-8", "surrogatepass")
             digest.update(b"%d:%d:%s" % (i, len(key), key))
     return digest.hexdigest()[:16]
