@@ -91,11 +91,6 @@ class CacheWriter:
         arrays = {name: [file.tell(), self.hashes[name].hexdigest()] for name, file in self.files.items()}
         write_json(self.folder / "part.json", {"header": self.header, "done": done, "arrays": arrays})
 
-    def write(self, name, values):
-        data = np.ascontiguousarray(values, dtype=self.types[name]).tobytes()
-        self.files[name].write(data)
-        self.hashes[name].update(data)
-
     def add(self, tokens, roles, sets):
         """One document. tokens: list of int; roles: list of int; sets: list of None (the token was given) or
         (ids (K,), log_probs (K,)), the distribution from which the token was drawn. All have one length.
@@ -123,7 +118,9 @@ class CacheWriter:
                              "teacher's logits, and no token of probability 0")
         for name, values in (("tokens", tokens), ("roles", roles), ("counts", counts), ("ids", ids),
                              ("logprobs", round_down_to_half(log_probs)), ("documents", [len(tokens)])):
-            self.write(name, values)
+            data = np.asarray(values, self.types[name]).tobytes()
+            self.files[name].write(data)
+            self.hashes[name].update(data)
 
     def close(self):
         """Put the arrays in their places, and the header last -> the header."""
