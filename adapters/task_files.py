@@ -22,7 +22,7 @@ from collections import Counter
 from pathlib import Path
 
 from brd import join
-from data.own_text import check_kind, json_rows, load_json, named
+from data.own_text import json_rows, load_json, named, text_bytes
 
 # What BIG-bench does where a file is silent. In a file without layout and canary, the inputs are the prompts.
 BIG_BENCH = {"task_prefix": "", "example_input_prefix": "\nQ: ", "example_output_prefix": "\nA: ",
@@ -128,8 +128,7 @@ def rows_of(path):
     """A .jsonl or .tsv file -> list of (place, row as a dict), place: "line 3", without empty lines."""
     if path.suffix == ".jsonl":
         return json_rows(path)
-    check_kind(path)
-    text = path.read_bytes().decode("utf-8-sig")
+    text = text_bytes(path).decode("utf-8-sig")
     lines = text.split("\n" if "\n" in text else "\r")          # a field may hold a \r
     lines = [(f"line {n}", line.rstrip("\r").split("\t")) for n, line in enumerate(lines, 1) if line.strip()]
     names = lines.pop(0)[1] if lines else []                    # no quoting: a " is a quotation mark
@@ -189,8 +188,7 @@ def load_tasks(path, fewshot=0, seed=0):
         if path.suffix in (".jsonl", ".tsv"):
             tasks = labelled_rows(path, fewshot, seed)
         else:
-            check_kind(path)
-            task = load_json(path.read_bytes())
+            task = load_json(text_bytes(path))
             examples = task.get("examples") if isinstance(task, dict) else None
             if not (isinstance(examples, list) and examples and all(isinstance(x, dict) for x in examples)):
                 raise ValueError("expected 'examples', a list of objects, or a name in .jsonl or .tsv")

@@ -75,13 +75,14 @@ def named(place):
         raise ValueError(f"{place}: {error}") from None
 
 
-def check_kind(path):
-    """ValueError for a file of NO_TEXT, which says what it is."""
+def text_bytes(path, n=-1):
+    """The first n bytes of a text, or all; ValueError for a file of NO_TEXT, which says what it is."""
     with open(path, "rb") as file:
-        head = file.read(300)
+        data = file.read(n)
     for kind, start in NO_TEXT.items():
-        if re.match(start, head, re.DOTALL):
+        if re.match(start, data, re.DOTALL):
             raise ValueError(f"not UTF-8 text but {kind}; convert or unpack it first")
+    return data
 
 
 def load_json(data):
@@ -95,8 +96,7 @@ def load_json(data):
 def json_rows(path):
     """JSON objects, one a line or all in one array -> list of (place, object), place: "line 3" or "row 3".
     ValueError for another file, with the place but without the file's name."""
-    check_kind(path)
-    data, place, rows = Path(path).read_bytes(), "line", []
+    data, place, rows = text_bytes(path), "line", []
     parts = data.splitlines()                   # of bytes: they end in \n, in \r\n, or in \r
     if re.match(rb"(\xef\xbb\xbf)?\s*\[\s*\{", data):
         place, parts = "row", [json.dumps(row).encode() for row in load_json(data)]
@@ -126,7 +126,7 @@ def blocks(path, size=BLOCK):
     for file in text_files(path):
         rest, glue = rest + glue, "\n\n"
         with named(file), open(file, encoding="utf-8-sig") as source:
-            check_kind(file)
+            text_bytes(file, 300)                           # for its error
             try:
                 while part := source.read(size):
                     if "\0" in part:
