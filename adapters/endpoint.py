@@ -36,8 +36,7 @@ def read_replies(path):
     with open(path, "ab+") as file:
         file.seek(0)
         lines = file.read().split(b"\n")
-        if lines[-1]:
-            file.truncate(file.tell() - len(lines[-1]))
+        file.truncate(file.tell() - len(lines[-1]))
     replies = {}
     for number, line in enumerate(lines[:-1], 1):
         try:
@@ -183,18 +182,15 @@ def ask_all(jobs, next_request, replies, path, options):
         while not stop.is_set() and (request := next_request(job)):
             reply, why = ask(request[1], options, stop, retries)
             if why:
+                failures[job] = f"no reply, {why}"
                 return why
             add(request[0], job, reply)
 
-    with open(path, "ab", buffering=0) as file, progress(None, "replies", total=len(jobs)) as bar:
+    with open(path, "ab", buffering=0) as file:
         try:
-            futures = {pool.submit(work, job): job for job in jobs}
-            for future in as_completed(futures):
-                bar.update()
-                why = future.result()
-                streak = streak + 1 if why else 0
-                if why:
-                    failures[futures[future]] = f"no reply, {why}"
+            futures = [pool.submit(work, job) for job in jobs]
+            for future in progress(as_completed(futures), "replies", total=len(jobs)):
+                streak = streak + 1 if future.result() else 0
                 if streak == GIVE_UP:
                     streak, (key, body) = 0, next_request(None)
                     reply, why, _ = post(body, options)
