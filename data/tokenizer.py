@@ -72,8 +72,8 @@ class Tokenizer:
         return [self.encode(text) for text in texts]
 
     def decode(self, ids):
-        """Ids (list, array or 1-D tensor of int) -> str; half a character becomes U+FFFD, a special id its name.
-        ValueError for an id outside the vocabulary."""
+        """Ids (list, array or 1-D tensor of int) -> str; half a character becomes U+FFFD, a special id its
+        name. ValueError for an id outside the vocabulary."""
         ids = [int(i) for i in ids]
         if outside := [i for i in ids if not 0 <= i < self.n_vocab]:
             raise ValueError(f"token id {outside[0]} is outside the vocabulary, 0 to {self.n_vocab - 1}")
@@ -101,8 +101,8 @@ class Tokenizer:
 
 
 def tokenizer_hash(ranks, card):
-    """16 hex digits over {bytes: id}, the pattern and the special tokens of a card, in the order of ids, but end
-    and separator come first; the length of each part goes in as well."""
+    """16 hex digits over {bytes: id}, the pattern and the special tokens of a card, in the order of ids, but
+    end and separator come first; the length of each part goes in as well."""
     digest, end, sep = hashlib.sha256(), card["end"], card["sep"]
     for table in (ranks, {card["pattern"]: 0}, card["specials"]):
         digest.update(b"%d;" % len(table))
