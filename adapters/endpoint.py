@@ -96,8 +96,8 @@ OPENER = urllib.request.build_opener(Answers, Proxies)
 
 
 def completion(text):
-    """A chat completion, or the events of a stream (str) -> {"reply": str, "finish", "tokens": [in, out]}; the
-    reply is what the model thought or refused where it wrote nothing else. ERRORS for another text."""
+    """A chat completion, or the events of a stream (str) -> {"reply": str, "finish", "tokens": [in, out]};
+    the reply is what the model thought or refused where it wrote nothing else. ERRORS for another text."""
     said, finish, usage = dict.fromkeys(PARTS, ""), None, None
     streamed = re.findall(r"^data: *(\{.*)", text, re.MULTILINE)
     for chunk in map(json.loads, streamed or [text]):

@@ -160,7 +160,7 @@ def read_tensors(path):
 
 def read_weights(folder):
     """The weights of a folder -> a state dict of GPT2; ValueError if damaged. In one file or more, under the
-    prefixes of wrappers, with the head, with the head alone or without it, matrices (in, out) or (out, in)."""
+    prefixes of wrappers, with the head, the head alone or without it, matrices (in, out) or (out, in)."""
     paths = sorted(Path(folder).glob("model*.safetensors")) or sorted(Path(folder).glob("pytorch_model*.bin"))
     if not paths:
         names = ", ".join(sorted(path.name for path in Path(folder).iterdir()))
@@ -176,7 +176,7 @@ def read_weights(folder):
     head = state.pop("lm_head.weight", None)
     wte = state.setdefault("transformer.wte.weight", head)                             # (V, C)
     if wte is None or head is not None and not torch.equal(head, wte):
-        raise ValueError("expected an embedding transformer.wte.weight that is also lm_head.weight, the head; "
+        raise ValueError("expected an embedding transformer.wte.weight that is also the head lm_head.weight; "
                          f"found {', '.join(state):.80}")
     if len(state["transformer.h.0.attn.c_attn.weight"]) == wte.size(1):                # (C, 3C)
         state |= {name: tensor.T for name, tensor in state.items() if name.endswith(TRANSPOSED)}
@@ -207,9 +207,9 @@ def special_tokens(folder, found):
 
 
 def read_tokenizer(folder):
-    """The Tokenizer of tokenizer.json, with a new `<|sep|>` behind the last id, and behind the last row of the
-    embedding by config.json, where there is none. ValueError for anything but a byte-level BPE whose merges are
-    in the order of their ids."""
+    """The Tokenizer of tokenizer.json; where it has no `<|sep|>`, one behind the last id, and behind the last
+    row of the embedding by config.json. ValueError for anything but a byte-level BPE whose merges are in the
+    order of their ids."""
     path = Path(folder, "tokenizer.json")
     try:
         found = json.loads(path.read_bytes())

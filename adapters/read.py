@@ -3,7 +3,7 @@
     python brd.py read out/distilled "Anna took a train to Oslo."
     python brd.py read out/distilled "Anna took a train to Oslo." --ask "Where did Anna go?"
     python brd.py read out/distilled --json < sentences.txt          # a line of JSON for each sentence
-    python brd.py read out/distilled                                 # a prompt; a question is about the last text
+    python brd.py read out/distilled                                 # a prompt; it takes questions as well
 
     [Anna|person] took a train to [Oslo|place].
         Where did Anna go? Oslo                                      # its own questions, and its answers
@@ -48,8 +48,9 @@ def doubts(tokenizer, text, records):
     """Why a reading may be worth nothing, in one line; "" where there is no doubt."""
     nothing = not any(record["entities"] or record["questions"] for record in records)
     strange = len(tokenizer.encode(text)) > STRANGE * len(text.split())
-    return "; ".join(["no entity or question found: plain text alone does not teach to read, try out/brd"] * nothing
-                     + ["few of these words were learnt: see annotations.jsonl of the student's run"] * strange)
+    found = ["no entity or question found: plain text alone does not teach to read, try out/brd"] * nothing
+    found += ["few of these words were learnt: see annotations.jsonl of the student's run"] * strange
+    return "; ".join(found)
 
 
 def main(arguments=None):

@@ -23,7 +23,7 @@ def sample(model, tokenizer, text, tokens, seed=1, **drawing):
 
 
 def main(arguments=None):
-    """The command model.py sample; ValueError for a folder without a model, and for numbers that cannot be."""
+    """The command model.py sample; ValueError for a folder without a model, for numbers that cannot be."""
     parser = argparse.ArgumentParser(prog="model.py sample", description="A model goes on with a text.")
     parser.add_argument("folder", help="a trained model, for example out/plain")
     parser.add_argument("text", nargs="?", default="", help="in quotes; none: a document begins")

@@ -24,7 +24,7 @@ def get_tokenizer(name):
 
 
 def add_separator(specials, ranks, n_ids):
-    """The special tokens {str: id} with names for those of n_ids ids that have none, so that every id decodes,
-    and with `<|sep|>` behind them, if it is not there."""
+    """The special tokens {str: id} with names for those of n_ids ids that have none, so that every id
+    decodes, and with `<|sep|>` behind them, if it is not there."""
     used = {*ranks.values(), *specials.values()}
     return {SEP: n_ids, **{f"<|unused {i}|>": i for i in range(n_ids) if i not in used}, **specials}

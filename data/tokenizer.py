@@ -36,7 +36,7 @@ PATTERN = (
     f"|[{BLANKS}]{{1,16}}"                          # blanks that lead no word: indentation, the \r of \r\n
 )
 # tiktoken panics where a regular expression steps back a million times, as GPT-2's does over blanks: it gets
-# parts. They end where every known pattern cuts, behind a letter before white space, if there is such a place.
+# parts. They end where every known pattern cuts, behind a letter before white space, if there is a place.
 PARTS = re.compile(r"(?s).{1,100000}(?:(?<=\w)(?=[ \n])|\Z)|.{1,100000}")
 
 
