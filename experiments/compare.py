@@ -13,7 +13,6 @@ rows are added to it. Shapes: B documents, T positions, V vocabulary.
 import copy
 import json
 import time
-from collections import Counter
 from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
 from itertools import chain, product
@@ -153,16 +152,6 @@ def finished(path, names=KEY):
         raise ValueError(f"{path}: these are no results of compare; remove the file") from None
 
 
-def at_one_rate(runs, names):
-    """The runs of the table: for each value of these fields those of the rate that most seeds have, without
-    the seed for tuning. A comparison that is repeated with other rates leaves runs of several."""
-    runs, seeds = [run for run in runs if run["seed"] != TUNING], Counter()
-    for run in runs:
-        seeds[tuple(run[name] for name in names), run["rate"]] += 1
-    most = {key: rate for (key, rate), _ in reversed(seeds.most_common())}
-    return [run for run in runs if most[tuple(run[name] for name in names)] == run["rate"]]
-
-
 def run_all(jobs, path, pool, what, run=run, names=KEY):
     """Runs the jobs that are not in results.jsonl yet, and adds a line for each -> all that is in it. names:
     the first fields of a job, which identify it."""
@@ -250,15 +239,21 @@ def curves(results):
         yield line(row, [cell(mean_se(values)) for values in found])
 
 
+def tables(path, rows, world, names=KEY):
+    """{world(run): results as of compare} of a results.jsonl, with these rows in their order. names: the
+    fields that identify a job. Of a row that was run at several rates, the one that most seeds have."""
+    groups, order = {}, list(rows)
+    runs = [run for run in finished(path, names).values() if run["row"] in order and run["seed"] != TUNING]
+    for run in sorted(runs, key=lambda run: (order.index(run["row"]), run.get("seconds", 0), run["seed"])):
+        key = run["row"], (run.get("tokens", 0), run.get("seconds", 0))
+        groups.setdefault(world(run), {}).setdefault(key, {}).setdefault(run["rate"], []).append(run)
+    return {name: {key: max(rates.items(), key=lambda item: len(item[1])) for key, rates in results.items()}
+            for name, results in groups.items()}
+
+
 def show(path):
     """Lines: the tables of a results.jsonl, one for each size and budget, of the rows of OBJECTIVES."""
-    order, groups = list(OBJECTIVES), {}
-    runs = at_one_rate(finished(path).values(), ("row", "embd", "tokens", "seconds"))
-    runs = [run for run in runs if run["row"] in order]
-    for run in sorted(runs, key=lambda r: (order.index(r["row"]), r["seconds"], r["seed"])):
-        group = groups.setdefault((run["embd"], run["tokens"], bool(run["seconds"])), {})
-        key = run["row"], (run["tokens"], run["seconds"])
-        group.setdefault(key, (run["rate"], []))[1].append(run)
+    groups = tables(path, OBJECTIVES, lambda run: (run["embd"], run["tokens"], bool(run["seconds"])))
     for (embd, tokens, timed), results in groups.items():
         yield f"students of {embd} channels, " + ("by seconds" if timed else f"{tokens:,} tokens")
         yield from [*(curves(results) if timed else ()), "", *table(results), ""]

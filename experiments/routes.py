@@ -28,6 +28,7 @@ import math
 import re
 import time
 from dataclasses import asdict, dataclass, fields, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,7 +43,7 @@ from data.figures import mean_se
 from data.files import folder_lock, hash_of, open_run, save_finished
 from data.machine import check_weights, worker_pool
 from data.sets import draw_with_sets
-from experiments.compare import BOUNDS, TUNING, at_one_rate, finished, number_list, run_all, table, tune
+from experiments.compare import BOUNDS, TUNING, number_list, run_all, table, tables, tune
 from experiments.routes_arms import ROWS, inputs
 from model import GPT, GPTConfig
 
@@ -337,12 +338,7 @@ PAIRED = ("T=1", "nucleus", "greedy", "traps", "kl", "overlap")
 
 def show(path):
     """Lines: for each world of a results.jsonl a table of its rows, and of their differences from KD."""
-    groups, order = {}, list(ROWS)
-    runs = [run for run in at_one_rate(finished(path, KEY).values(), ("row", "name")) if run["row"] in order]
-    for run in sorted(runs, key=lambda run: (order.index(run["row"]), run["seed"])):
-        group = groups.setdefault(run["name"], {})
-        group.setdefault((run["row"], (0, 0)), (run["rate"], []))[1].append(run)
-    for name, results in groups.items():
+    for name, results in tables(path, ROWS, itemgetter("name"), KEY).items():
         lines = table(results, PAIRED, (*PAIRED, "cpu seconds"), dict.fromkeys(ROWS, "KD"))
         yield from (name, "", *lines, "")
 
@@ -351,17 +347,17 @@ def draw(path, png):
     """KD and TD, right answers at T=1 against the number of facts, as a file; needs matplotlib."""
     from matplotlib.figure import Figure
     points = {"KD": {}, "TD": {}}
-    for run in at_one_rate(finished(path, KEY).values(), ("row", "name")):
-        facts = int(re.search(r"facts (\d+)", run["name"])[1])
-        if run["row"] in points and run["name"] == name_of(World(facts=facts)) and "failed" not in run:
-            points[run["row"]].setdefault(facts, []).append(run["T=1"])
+    for name, results in tables(path, points, itemgetter("name"), KEY).items():
+        facts = int(re.search(r"facts (\d+)", name)[1])
+        for (row, _), (_, runs) in results.items() if name == name_of(World(facts=facts)) else ():
+            points[row][facts] = mean_se([run["T=1"] for run in runs if "failed" not in run])
     if not all(points.values()):
         raise ValueError(f"{path}: no runs of KD and TD on task A as it is; a picture needs both")
     fig = Figure((4.6, 2.8), layout="constrained")
     axes = fig.subplots()
     for (row, found), colour, marker in zip(points.items(), ("#d55e00", "#0072b2"), "os"):
         facts = sorted(found)
-        values, errors = zip(*((m["value"], m["se"] or 0) for m in (mean_se(found[n]) for n in facts)))
+        values, errors = zip(*((found[n]["value"], found[n]["se"] or 0) for n in facts))
         axes.errorbar(facts, values, errors, label=row, color=colour, marker=marker, capsize=3)
     axes.set(xscale="log", xticks=facts, xticklabels=facts, ylim=(0, 1.02), xlabel="facts that must be known",
              ylabel="right answers, T = 1")

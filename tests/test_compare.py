@@ -198,9 +198,12 @@ def test_a_comparison_goes_on_where_it_was_stopped_and_prints_a_table(task, monk
             td_distill.main(arguments)
 
 
-def test_of_several_rates_the_one_that_most_seeds_have_is_shown():
+def test_of_several_rates_the_one_that_most_seeds_have_is_shown(tmp_path):
     runs = [{"row": row, "rate": rate, "seed": seed} for row, rate, seeds in (
         ("KD", 0.01, (0, 1)), ("KD", 0.02, (0, 1, 2, 3)), ("TD", 0.01, (1, 2)), ("TD", 0.02, (0,)))
         for seed in seeds]
-    assert [tuple(run.values()) for run in compare.at_one_rate(runs, ("row",))] == [
+    path = tmp_path / "results.jsonl"
+    path.write_text("\n".join(map(json.dumps, runs)), encoding="utf-8")
+    (found,) = compare.tables(path, ("KD", "TD"), lambda run: "", ("row", "rate", "seed")).values()
+    assert [(row, rate, run["seed"]) for (row, _), (rate, runs) in found.items() for run in runs] == [
         ("KD", 0.02, 1), ("KD", 0.02, 2), ("KD", 0.02, 3), ("TD", 0.01, 1), ("TD", 0.01, 2)]
