@@ -130,7 +130,7 @@ def plain_rows(paragraphs, tokenizer):
 
 def plain_text(tokens, seed, tokenizer):
     """Rows of plain text of the built-in world, enough for `tokens` tokens."""
-    return plain_rows(world.plain(tokens // PLAIN_TOKENS + 1, seed), tokenizer)
+    return plain_rows(world.plain(int(tokens / PLAIN_TOKENS) + 1, seed), tokenizer)
 
 
 def fitting_rows(documents, tokenizer, block_size):
@@ -164,7 +164,7 @@ def reading_mix(tokens, config, tokenizer, seed, paragraphs=None):
     """([D_ORI, D_NER, D_QRA] as Rows, their shares) of the built-in world, enough for `tokens` tokens."""
     shares = [config.plain_share, config.ner_share, 1 - config.plain_share - config.ner_share]
     paragraphs = paragraphs or world_paragraphs(tokens, config, seed)
-    plain = plain_rows(world.plain(int(tokens * shares[0] / PLAIN_TOKENS) + 1, f"{seed} D_ORI"), tokenizer)
+    plain = plain_text(tokens * shares[0], f"{seed} D_ORI", tokenizer)
     ner, qra = (reading_rows(paragraphs, b, tokenizer, seed, config.block_size) for b in ("ner", "qra"))
     return [plain, ner, qra], shares
 
