@@ -372,12 +372,12 @@ def main(arguments=None):
             config.student_tokens = (tokens - later * int(cache.lengths.sum() if cache else 0)) // students
             if config.student_tokens < 1:
                 raise ValueError(f"--minutes={config.minutes}: tests and arms alone take longer; try more")
-        few = not own and config.student_tokens < READS_FROM
-        merged = tokenizer.n_vocab < config.n_vocab and not config.init_from
-        print(f"{device}, {dtype or 'float32'}, {threads} threads, vocabulary {tokenizer.n_vocab}"
-              f"{' (no more pairs to merge)' * merged}, "
-              f"{config.student_tokens:,} tokens a student{'' if config.arms else ', no arms'}"
-              f"{f'; below {READS_FROM:,} figures stay near 0' * few}", flush=True)
+        print(f"{device}, {dtype or 'float32'}, {threads} threads, vocabulary {tokenizer.n_vocab}, "
+              f"{config.student_tokens:,} tokens a student{'' if arms else ', no arms'}", flush=True)
+        if tokenizer.n_vocab < config.n_vocab and not config.init_from:
+            print(f"--n_vocab={config.n_vocab}: there were no more pairs to merge")
+        if not own and config.student_tokens < READS_FROM:
+            print(f"a student of fewer than {READS_FROM:,} tokens answers hardly any question", flush=True)
         students = {"plain": read_plainly(config, text)} if own else train_students(names, config, workers)
         results = {"students": students, "config": config.decisive() | {"arms": config.arms},
                    "seed": config.seed, "tokenizer": tokenizer.hash, "threads": threads,

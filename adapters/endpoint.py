@@ -113,7 +113,7 @@ def completion(text):
         raise ValueError
     finish = "length" if str(finish).lower() in CUT else finish
     name = next((name for name in PARTS if said[name].strip()), PARTS[0])
-    reply = "<think>" * (finish == "length" and name != PARTS[0]) + said[name]
+    reply = f"<think>{said[name]}" if finish == "length" and name != PARTS[0] else said[name]
     counts = map((usage if isinstance(usage, dict) else {}).get, ("prompt_tokens", "completion_tokens"))
     return {"reply": reply, "finish": finish, "tokens": [n if isinstance(n, int) else 0 for n in counts]}
 

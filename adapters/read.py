@@ -46,10 +46,11 @@ def answer(model, tokenizer, records, question):
 
 def doubts(tokenizer, text, records):
     """Why a reading may be worth nothing, in one line; "" where there is no doubt."""
-    nothing = not any(record["entities"] or record["questions"] for record in records)
-    strange = len(tokenizer.encode(text)) > STRANGE * len(text.split())
-    found = ["no entity or question found: plain text alone does not teach to read, try out/brd"] * nothing
-    found += ["few of these words were learnt: see annotations.jsonl of the student's run"] * strange
+    found = []
+    if not any(record["entities"] or record["questions"] for record in records):
+        found.append("no entity or question found: plain text alone does not teach to read, try out/brd")
+    if len(tokenizer.encode(text)) > STRANGE * len(text.split()):
+        found.append("few of these words were learnt: see annotations.jsonl of the student's run")
     return "; ".join(found)
 
 

@@ -48,10 +48,9 @@ class Options:
             if isinstance(value, (int, float)):
                 check_range(name, value, *self.BOUNDS.get(name, ()))
             elif value not in (known := self.CHOICES.get(name, [value])):
-                given = value.split(",")
-                once = len(set(given)) == len(given)
-                if "" not in known or not once or not set(given) <= set(known) - {""}:
-                    raise ValueError(f"--{name}={value}, but expected one of {', '.join(filter(None, known))}")
+                given, names = value.split(","), [name for name in known if name]
+                if "" not in known or not set(given) <= set(names) or len(set(given)) < len(given):
+                    raise ValueError(f"--{name}={value}, but expected one of {', '.join(names)}")
         others = (name for name in vars(self) if name not in ("show", "png"))
         self.refuse(getattr(self, "show", ""), "beside --show", " ".join(others))
 

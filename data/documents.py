@@ -219,7 +219,7 @@ def is_own(corpus):
 
 
 def run_inputs(config, tasks, teacher):
-    """Hashes of what a run of train.py reads: {name: hash}. tasks: files; teacher: folder of the world's cache.
+    """Hashes of what a run of train.py reads: {name: hash}. tasks: files; teacher: the world's cache, a folder.
     Drops arms that have no cache. ValueError for an option that has no effect on what is read."""
     annotated, own = is_annotated(config.corpus), is_own(config.corpus)
     if own or annotated and not config.cache:
@@ -230,11 +230,12 @@ def run_inputs(config, tasks, teacher):
     config.refuse(config.minutes, "beside --minutes", "student_tokens")
     config.refuse(not config.arms, "without arms", "cache arm_rate p leak gamma")
     config.refuse(not {"td", "td0"}.intersection(config.arms.split(",")), "without td and td0", "alpha")
-    inputs = {"task files": hash_of(*tasks)}
+    inputs = {}
     if config.init_from:
         inputs["start hash"] = hash_of(Path(config.init_from) / "model.pt")
     if own:
         return inputs | importlib.import_module("data.own_text").text_hash(config)
+    inputs["task files"] = hash_of(*tasks)
     if config.corpus.endswith(".jsonl"):
         inputs["text hash"] = hash_of(Path(config.corpus))
     if config.arms:

@@ -442,7 +442,8 @@ def test_an_annotated_corpus_is_read_beside_the_world(trained, tmp_path, capsys)
     assert not (results["config"]["arms"] or results["teacher"] or students["brd"]["beside_teacher"])
     shown = capsys.readouterr().out
     assert list(students) == ["plain", "brd"] and "reading text of the corpus" in shown
-    assert "vocabulary 400, 4,000 tokens a student, no arms; below 300,000 figures stay near 0" in shown
+    assert "vocabulary 400, 4,000 tokens a student, no arms" in shown
+    assert "fewer than 300,000 tokens answers hardly any question" in shown
 
 
 def test_minutes_plan_the_tokens_once(tmp_path, monkeypatch):
