@@ -219,7 +219,7 @@ def is_own(corpus):
 
 
 def run_inputs(config, tasks, teacher):
-    """Hashes of what a run of train.py reads: {name: hash}. tasks: files; teacher: the world's cache, a folder.
+    """Hashes of what a run of train.py reads: {name: hash}. tasks: files; teacher: the world's cache (folder).
     Drops arms that have no cache. ValueError for an option that has no effect on what is read."""
     annotated, own = is_annotated(config.corpus), is_own(config.corpus)
     if own or annotated and not config.cache:
