@@ -158,7 +158,7 @@ def continued(model, prompts, max_new, stop, temperature=0):
     """New tokens for every prompt; prompts that leave no room for max_new tokens are cut on the left."""
     max_new = min(max_new, model.config.block_size // 2)
     kept = [prompt[max_new - model.config.block_size:] for prompt in prompts]
-    return [new for i in progress(range(0, len(kept), ROWS), "reading", delay=5)
+    return [new for i in range(0, len(kept), ROWS)
             for new in model.generate(kept[i:i + ROWS], max_new, temperature=temperature, stop=stop)]
 
 
@@ -185,7 +185,7 @@ def free_reading(model, tokenizer, paragraphs, behaviour, temperature=0):
     ("ner") or questions with answers ("qra"). Round k reads sentence k of every paragraph."""
     contexts, readings = [[] for _ in paragraphs], [[] for _ in paragraphs]
     ends = {tokenizer.sep, tokenizer.end}
-    for k in range(max(map(len, paragraphs), default=0)):
+    for k in progress(range(max(map(len, paragraphs), default=0)), "reading", delay=5):
         rows = [p for p, sentences in enumerate(paragraphs) if k < len(sentences)]
         for p in rows:
             sentence = " " + paragraphs[p][k] if k else paragraphs[p][k]
@@ -209,7 +209,7 @@ def free_answers(model, tokenizer, paragraphs, rng, forms=ALL_FORMS):
     of (question item, answer). Question j at sentence k is asked in all paragraphs at once."""
     contexts, answers = [[] for _ in paragraphs], [[] for _ in paragraphs]
     ends, breaks = {tokenizer.sep, tokenizer.end}, line_ends(tokenizer)
-    for k in range(max(map(len, paragraphs), default=0)):
+    for k in progress(range(max(map(len, paragraphs), default=0)), "answers", delay=5):
         questions = {p: records[k]["questions"] for p, records in enumerate(paragraphs) if k < len(records)}
         for p in questions:
             text = paragraphs[p][k]["text"]

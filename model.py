@@ -324,7 +324,7 @@ def sample(logits, temperature=1.0, top_k=None, top_p=None, generator=None):
     k, p = logits.size(-1) if top_k is None else top_k, 1 if top_p is None else top_p
     if not (0 <= temperature < math.inf and k >= 1 and 0 < p <= 1):
         raise ValueError(f"{temperature=}, {top_k=}, {top_p=}; try temperature 1, top_k 50 or top_p 0.9")
-    if temperature == 0:
+    if temperature < 1e-38:  # 0 in float32
         return logits.argmax(-1)
     logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # the maximum is 0, at any temperature
     if top_k is None and top_p is None:

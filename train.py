@@ -79,7 +79,7 @@ class Config(Options):
     cooldown: float = 0.5            # part of a run, at its end, in which it falls to zero
     clip: float = 1.0                # largest gradient norm
     answer_weight: float = 20.0      # weight of an answer's tokens in the loss; 1 is the paper's, and slower
-    text_weight: float = 1.0         # weight of what is read; 0: prompts are not learnt
+    text_weight: float = 1.0         # weight of what is read
     plain_share: float = 0.1         # part of a reading student's tokens that is plain text (D_ORI)
     ner_share: float = 0.1           # part that is text with entities (D_NER); the rest is questions (D_QRA)
     # the arms: what goes on from `brd`
@@ -97,7 +97,8 @@ class Config(Options):
     BOUNDS = {**dict.fromkeys(("student_tokens", "accumulate", "learning_rate", "clip", "answer_weight",
                                "arm_rate", "alpha"), (0,)),
               **dict.fromkeys(("corpus_share", "plain_share", "ner_share", "cooldown", "gamma"), (None, 1)),
-              "test_paragraphs": (0, machine.MEMORY // 5000, "memory"),          # bytes: of its records,
+              "start_tokens": (None, machine.MEMORY // 100, "memory"),           # bytes: of its text,
+              "test_paragraphs": (0, machine.MEMORY // 5000, "memory"),          # of its records,
               "step_tokens": (0, machine.MEMORY // 4096, "memory"), "p": (0, 1),      # and of 1,024 logits
               "threads": (None, machine.PROCESSES, "8 a core")}
 
@@ -205,9 +206,11 @@ def new_model(n_layer, n_embd, tokenizer, config):
     shape = kind.config_class(tokenizer.n_vocab, config.block_size, n_layer, config.n_head, n_embd)
     torch.manual_seed(config.seed)
     folder, model = config.init_from, GPT.load(config.init_from) if config.init_from else kind(shape)
-    if model.config != shape or folder and Tokenizer.load(folder).hash != tokenizer.hash:
-        raise ValueError(f"--init_from={folder}: {model.config}, but this run has {shape} and tokenizer "
-                         f"{tokenizer.hash}; expected the same options and the same tokenizer")
+    if folder:
+        theirs = {"layout": model.layout, **vars(model.config), "tokenizer": Tokenizer.load(folder).hash}
+        for name, value in {"layout": kind.layout, **vars(shape), "tokenizer": tokenizer.hash}.items():
+            if theirs[name] != value:
+                raise ValueError(f"--init_from={folder}: {name} is {theirs[name]}, but {value} in this run")
     return model.to(pick_device(config.device)[0])
 
 
@@ -371,10 +374,10 @@ def main(arguments=None):
             tokens = planned_tokens(config, tokenizer, rows, 60 * config.minutes - spent)
             config.student_tokens = (tokens - later * int(cache.lengths.sum() if cache else 0)) // students
             if config.student_tokens < 1:
-                raise ValueError(f"--minutes={config.minutes}: tests and arms alone take longer; try more")
+                raise ValueError(f"--minutes={config.minutes}: all but the training takes longer; try more")
         print(f"{device}, {dtype or 'float32'}, {threads} threads, vocabulary {tokenizer.n_vocab}, "
               f"{config.student_tokens:,} tokens a student{'' if arms else ', no arms'}", flush=True)
-        if tokenizer.n_vocab < config.n_vocab and not config.init_from:
+        if tokenizer.n_vocab < config.n_vocab and not (own and config.init_from):
             print(f"--n_vocab={config.n_vocab}: there were no more pairs to merge")
         if not own and config.student_tokens < READS_FROM:
             print(f"a student of fewer than {READS_FROM:,} tokens answers hardly any question", flush=True)

@@ -38,7 +38,7 @@ def parse_arguments(arguments):
     add("--timeout", type=float, default=120, metavar="S", help="seconds without a byte [%(default)s]")
     add("--retries", type=int, default=6, metavar="N", help="after a failed request [%(default)s]")
     add("--max_tokens", type=int, default=2048, metavar="N", help="of a reply and its thoughts [%(default)s]")
-    add("--body", type=json.loads, default={}, metavar="JSON", help="fields to add to each request, null "
+    add("--body", default="{}", metavar="JSON", help="fields to add to each request, null "
         """removes one: '{"temperature": null, "reasoning_effort": "low"}'""")
     add("--dry_run", action="store_true", help="print the first prompts, send nothing")
     options = parser.parse_args(arguments)
@@ -46,8 +46,10 @@ def parse_arguments(arguments):
         check_range(name, getattr(options, name), above=None if name == "retries" else 0, most=10**9)
     if options.out.suffix != ".jsonl":                  # never over the text itself
         raise ValueError(f"--out={options.out}, expected a file name that ends in .jsonl")
-    if not isinstance(options.body, dict):
-        raise ValueError(f"--body={options.body}, expected a JSON object")
+    try:
+        options.body = {**json.loads(options.body)}
+    except (ValueError, TypeError):
+        raise ValueError(f"--body={options.body}, expected a JSON object") from None
     options.url, options.secret = endpoint_url(options.teacher), secret_key()
     return options
 

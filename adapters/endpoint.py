@@ -12,6 +12,7 @@ import json
 import os
 import random
 import re
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -26,7 +27,7 @@ BACKOFF, LONGEST_WAIT = 1.0, 300    # seconds before the first retry, doubled ea
 GIVE_UP = 8                         # jobs in a row without a reply that end a run
 MAX_BODY = 1 << 20                  # bytes of an answer; a common one has two thousand
 CUT = "length", "max_tokens", "max_output_tokens", "model_length"       # finish_reason at --max_tokens
-PARTS = "content", "reasoning_content", "reasoning", "refusal"          # of a message, in this order
+PARTS = "content", "reasoning_content", "reasoning", "thinking", "refusal"      # of a message
 ERRORS = ValueError, LookupError, TypeError, AttributeError, RecursionError     # of JSON of another shape
 
 
@@ -97,7 +98,7 @@ OPENER = urllib.request.build_opener(Answers, Proxies)
 
 def completion(text):
     """A chat completion, or the events of a stream (str) -> {"reply": str, "finish", "tokens": [in, out]};
-    the reply is what the model thought or refused where it wrote nothing else. ERRORS for another text."""
+    the reply is the first of PARTS that may hold JSON, or that is not empty. ERRORS for another text."""
     said, finish, usage = dict.fromkeys(PARTS, ""), None, None
     streamed = re.findall(r"^data: *(\{.*)", text, re.MULTILINE)
     for chunk in map(json.loads, streamed or [text]):
@@ -107,12 +108,14 @@ def completion(text):
             for name in PARTS:
                 part = message.get(name) or ""
                 if not isinstance(part, str):           # a list of parts
-                    part = "".join(piece["text"] for piece in part if piece["type"] == "text")
+                    part = "".join(piece["text"] for piece in part if piece["type"].endswith("text"))
                 said[name] += part
-    if finish == "error" or not (finish or any(said.values())):
-        raise ValueError
+    if finish == "error" or not (finish or any(said.values())) or streamed and not finish:
+        raise ValueError                                # also where a stream breaks off
     finish = "length" if str(finish).lower() in CUT else finish
-    name = next((name for name in PARTS if said[name].strip()), PARTS[0])
+    name = min(PARTS, key=lambda name: ("{" not in said[name], not said[name].strip(), PARTS.index(name)))
+    if name == "refusal":
+        finish = f"refusal: {said[name]:.80}"
     reply = f"<think>{said[name]}" if finish == "length" and name != PARTS[0] else said[name]
     counts = map((usage if isinstance(usage, dict) else {}).get, ("prompt_tokens", "completion_tokens"))
     return {"reply": reply, "finish": finish, "tokens": [n if isinstance(n, int) else 0 for n in counts]}
@@ -128,8 +131,8 @@ def post(body, options):
     try:
         with OPENER.open(request, timeout=options.timeout) as response:
             data, status = response.read(MAX_BODY), response.status
-        if data[:2] == b"\x1f\x8b":                     # packed, though nobody asked
-            data = zlib.decompressobj(31).decompress(data, MAX_BODY)
+        if response.headers.get("Content-Encoding", "identity") != "identity":      # packed, unasked
+            data = zlib.decompressobj(47).decompress(data, MAX_BODY)                # gzip or zlib
     except (OSError, HTTPException, zlib.error) as error:
         cause = error.reason if isinstance(error, urllib.error.URLError) else error
         return None, hide(brief(cause, 10**4), options.secret)[:120], 0.0
@@ -144,7 +147,7 @@ def post(body, options):
         text = f"-> {where} {text}"
     said = printable(" ".join(hide(text, options.secret).split())[:300])
     asked = response.headers.get("Retry-After", "")     # seconds; a date is ignored
-    in_vain = 300 <= status < 500 and status not in (408, 425, 429) or "insufficient_quota" in said
+    in_vain = 300 <= status < 500 and status not in (408, 425, 429) or re.search("quota|billing", said)
     wait = float(asked) if asked.isdecimal() else 0.0
     return None, f"{what}: {said}".rstrip(": "), None if in_vain else wait
 
@@ -200,6 +203,7 @@ def ask_all(jobs, next_request, replies, path, options):
                                          "OPENAI_API_KEY")
                     add(key, None, reply)
         except KeyboardInterrupt:
+            print(f"stopping: replies in flight are waited for, {options.timeout:g} s at most", file=sys.stderr)
             problem = KeyboardInterrupt("stopped; the same command goes on from there")
         except (ValueError, OSError) as error:
             problem = error

@@ -33,6 +33,7 @@ COMPUTED = {"activation_function": ("gelu_new", "gelu_pytorch_tanh"), "layer_nor
             "add_cross_attention": (False,), "tie_word_embeddings": (True,), "quantization_config": (None,)}
 # GPT-2 was published with matrices (in, out); torch.nn.Linear has (out, in).
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+PREFIX = re.compile(r"^(?:.*\.)?(?=(?:wte|wpe|ln_f|lm_head|h\.\d+)\.)")      # of a weight, by its wrappers
 # How GPT-2 cuts words, as tiktoken writes it since 0.8 (the hash of a tokenizer depends on the pattern).
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 # Hugging Face's files have visible characters for bytes: of Latin-1, or from U+0100 on ("Ġ": space).
@@ -145,15 +146,22 @@ def read_config(folder):
     return config
 
 
+def weights_in(found):
+    """The first dict in a nested one that holds a weight of GPT-2, {name: tensor}, under its name here."""
+    if isinstance(found, dict):
+        here = {PREFIX.sub("", name): tensor for name, tensor in found.items()
+                if isinstance(name, str) and PREFIX.match(name) and isinstance(tensor, torch.Tensor)}
+        return here or next(filter(None, map(weights_in, found.values())), {})
+    return {}
+
+
 def read_tensors(path):
     """A file of safetensors or of torch.save -> {name: tensor}, out of a training checkpoint if it is one."""
     from safetensors.torch import load_file
     try:
         safe = path.suffix == ".safetensors"
         found = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
-        while inner := [found[name] for name in ("model", "state_dict", "model_state_dict") if name in found]:
-            found = inner[0]
-        return {name: tensor for name, tensor in found.items() if isinstance(tensor, torch.Tensor)}
+        return weights_in(found)
     except Exception as error:  # of safetensors or pickle, or what is found is no dict
         raise ValueError(f"{path.name}: {brief(error)}") from None
 
@@ -167,17 +175,18 @@ def read_weights(folder):
         raise ValueError(f"no model.safetensors or pytorch_model.bin, whole or in parts, but {names:.80}")
     state = {}
     for name, tensor in (pair for path in paths for pair in read_tensors(path).items()):
-        name = re.sub(r"^((_orig_mod|module|model|transformer)\.)+", "", name)
         if re.search(r"\.attn\.(masked_)?bias$", name):            # not a parameter but the causal mask
             continue
         if not tensor.is_floating_point() or not tensor.isfinite().all():
             raise ValueError(f"{name}, {tensor.dtype}, is not all finite floating point numbers")
         state[name if name == "lm_head.weight" else f"transformer.{name}"] = tensor
-    head = state.pop("lm_head.weight", None)
-    wte = state.setdefault("transformer.wte.weight", head)                             # (V, C)
-    if wte is None or head is not None and not torch.equal(head, wte):
-        raise ValueError("expected an embedding transformer.wte.weight that is also the head lm_head.weight; "
-                         f"found {', '.join(state):.80}")
+    head, wte = state.pop("lm_head.weight", None), state.get("transformer.wte.weight")         # (V, C)
+    if head is not None and (wte is None or torch.equal(head, wte)):
+        wte = state["transformer.wte.weight"] = head
+    elif head is not None or wte is None:
+        sizes = [None if w is None else tuple(w.shape) for w in (wte, head)]
+        raise ValueError("expected an embedding wte.weight that is also the head lm_head.weight; found "
+                         f"{sizes[0]} and {sizes[1]} beside {', '.join(state) or 'no weights':.80}")
     if len(state["transformer.h.0.attn.c_attn.weight"]) == wte.size(1):                # (C, 3C)
         state |= {name: tensor.T for name, tensor in state.items() if name.endswith(TRANSPOSED)}
     return state
@@ -201,6 +210,10 @@ def special_tokens(folder, found):
         if specials.setdefault(name, i) != i or not token.get("special", True):
             raise ValueError(f"added token {name!r} is no special token, or has two ids")
     ends = {end["content"] if isinstance(end, dict) else end for end in ends} or {"<|endoftext|>"}
+    names = {i: name for name, i in specials.items()}
+    for file in ("config", "generation_config"):
+        ids = read_beside(folder, file).get("eos_token_id")
+        ends |= {names.get(i, f"id {i}") for i in (ids if isinstance(ids, list) else [ids])} - {"id None"}
     if len(ends) > 1:
         raise ValueError(f"a text ends with {' or with '.join(sorted(ends))}; expected one end")
     return specials, ends.pop()
@@ -290,7 +303,8 @@ def export(model, tokenizer, folder):
     """Writes a GPT2 and its Tokenizer as a new folder, which transformers opens. ValueError if it exists."""
     config, folder = model.config, Path(folder)
     if model.layout != "gpt2":
-        raise ValueError(f"layout is {model.layout!r}, which transformers has no model for; expected 'gpt2'")
+        raise ValueError(f"layout is {model.layout!r}, but transformers has 'gpt2' alone: "
+                         "train with --layout=gpt2")
     if tokenizer.n_vocab != config.n_vocab:
         raise ValueError(f"the tokenizer has {tokenizer.n_vocab} ids, the model {config.n_vocab}")
     if folder.exists():

@@ -299,5 +299,7 @@ def lines(seed=0):
 
 
 def main(arguments=None):
-    """Prints the page."""
+    """Prints the page; ValueError for arguments, which it has none."""
+    if arguments:
+        raise ValueError(f"{' '.join(arguments)}: theory has no options")
     print(*lines(), sep="\n")

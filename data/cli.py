@@ -20,7 +20,7 @@ EVERY = 30               # seconds between two lines of progress where there is 
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 # What other programs call an option.
 ELSEWHERE = {"lr": "learning_rate", "batch_size": "step_tokens", "epochs": "student_tokens", "data": "corpus",
-             "max_steps": "student_tokens", "hidden_size": "n_embd", "num_layers": "n_layer",
+             "max_steps": "student_tokens", "students": "arms", "hidden_size": "n_embd", "num_layers": "n_layer",
              "num_heads": "n_head", "vocab_size": "n_vocab", "output": "out_dir", "overwrite": "redo"}
 STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 tqdm.set_lock(threading.RLock())    # a process has a lock of its own, not a semaphore that all share
@@ -50,7 +50,8 @@ class Options:
             elif value not in (known := self.CHOICES.get(name, [value])):
                 given, names = value.split(","), [name for name in known if name]
                 if "" not in known or not set(given) <= set(names) or len(set(given)) < len(given):
-                    raise ValueError(f"--{name}={value}, but expected one of {', '.join(names)}")
+                    how = "some, each once," if "" in known else "one"
+                    raise ValueError(f"--{name}={value}, but expected {how} of {', '.join(names)}")
         others = (name for name in vars(self) if name not in ("show", "png"))
         self.refuse(getattr(self, "show", ""), "beside --show", " ".join(others))
 
@@ -144,6 +145,6 @@ def run_command(main):
         sys.exit(130)
     except (ModuleNotFoundError, NotImplementedError, ValueError, OSError) as error:
         missing = isinstance(error, ModuleNotFoundError)
-        hint = ": an extra, or a folder of the repository, see README.md" if missing else ""
+        hint = '; it comes with a copy of the repository and pip install -e ".[plot,hf,test]"' if missing else ""
         print(f"error: {printable(str(error))}{hint}", file=sys.stderr)
         sys.exit(2)

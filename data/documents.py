@@ -228,10 +228,16 @@ def run_inputs(config, tasks, teacher):
     config.refuse(not own, "without a text of your own", "tokenizer")
     config.refuse(not annotated, "without annotations as --corpus", "corpus_share")
     config.refuse(config.minutes, "beside --minutes", "student_tokens")
-    config.refuse(not config.arms, "without arms", "cache arm_rate p leak gamma")
-    config.refuse(not {"td", "td0"}.intersection(config.arms.split(",")), "without td and td0", "alpha")
+    config.refuse(not config.arms, "without arms", "cache arm_rate p gamma")
+    arms = set(config.arms.split(","))
+    config.refuse(not arms & {"kd", "td", "td0", "improve"}, "without kd, td, td0 and improve", "leak")
+    config.refuse(not arms & {"td", "td0"}, "without td and td0", "alpha")
+    if config.text_weight == 0 and not own:
+        raise ValueError("--text_weight=0.0: plain text alone would teach nothing; expected more than 0")
     inputs = {}
     if config.init_from:
+        if not (Path(config.init_from) / "model.pt").exists():
+            raise ValueError(f"--init_from={config.init_from}: no model.pt there; expected a student, as out/plain")
         inputs["start hash"] = hash_of(Path(config.init_from) / "model.pt")
     if own:
         return inputs | importlib.import_module("data.own_text").text_hash(config)

@@ -107,7 +107,7 @@ def start_processes(device):
 def check_weights(config):
     """ValueError for a GPTConfig whose weights do not fit in the memory of this machine."""
     block = 12 * config.n_embd ** 2 + 5000                   # 5000: a block of few channels takes as much
-    size = 4 * (config.n_layer * block + config.n_vocab * config.n_embd) + config.block_size ** 2
+    size = 4 * (config.n_layer * block + config.n_vocab * config.n_embd + 2 * config.block_size ** 2)
     if size > MEMORY:
         raise ValueError(f"a model of {size:.1e} bytes, but this machine has {MEMORY:.1e}; try a smaller "
                          "n_layer, n_embd, n_vocab or block_size")

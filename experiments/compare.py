@@ -26,7 +26,7 @@ import train
 from data.cli import Options as Base, check_range, parse_options, printable, progress, run_command
 from data.figures import cell, mean_se
 from data.files import folder_lock, open_run, write_text
-from data.machine import PROCESSES, check_weights, worker_pool
+from data.machine import MEMORY, PROCESSES, check_weights, worker_pool
 from experiments.compare_tasks import SHAPE, SIZE, Size, open_task
 from experiments.objectives import OBJECTIVES, learn
 from model import GPT, GPTConfig
@@ -49,7 +49,7 @@ class Options(Base):
     workers: int = torch.get_num_threads()  # processes side by side
     show: str = ""                      # print the tables of a results.jsonl, and train nothing
     CHOICES = {"rows": ["", *OBJECTIVES]}
-    BOUNDS = {**BOUNDS, "tokens": (0,)}
+    BOUNDS = {**BOUNDS, "tokens": (0, MEMORY // 100, "memory")}
 
     def __post_init__(self):
         super().__post_init__()
@@ -149,7 +149,7 @@ def finished(path, names=KEY):
         runs = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         return {tuple(run[name] for name in names): run for run in runs}
     except (ValueError, LookupError, TypeError):
-        raise ValueError(f"{path}: these are no results of compare; remove the file") from None
+        raise ValueError(f"{path}: these are no results; expected a results.jsonl as compare writes it") from None
 
 
 def run_all(jobs, path, pool, what, run=run, names=KEY):
@@ -174,7 +174,10 @@ def tune(job, rows, rates, pool, names=KEY, run=run):
 
 def number_list(name, text):
     """"0.1,0.2" -> [0.1, 0.2]; ValueError where one is no number above 0."""
-    numbers = list(map(float, text.split(",")))
+    try:
+        numbers = list(map(float, text.split(",")))
+    except ValueError:
+        raise ValueError(f"--{name}={text}, but expected numbers with commas between") from None
     for number in numbers:
         check_range(name, number, above=0)
     return numbers

@@ -48,7 +48,7 @@ class TeacherConfig(train.Config):
     LEFT_OUT = ("corpus_share", "cache", "minutes", "start_tokens", "student_tokens", "n_layer", "n_embd",
                 "tokenizer", "init_from", "arms", "arm_rate", "leak", "alpha", "gamma")
     BOUNDS = {**train.Config.BOUNDS, "teacher_tokens": (0, MEMORY // 100, "memory"),
-              "cache_tokens": (DOCUMENT_TOKENS,)}
+              "cache_tokens": (DOCUMENT_TOKENS, MEMORY // 100, "memory")}
 
     def __post_init__(self):
         super().__post_init__()

@@ -148,6 +148,8 @@ def test_a_teacher_that_was_stopped_goes_on(task, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("program, options, words", [
     (compare, "--rates=0.1,nan", "--rates=nan, but expected more than 0 and at most 1000000 (float32)"),
+    (compare, "--rates=abc", "--rates=abc, but expected numbers with commas between"),
+    (compare, "--tokens=99999999999", "(memory)"), (teacher, "--cache_tokens=99999999999", "(memory)"),
     (compare, "--seconds=inf", "--seconds=inf"), (compare, "--seeds=0", "--seeds=0"), (compare, "--embd=6", "n_embd"),
     (compare, "--workers=99999999", "(8 a core)"), (compare, "--seconds=3 --tokens=9", "--tokens=9 has no effect"),
     (compare, "--show=x --seeds=3", "--seeds=3 has no effect beside --show"), (routes, "--rates=0", "--rates=0.0"),
@@ -193,7 +195,7 @@ def test_a_comparison_goes_on_where_it_was_stopped_and_prints_a_table(task, monk
     path.write_text(lines[0][:-30] + "\n", encoding="utf-8")
     for arguments, message in ((command, "answers=2, this one has 1; use another --out_dir"),
                                (["compare", f"--show={path}"], "results.jsonl: these are no results"),
-                               (["compare", "--rows=KD,SFT"], "rows=KD,SFT, but expected one of SFT, SeqKD")):
+                               (["compare", "--rows=KD,SFT"], "rows=KD,SFT, but expected some, each once, of SFT, SeqKD")):
         with pytest.raises(ValueError, match=message):
             td_distill.main(arguments)
 

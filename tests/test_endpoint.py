@@ -322,8 +322,11 @@ def test_a_completion_is_read_in_every_shape():
     for message, reply in (
             ({"content": "a b"}, "a b"), ({"content": parts}, "a b"), ({"content": parts[:1]}, ""),
             ({"content": None, "reasoning_content": "a b"}, "a b"), ({"content": "", "reasoning": "a b"}, "a b"),
-            ({"content": None, "refusal": "I cannot."}, "I cannot."), ({"content": "a b", "reasoning": "c"}, "a b")):
+            ({"content": [{"type": "output_text", "text": "a b"}]}, "a b"), ({"content": "", "thinking": "a"}, "a"),
+            ({"content": "a b", "reasoning": "c"}, "a b"), ({"content": "Done.", "reasoning": "{}"}, "{}")):
         assert endpoint.completion(chat(message)) == {"reply": reply, "finish": "stop", "tokens": [500, 50]}
+    refused = endpoint.completion(chat({"content": None, "refusal": "I cannot."}))
+    assert refused["finish"] == "refusal: I cannot."
     thought = {"content": None, "reasoning_content": '{"entities": []} or'}
     for finish in ("length", "max_tokens", "MAX_TOKENS"):
         cut = {"reply": '<think>{"entities": []} or', "finish": "length", "tokens": [500, 50]}
@@ -334,7 +337,7 @@ def test_a_completion_is_read_in_every_shape():
         assert endpoint.completion(text) == {"reply": "a", "finish": None, "tokens": [0, 0]}
     for text in ("", "null", "[]", "{}", '{"choices": null}', '{"choices": []}', '{"choices": [{}]}', "<html>",
                  '{"choices": [{"message": {"content": null}}]}', 'data: {"error": "no"}', "[" * 10 ** 5,
-                 chat({"content": ""}, "error"), chat({"content": 7}), chat({"content": [{"type": "text"}]})):
+                 'data: {"choices": [{"delta": {"content": "torn"}}]}', chat({"content": ""}, "error"), chat({"content": 7}), chat({"content": [{"type": "text"}]})):
         with pytest.raises(endpoint.ERRORS):
             endpoint.completion(text)
 

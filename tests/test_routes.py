@@ -173,7 +173,7 @@ def test_a_comparison_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys
     assert first.startswith("task A, facts 1296") and "MC head - KD" in first
     routes.main([f"--show={path}"])
     assert capsys.readouterr().out.splitlines()[-2] == first.splitlines()[-2]
-    with pytest.raises(ValueError, match="rows=KD,SFT, but expected one of KD, KD leak 3"):
+    with pytest.raises(ValueError, match="rows=KD,SFT, but expected some, each once, of KD, KD leak 3"):
         routes.main(["--rows=KD,SFT"])
 
 

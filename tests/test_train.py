@@ -56,8 +56,8 @@ def test_options_are_read_in_both_spellings_and_with_their_types():
     ("--leak=inf", "leak=inf"), ("--minutes=nan", "minutes=nan"), ("--clip=inf", "clip=inf"),
     ("--p=much", "'much'"), ("--p", "expected one argument"), ("--seed=1.5", "'1.5'"), ("--redo=1", "redo"),
     ("--seed=-1", "--seed=-1, but expected at least 0"), ("--device=tpu", "one of auto, cpu, cuda, mps"),
-    ("--arms=kd,kl", "--arms=kd,kl, but expected one of gold, seqkd, kd, td, td0"), ("--learning_rate=0", "than 0"),
-    ("--arms=kd,kd", "expected one of gold"), ("--arms=,", "one of gold"), ("--device=cpu,cuda", "one of auto"),
+    ("--arms=kd,kl", "--arms=kd,kl, but expected some, each once, of gold, seqkd, kd"), ("--learning_rate=0", "than 0"),
+    ("--arms=kd,kd", "some, each once, of gold"), ("--arms=,", "some, each once"), ("--device=cpu,cuda", "one of auto"),
     ("--layout=bert", "one of modern, gpt2"),
     ("--block_size=100", "a multiple of 8"), ("--ner_share=0.9", "leave no D_QRA"), ("--n_layer=0", "layer"),
     ("--n_embd=102", "n_embd"), ("--cooldown=2", "at most 1"), ("--plain_share=1.5", "at most 1"),
@@ -65,7 +65,8 @@ def test_options_are_read_in_both_spellings_and_with_their_types():
     ("--answer_weight=1e308", "(float32)"), ("--seed=9223372036854775808", "at most 9223372036854775807 (64 bits)"),
     ("--n_layer=99999999", "a model of 8.1e+13 bytes, but this machine has"),
     ("--n_embd=8000000", "bytes"), ("--block_size=80000000", "bytes"), ("--threads=99999999", "(8 a core)"),
-    ("--test_paragraphs=99999999", "(memory)"), ("--step_tokens=99999999", "(memory)"), ("--lr=1", "--lr=1; --help explains every option, perhaps as "
+    ("--test_paragraphs=99999999", "(memory)"), ("--start_tokens=99999999999", "(memory)"),
+    ("--block_size=150016", "bytes"), ("--students=brd", "perhaps as --arms"), ("--step_tokens=99999999", "(memory)"), ("--lr=1", "--lr=1; --help explains every option, perhaps as "
      "--learning_rate"), ("--batch_size=8", "perhaps as --step_tokens"), ("--seeds=1", "perhaps as --seed")])
 def test_bad_options_are_named_in_one_line(option, words):
     with pytest.raises(ValueError, match=re.escape(words)) as refused:
@@ -79,6 +80,8 @@ def test_bad_options_are_named_in_one_line(option, words):
     ("--arms= --p=0.8", "without arms"), ("--arms= --cache=x", "--cache=x has"),
     ("--arms=kd --alpha=3", "--alpha=3.0 has no effect without td and td0"),
     ("--corpus=primer --arms=kd", "--arms=kd has no effect without a --cache made with this corpus"),
+    ("--arms=gold,seqkd --leak=3", "--leak=3.0 has no effect without kd, td, td0 and improve"),
+    ("--text_weight=0", "plain text alone would teach nothing"), ("--init_from=x", "--init_from=x: no model.pt"),
     ("--corpus=my.txt --arms=kd", "--arms=kd"), ("--corpus=my.txt --text_weight=0", "--text_weight=0.0 has no"),
     ("--corpus=my.txt --start_tokens=9", "on a text that nobody annotated"), ("--p=0.99", "hold 0.95; expected"),
     ("--corpus=my.txt --tokenizer=gpt2 --n_vocab=300", "beside --tokenizer")])
@@ -482,7 +485,7 @@ def test_minutes_pay_for_all(place, tmp_path, monkeypatch, threads, arms, studen
     arm_tokens = int(open_cache(place / "teacher", TOKENIZER())[0].lengths.sum())
     assert given == [600 - 15 - 30 * (students + later), (90_000 - later * arm_tokens) // students]
     monkeypatch.setattr(train, "planned_tokens", lambda *arguments: later * arm_tokens)
-    with pytest.raises(ValueError, match="--minutes=1.0: tests and arms alone take longer; try more"):
+    with pytest.raises(ValueError, match="--minutes=1.0: all but the training takes longer; try more"):
         train.main([*options, "--minutes=1", f"--out_dir={tmp_path / 'b'}"])
 
 
