@@ -7,8 +7,8 @@ The student learns three separate copies of each paragraph (ori, ner, qra: data/
 next-token loss. After training it is tested blind, on tasks whose form it has never seen: of the candidate
 answers it takes the one with the highest log-probability, averaged over the candidate's tokens.
 
-    python brd.py read out/distilled "Anna took a train to Oslo."   # entities, questions (adapters/read.py)
-    python brd.py test out/distilled data/tasks/*.json              # blind accuracy (experiments/blind.py)
+    python brd.py read out/brd "Anna took a train to Oslo."   # entities, questions (adapters/read.py)
+    python brd.py test out/brd data/tasks/*.json              # blind accuracy (experiments/blind.py)
     python brd.py annotate my.txt --teacher URL --model NAME        # an LLM annotates (adapters/annotate.py)
 
 Shapes: T time, C channels, V vocabulary, R rows (candidates of all items of a batch), N scored tokens.

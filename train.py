@@ -50,7 +50,7 @@ SAVE_SECONDS = 20.0     # at most so much training is lost when the power fails
 @dataclass
 class Config(Options):
     # what to read, from whom, and where to
-    corpus: str = "world"            # "world" (built in), "primer" or annotations.jsonl beside it, or a text
+    corpus: str = "world"            # built in; "primer" or a .jsonl, read with the world; or an own text
     corpus_share: float = 0.2        # part of a student's tokens that is "primer" or annotations.jsonl
     cache: str = ""                  # folder of a teacher's cache (experiments.teacher); "": data/teacher
     out_dir: str = "out"             # the folder of everything that this run makes
@@ -88,7 +88,8 @@ class Config(Options):
     p: float = 0.95                  # mass of the teacher's sets A_p
     leak: float = 1.0                # weight of the loss on the student's probability outside the sets
     alpha: float = 10.0              # "td": the TD residual costs its square / (4 alpha)
-    gamma: float = 0.99              # "td": discount of the value of what follows
+    gamma: float = 0.99              # "td", and the tests of all: discount of the value of what follows
+    # the machine
     device: str = "auto"             # auto, cpu, cuda, mps
     threads: int = 0                 # CPU threads; 0: as many as there are cores
 
@@ -205,7 +206,8 @@ def new_model(n_layer, n_embd, tokenizer, config):
     kind = GPT if config.layout == "modern" else importlib.import_module("adapters.gpt2").GPT2
     shape = kind.config_class(tokenizer.n_vocab, config.block_size, n_layer, config.n_head, n_embd)
     torch.manual_seed(config.seed)
-    folder, model = config.init_from, GPT.load(config.init_from) if config.init_from else kind(shape)
+    folder = config.init_from
+    model = GPT.load(folder) if folder else kind(shape)
     if folder:
         theirs = {"layout": model.layout, **vars(model.config), "tokenizer": Tokenizer.load(folder).hash}
         for name, value in {"layout": kind.layout, **vars(shape), "tokenizer": tokenizer.hash}.items():
@@ -223,16 +225,14 @@ def finished_model(name, config):
 def train_model(name, model, mix, tokens, config, tokenizer, look=None, objective="kd"):
     """Trains a model and keeps it in out_dir/name, with its tokenizer, losses and the tokens it has seen.
     objective: what it learns from a TeacherCache in the mix, see td_distill.cached_loss."""
-    folder, begin = Path(config.out_dir) / name, time.perf_counter()
-    before = model.extra.get("tokens_seen", 0)
+    folder, before = Path(config.out_dir) / name, model.extra.get("tokens_seen", 0)
     if objective in ("td", "td0", "improve"):
         td_distill.add_heads(model, config.seed)
     loss = partial(loss_terms, objective=objective)
     losses, curve, seen = fit(name, model, mix, tokens, config, folder, look, loss)
     model.td_heads = None                                          # training alone needs them
     model.extra = {"tokens_seen": before + seen, "losses": losses[:10], "loss_curve": thinned(losses),
-                   "reading_curve": [{**point, "tokens": before + point["tokens"]} for point in curve],
-                   "seconds": time.perf_counter() - begin}
+                   "reading_curve": [{**point, "tokens": before + point["tokens"]} for point in curve]}
     if not machine.rank():
         tokenizer.save(folder)
         model.save(folder, model.extra)
@@ -330,20 +330,22 @@ def read_plainly(config, text):
     return model.extra | text.test(model, config.seed)
 
 
-def planned_tokens(config, tokenizer, rows, seconds):
-    """How many tokens are read in so many seconds, at the speed of a few steps of another model, less a
-    tenth, because the measured texts are short; kept in plan.json."""
-    path = Path(config.out_dir) / "plan.json"
+def planned_tokens(config, tokenizer, rows, seconds, students, arm_tokens):
+    """student_tokens with which so many students, one after another, and arms that read arm_tokens take so
+    many seconds, at the speed of a few steps of a fresh model, less a tenth, because `rows` are short; kept
+    in plan.json. ValueError where there is no time for a token."""
+    path, rate = Path(config.out_dir) / "plan.json", 0.0
     if not path.exists():
-        if seconds <= 0:
-            return 0
-        for n in (4, 25):                              # the first steps prepare kernels and memory
+        for n in (4, 25) if seconds > 0 else ():       # the first steps prepare kernels and memory
             model, start = new_model(config.n_layer, config.n_embd, tokenizer, config), time.perf_counter()
             *_, seen = fit("measuring", model, DataMix([rows], [1.0]), n * config.step_tokens, config)
-        rate = 0.9 * seen / (time.perf_counter() - start)
-        write_json(path, {"tokens": int(seconds * rate)})
+            rate = 0.9 * seen / (time.perf_counter() - start)
+        tokens = (int(seconds * rate) - arm_tokens) // students
+        if tokens < 1:
+            raise ValueError(f"--minutes={config.minutes}: all but the training takes longer; try more")
+        write_json(path, {"student_tokens": tokens})
         machine.barrier()
-    return read_json(path, "remove it, and it is planned anew")["tokens"]
+    return read_json(path, "remove it, and it is planned anew")["student_tokens"]
 
 
 def main(arguments=None):
@@ -371,14 +373,14 @@ def main(arguments=None):
             rows = text.training if own else documents.reading_mix(100_000, config, tokenizer, "speed")[0][-1]
             students, later = math.ceil(len(names[:2]) / workers), math.ceil(len(arms) / workers)
             spent = time.perf_counter() - begin + (0 if own else 15) + 30 * (students + later)  # start, tests
-            tokens = planned_tokens(config, tokenizer, rows, 60 * config.minutes - spent)
-            config.student_tokens = (tokens - later * int(cache.lengths.sum() if cache else 0)) // students
-            if config.student_tokens < 1:
-                raise ValueError(f"--minutes={config.minutes}: all but the training takes longer; try more")
+            arm_tokens = later * int(cache.lengths.sum()) if cache else 0
+            torch.set_num_threads(threads if own else threads // workers)                  # as in training
+            config.student_tokens = planned_tokens(config, tokenizer, rows, 60 * config.minutes - spent,
+                                                   students, arm_tokens)
         print(f"{device}, {dtype or 'float32'}, {threads} threads, vocabulary {tokenizer.n_vocab}, "
               f"{config.student_tokens:,} tokens a student{'' if arms else ', no arms'}", flush=True)
         if tokenizer.n_vocab < config.n_vocab and not (own and config.init_from):
-            print(f"--n_vocab={config.n_vocab}: there were no more pairs to merge")
+            print(f"a vocabulary of less than {config.n_vocab}: the text has no more pairs to merge")
         if not own and config.student_tokens < READS_FROM:
             print(f"a student of fewer than {READS_FROM:,} tokens answers hardly any question", flush=True)
         students = {"plain": read_plainly(config, text)} if own else train_students(names, config, workers)

@@ -114,7 +114,7 @@ def main(arguments=None):
         limit -= len(text[-1])
         cut += sum(not END.search(line) for line in text[-1][:-1])
     if cut:
-        say(f"sentences without an end within {MAX_SENTENCE} characters, asked about in pieces: {cut:,}")
+        say(f"cuts between words, in sentences of more than {MAX_SENTENCE} characters: {cut:,}")
     jobs = list(dict.fromkeys((behaviour, line) for lines in text for line in lines for behaviour in FIELDS))
     if options.dry_run:
         say(f"{len(jobs):,} requests to {options.url}; nothing is sent. The first of each behaviour:")
@@ -129,6 +129,9 @@ def main(arguments=None):
             return request("ner", next(iter(EXAMPLES)), len(replies), options)
         return outcome(*job, replies, options)[3]
     path = options.out.with_suffix(".replies.jsonl")
+    if options.out.exists() and not path.exists():
+        raise ValueError(f"{options.out}: no {path.name} beside it, so this command did not write it; use "
+                         "another --out")
     path.parent.mkdir(parents=True, exist_ok=True)
     replies = read_replies(path)
     known, total, todo = len(replies), sum(map(len, text)), list(filter(next_request, jobs))

@@ -81,14 +81,14 @@ def secret_key():
 
 class Answers(urllib.request.HTTPErrorProcessor):
     def https_response(self, request, response):
-        """Each as it comes. A redirect is not followed: the key would go where the user did not send it."""
+        """Returns an error too. Follows no redirect: the key would go where the user did not send it."""
         return response
     http_response = https_response
 
 
 class Proxies(urllib.request.ProxyHandler):
     def proxy_open(self, request, *more):
-        """Those of the environment, but for a server on this machine."""
+        """Uses the proxies of the environment, but none for a server on this machine."""
         if not re.match(r"(localhost|127\.[\d.]+|0\.0\.0\.0|\[::1\])(:|$)", request.host):
             return super().proxy_open(request, *more)
 
@@ -98,7 +98,7 @@ OPENER = urllib.request.build_opener(Answers, Proxies)
 
 def completion(text):
     """A chat completion, or the events of a stream (str) -> {"reply": str, "finish", "tokens": [in, out]};
-    the reply is the first of PARTS that may hold JSON, or that is not empty. ERRORS for another text."""
+    the reply is the first of PARTS that is not empty. ERRORS for another text."""
     said, finish, usage = dict.fromkeys(PARTS, ""), None, None
     streamed = re.findall(r"^data: *(\{.*)", text, re.MULTILINE)
     for chunk in map(json.loads, streamed or [text]):
@@ -113,7 +113,7 @@ def completion(text):
     if finish == "error" or not (finish or any(said.values())) or streamed and not finish:
         raise ValueError                                # also where a stream breaks off
     finish = "length" if str(finish).lower() in CUT else finish
-    name = min(PARTS, key=lambda name: ("{" not in said[name], not said[name].strip(), PARTS.index(name)))
+    name = next((name for name in PARTS if said[name].strip()), PARTS[0])
     if name == "refusal":
         finish = f"refusal: {said[name]:.80}"
     reply = f"<think>{said[name]}" if finish == "length" and name != PARTS[0] else said[name]
@@ -147,7 +147,7 @@ def post(body, options):
         text = f"-> {where} {text}"
     said = printable(" ".join(hide(text, options.secret).split())[:300])
     asked = response.headers.get("Retry-After", "")     # seconds; a date is ignored
-    in_vain = 300 <= status < 500 and status not in (408, 425, 429) or re.search("quota|billing", said)
+    in_vain = 300 <= status < 500 and status not in (408, 425, 429) or re.search("insufficient_quota|billing", said)
     wait = float(asked) if asked.isdecimal() else 0.0
     return None, f"{what}: {said}".rstrip(": "), None if in_vain else wait
 
@@ -203,7 +203,7 @@ def ask_all(jobs, next_request, replies, path, options):
                                          "OPENAI_API_KEY")
                     add(key, None, reply)
         except KeyboardInterrupt:
-            print(f"stopping: replies in flight are waited for, {options.timeout:g} s at most", file=sys.stderr)
+            print("stopping after the replies in flight", file=sys.stderr, flush=True)
             problem = KeyboardInterrupt("stopped; the same command goes on from there")
         except (ValueError, OSError) as error:
             problem = error

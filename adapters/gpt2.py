@@ -3,7 +3,7 @@
     model = GPT2.from_pretrained("gpt2-xl")                 # by name: huggingface_hub downloads it once
     model = GPT2.from_pretrained("folder", n_vocab=50258)   # config.json, model*.safetensors (or .bin)
     tokenizer = read_tokenizer("folder")                    # tokenizer.json and what lies beside it
-    python model.py export out/student out/hf               # a student of this layout, for transformers
+    python model.py export out_gpt2/plain out/hf            # a student of this layout, for transformers
 
 A field of config.json that asks for another architecture is refused, because only wrong logits would tell.
 """
@@ -147,16 +147,16 @@ def read_config(folder):
 
 
 def weights_in(found):
-    """The first dict in a nested one that holds a weight of GPT-2, {name: tensor}, under its name here."""
+    """The weights of GPT-2 in the first part of a nested dict that has some: list of (name, tensor)."""
     if isinstance(found, dict):
-        here = {PREFIX.sub("", name): tensor for name, tensor in found.items()
-                if isinstance(name, str) and PREFIX.match(name) and isinstance(tensor, torch.Tensor)}
-        return here or next(filter(None, map(weights_in, found.values())), {})
-    return {}
+        here = [(PREFIX.sub("", name), tensor) for name, tensor in found.items()
+                if isinstance(name, str) and PREFIX.match(name) and isinstance(tensor, torch.Tensor)]
+        return here or next(filter(None, map(weights_in, found.values())), [])
+    return []
 
 
 def read_tensors(path):
-    """A file of safetensors or of torch.save -> {name: tensor}, out of a training checkpoint if it is one."""
+    """A file of safetensors or of torch.save, also a training checkpoint -> list of (name, tensor)."""
     from safetensors.torch import load_file
     try:
         safe = path.suffix == ".safetensors"
@@ -174,12 +174,15 @@ def read_weights(folder):
         names = ", ".join(sorted(path.name for path in Path(folder).iterdir()))
         raise ValueError(f"no model.safetensors or pytorch_model.bin, whole or in parts, but {names:.80}")
     state = {}
-    for name, tensor in (pair for path in paths for pair in read_tensors(path).items()):
+    for name, tensor in (pair for path in paths for pair in read_tensors(path)):
         if re.search(r"\.attn\.(masked_)?bias$", name):            # not a parameter but the causal mask
             continue
         if not tensor.is_floating_point() or not tensor.isfinite().all():
             raise ValueError(f"{name}, {tensor.dtype}, is not all finite floating point numbers")
-        state[name if name == "lm_head.weight" else f"transformer.{name}"] = tensor
+        name = name if name == "lm_head.weight" else f"transformer.{name}"
+        if name in state:
+            raise ValueError(f"{name} is there twice; expected the weights of one model")
+        state[name] = tensor
     head, wte = state.pop("lm_head.weight", None), state.get("transformer.wte.weight")         # (V, C)
     if head is not None and (wte is None or torch.equal(head, wte)):
         wte = state["transformer.wte.weight"] = head
@@ -324,7 +327,7 @@ def export(model, tokenizer, folder):
 def main(arguments=None):
     """The command `model.py export`; ValueError as `export` and GPT.load raise."""
     parser = argparse.ArgumentParser(prog="model.py export", description="A student as transformers has it.")
-    parser.add_argument("checkpoint", help="a student of GPT-2's layout, such as out/student")
+    parser.add_argument("checkpoint", help="a student of GPT-2's layout, such as out_gpt2/plain")
     parser.add_argument("folder", help="the new folder, such as out/hf")
     options = parser.parse_args(arguments)
     model = GPT.load(options.checkpoint)

@@ -1,9 +1,9 @@
 """Reading at the command line: what a student reads in a text, or in lines that are typed or piped in.
 
-    python brd.py read out/distilled "Anna took a train to Oslo."
-    python brd.py read out/distilled "Anna took a train to Oslo." --ask "Where did Anna go?"
-    python brd.py read out/distilled --json < sentences.txt          # a line of JSON for each sentence
-    python brd.py read out/distilled                                 # a prompt; it takes questions as well
+    python brd.py read out/brd "Anna took a train to Oslo."
+    python brd.py read out/brd "Anna took a train to Oslo." --ask "Where did Anna go?"
+    python brd.py read out/brd --json < sentences.txt          # a line of JSON for each sentence
+    python brd.py read out/brd                                 # a prompt; it takes questions as well
 
     [Anna|person] took a train to [Oslo|place].
         Where did Anna go? Oslo                                      # its own questions, and its answers
@@ -57,7 +57,7 @@ def doubts(tokenizer, text, records):
 def main(arguments=None):
     """The command brd.py read; ValueError for a folder without a student, and where there is no text."""
     parser = argparse.ArgumentParser(prog="brd.py read", description="A student reads a text.")
-    parser.add_argument("folder", help="a trained student, for example out/distilled")
+    parser.add_argument("folder", help="a trained student, for example out/brd")
     parser.add_argument("text", nargs="*", help="the text, in quotes; none: lines that are typed or piped in")
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--ask", metavar="QUESTION", help="the answer to this question is printed instead")

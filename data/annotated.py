@@ -75,7 +75,9 @@ def marked(sentence, entities):
     types, parts, end = {entity["text"]: entity["type"] for entity in entities}, [], 0
     lengths = sorted(set(map(len, types)), reverse=True)
     for start in [word.start() for word in re.finditer(r"(?<!\w)\S", sentence)]:
-        texts = (sentence[start:start + n] for n in lengths if start >= end)
+        if start < end:                     # inside the entity before
+            continue
+        texts = (sentence[start:start + n] for n in lengths)
         if text := next((t for t in texts if t in types and not WORD.match(sentence, start + len(t))), ""):
             parts += [sentence[end:start], f"[{text}|{types[text]}]"]
             end = start + len(text)

@@ -60,7 +60,7 @@ class Options:
         return {name: value for name, value in vars(self).items() if name not in self.PLACE}
 
     def refuse(self, idle, why, names):
-        """ValueError where idle is true and an option of `names`, a str, is given: it has no effect."""
+        """ValueError where idle is true and an option of `names`, a str, has another value than its default."""
         given = [name for name in names.split() if getattr(self, name) != getattr(type(self), name)]
         if idle and given:
             raise ValueError(f"--{given[0]}={getattr(self, given[0])} has no effect {why}; leave it out")
@@ -89,13 +89,13 @@ def parse_options(config_class, arguments, doc):
     if unknown:
         name = unknown[0].strip("-").split("=")[0].replace("-", "_")
         near = difflib.get_close_matches(ELSEWHERE.get(name, name), vars(options), 1, 0.7)
-        known = f", perhaps as --{near[0]}" if near else ""
-        raise ValueError(f"unrecognized arguments: {' '.join(unknown)}; --help explains every option{known}")
+        known = f"did you mean --{near[0]}? " if near else ""
+        raise ValueError(f"unrecognized arguments: {' '.join(unknown)}; {known}--help explains every option")
     return config_class(**vars(options))
 
 
 def check_range(name, value, above=None, most=None, why=""):
-    """Raises ValueError unless 0 <= value, or above < value, and value <= most; NaN and infinity never fit.
+    """Raises ValueError unless above < value (None: 0 <= value) and value <= most; NaN and infinity never fit.
     most None: what an int64 holds, or a float32 beside other numbers; why: the reason for most."""
     if most is None:
         most, why = (2 ** 63 - 1, "64 bits") if isinstance(value, int) else (10 ** 6, "float32")

@@ -223,7 +223,8 @@ def run_inputs(config, tasks, teacher):
     Drops arms that have no cache. ValueError for an option that has no effect on what is read."""
     annotated, own = is_annotated(config.corpus), is_own(config.corpus)
     if own or annotated and not config.cache:
-        config.refuse(config.arms, "without a --cache made with this corpus", "arms")
+        if config.arms:
+            config.refuse(True, "without annotations" if own else "without a --cache of this corpus", "arms")
         config.arms = ""
     config.refuse(not own, "without a text of your own", "tokenizer")
     config.refuse(not annotated, "without annotations as --corpus", "corpus_share")
@@ -237,14 +238,14 @@ def run_inputs(config, tasks, teacher):
     inputs = {}
     if config.init_from:
         if not (Path(config.init_from) / "model.pt").exists():
-            raise ValueError(f"--init_from={config.init_from}: no model.pt there; expected a student, as out/plain")
+            raise ValueError(f"--init_from={config.init_from}: no model.pt there; expected a student, such as out/plain")
         inputs["start hash"] = hash_of(Path(config.init_from) / "model.pt")
     if own:
         return inputs | importlib.import_module("data.own_text").text_hash(config)
     inputs["task files"] = hash_of(*tasks)
     if config.corpus.endswith(".jsonl"):
         inputs["text hash"] = hash_of(Path(config.corpus))
-    if config.arms:
+    if config.cache or not annotated:
         inputs["cache hash"] = cache_hash(config.cache or teacher, config.p)
     return inputs
 

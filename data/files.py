@@ -81,7 +81,7 @@ def read_json(path, remedy):
         value = json.loads(text)                                # a foreign file fails in many ways
         if value.pop("sha256") == digest(value):
             return value
-    raise ValueError(f"{path}: not JSON as it was written, its checksum is missing or wrong; {remedy}")
+    raise ValueError(f"{path}: damaged or edited, its checksum does not fit; {remedy}")
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ BLOCK = 1 << 20              # characters that are read, cut and encoded at a ti
 SAMPLE = 8_000_000           # characters that a tokenizer is trained on
 HELD_OUT = 2_000_000         # characters held out at most: scoring more would take longer than training
 LINE_END = re.compile("\r\n|[\r\v\f\x1c-\x1e\x85\u2028\u2029]")      # those that are not "\n"
-NO_TEXT = {                  # how files begin that are taken for text
+NO_TEXT = {                  # first bytes of files that people mistake for text
     "a PDF": rb"%PDF", "an RTF document": rb"{\\rtf", "UTF-16": rb"\xff\xfe|\xfe\xff",
     "a Parquet table": rb"PAR1[^ -~\s]",
     "an image": rb"\x89PNG|\xff\xd8\xff|GIF8[79]a|II\*\0|MM\0\*|RIFF.{4}WEBP",
@@ -139,7 +139,7 @@ def blocks(path, size=BLOCK):
             except UnicodeDecodeError as error:
                 byte = f"byte 0x{error.object[error.start]:02x}"
                 raise ValueError(f"not UTF-8 ({error.reason}, {byte}); if it is Latin-1: "
-                                 f"iconv -f LATIN1 -t UTF-8 {file.name} > new.txt") from None
+                                 f"iconv -f LATIN1 -t UTF-8 {file} > new.txt") from None
     if is_blank:
         raise ValueError(f"{path}: empty; expected text")
     yield rest

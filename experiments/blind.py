@@ -138,7 +138,7 @@ def main(arguments=None):
     """The command `brd.py test`; ValueError or OSError for what the user can mend."""
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="brd.py test", description=__doc__, formatter_class=layout)
-    parser.add_argument("folder", help="a trained student, for example out/distilled")
+    parser.add_argument("folder", help="a trained student, for example out/brd")
     parser.add_argument("files", nargs="+", help="task files, or folders of BIG-bench subtasks")
     parser.add_argument("--fewshot", type=int, default=0, help="solved examples before each question [0]")
     parser.add_argument("--setting", choices=("blind", "relaxed", "supervised"), default="blind",

@@ -278,7 +278,7 @@ def test_a_sentence_without_an_end_is_told_before_it_is_sent(tmp_path, capsys):
     (tmp_path / "my.txt").write_text("Ann left.[1] She said " + "no, no " * 99 + "\n\nNo end", encoding="utf-8")
     annotate.main(command(tmp_path, "http://localhost:1/v1", "--dry_run"))
     first, second, *_ = capsys.readouterr().out.splitlines()
-    assert first.endswith("within 500 characters, asked about in pieces: 1") and second.startswith("8 requests")
+    assert first.endswith("in sentences of more than 500 characters: 1") and second.startswith("8 requests")
 
 
 def test_a_sentence_is_asked_about_once_without_control_characters(tmp_path, run):
@@ -323,7 +323,7 @@ def test_a_completion_is_read_in_every_shape():
             ({"content": "a b"}, "a b"), ({"content": parts}, "a b"), ({"content": parts[:1]}, ""),
             ({"content": None, "reasoning_content": "a b"}, "a b"), ({"content": "", "reasoning": "a b"}, "a b"),
             ({"content": [{"type": "output_text", "text": "a b"}]}, "a b"), ({"content": "", "thinking": "a"}, "a"),
-            ({"content": "a b", "reasoning": "c"}, "a b"), ({"content": "Done.", "reasoning": "{}"}, "{}")):
+            ({"content": "a b", "reasoning": "c"}, "a b"), ({"content": "Done.", "reasoning": "{}"}, "Done.")):
         assert endpoint.completion(chat(message)) == {"reply": reply, "finish": "stop", "tokens": [500, 50]}
     refused = endpoint.completion(chat({"content": None, "refusal": "I cannot."}))
     assert refused["finish"] == "refusal: I cannot."
@@ -436,6 +436,14 @@ def test_a_run_that_brings_nothing_fails(tmp_path, run, capsys):
             annotate.main(command(tmp_path, server.url))
         assert str(caught.value).endswith(f"annotated, so {tmp_path / 'a.jsonl'} is not written")
         assert server.asked.total() == asked and not (tmp_path / "a.jsonl").exists()
+
+
+def test_a_file_that_another_hand_wrote_is_kept(tmp_path):
+    write_text(tmp_path, 1)
+    (tmp_path / "a.jsonl").write_text("mine", encoding="utf-8")
+    with teacher(perfect) as server, pytest.raises(ValueError, match="no a.replies.jsonl beside it.* another --out"):
+        annotate.main(command(tmp_path, server.url))
+    assert not server.asked and (tmp_path / "a.jsonl").read_text(encoding="utf-8") == "mine"
 
 
 def test_the_key_is_sent_and_nowhere_else(tmp_path, capsys):

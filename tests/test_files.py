@@ -160,7 +160,7 @@ def test_what_no_run_or_another_run_has_written_is_left_alone(tmp_path):
     shutil.copy(two / "stages" / "a.json", one / "stages" / "a.json")
     refused("a.json: of another run; remove it, and the stage is done again", open_run, one, {"p": 1}, NAMES)
     write_text(one / "stages" / "a.json", "{")
-    refused("a.json: not JSON .*; remove it", open_run, one, {"p": 1}, NAMES)
+    refused("a.json: damaged or edited.*; remove it", open_run, one, {"p": 1}, NAMES)
 
 
 @forks

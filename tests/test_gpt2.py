@@ -212,8 +212,9 @@ def test_another_architecture_is_refused_by_name(changes, said, hf, tmp_path):
 @pytest.mark.parametrize("change, said", [
     ({"lm_head.weight": torch.zeros(264, 12)}, "lm_head.weight; found (259, 12) and (264, 12)"),
     ({"transformer.h.1.ln_2.bias": None}, "h.1.ln_2.bias"),
+    ({"ref.transformer.h.1.ln_2.bias": torch.zeros(12)}, "h.1.ln_2.bias is there twice"),
     ({"transformer.h.0.ln_1.weight": torch.zeros(12, dtype=torch.int8)}, "torch.int8"),
-    ({"transformer.h.0.ln_1.weight": torch.full((12,), math.nan)}, "finite")], ids=range(4))
+    ({"transformer.h.0.ln_1.weight": torch.full((12,), math.nan)}, "finite")], ids=range(5))
 def test_damaged_weights_are_refused_in_one_line(change, said, hf, tmp_path):
     published(hf).save_pretrained(tmp_path)
     from safetensors.torch import load_file, save_file

@@ -50,7 +50,7 @@ def test_options_are_read_in_both_spellings_and_with_their_types():
 
 
 @pytest.mark.parametrize("option, words", [
-    ("--learning_rat=1", "unrecognized arguments: --learning_rat=1; --help explains every option"),
+    ("--learning_rat=1", "arguments: --learning_rat=1; did you mean --learning_rate? --help explains every option"),
     ("--learning-rate=0.1", "--learning-rate=0.1"), ("stray", "stray"),
     ("--p=1.5", "--p=1.5, but expected more than 0 and at most 1"), ("--p=0", "p=0.0"), ("--p=nan", "p=nan"),
     ("--leak=inf", "leak=inf"), ("--minutes=nan", "minutes=nan"), ("--clip=inf", "clip=inf"),
@@ -66,8 +66,9 @@ def test_options_are_read_in_both_spellings_and_with_their_types():
     ("--n_layer=99999999", "a model of 8.1e+13 bytes, but this machine has"),
     ("--n_embd=8000000", "bytes"), ("--block_size=80000000", "bytes"), ("--threads=99999999", "(8 a core)"),
     ("--test_paragraphs=99999999", "(memory)"), ("--start_tokens=99999999999", "(memory)"),
-    ("--block_size=150016", "bytes"), ("--students=brd", "perhaps as --arms"), ("--step_tokens=99999999", "(memory)"), ("--lr=1", "--lr=1; --help explains every option, perhaps as "
-     "--learning_rate"), ("--batch_size=8", "perhaps as --step_tokens"), ("--seeds=1", "perhaps as --seed")])
+    ("--block_size=150016", "bytes"), ("--step_tokens=99999999", "(memory)"),
+    ("--lr=1", "--lr=1; did you mean --learning_rate?"), ("--batch_size=8", "did you mean --step_tokens?"),
+    ("--students=brd", "did you mean --arms?"), ("--seeds=1", "did you mean --seed?")])
 def test_bad_options_are_named_in_one_line(option, words):
     with pytest.raises(ValueError, match=re.escape(words)) as refused:
         parse([option])
@@ -79,7 +80,7 @@ def test_bad_options_are_named_in_one_line(option, words):
     ("--corpus_share=0.5", "without annotations"), ("--minutes=3 --student_tokens=9", "beside --minutes"),
     ("--arms= --p=0.8", "without arms"), ("--arms= --cache=x", "--cache=x has"),
     ("--arms=kd --alpha=3", "--alpha=3.0 has no effect without td and td0"),
-    ("--corpus=primer --arms=kd", "--arms=kd has no effect without a --cache made with this corpus"),
+    ("--corpus=primer --arms=kd", "--arms=kd has no effect without a --cache of this corpus"),
     ("--arms=gold,seqkd --leak=3", "--leak=3.0 has no effect without kd, td, td0 and improve"),
     ("--text_weight=0", "plain text alone would teach nothing"), ("--init_from=x", "--init_from=x: no model.pt"),
     ("--corpus=my.txt --arms=kd", "--arms=kd"), ("--corpus=my.txt --text_weight=0", "--text_weight=0.0 has no"),
@@ -419,6 +420,11 @@ def test_arms_may_be_added_to_a_finished_run(trained, tmp_path, monkeypatch, cap
     assert read_json(out / "results.json", "") == read_json(trained / "results.json", "")
 
 
+def test_a_run_without_arms_takes_some_later():
+    without, some = (train.documents.run_inputs(Config(arms=arms), [], train.TEACHER) for arms in ("", "kd"))
+    assert without == some and "cache hash" in some
+
+
 def test_redo_throws_away_all_that_a_run_made(trained, tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
@@ -460,10 +466,11 @@ def test_minutes_plan_the_tokens_once(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "fit", fit)
     monkeypatch.setattr(train, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     config, tokenizer = config_of(step_tokens=1000, out_dir=str(tmp_path)), SimpleNamespace(n_vocab=N_VOCAB)
-    for seconds in (250, 1000):
-        assert train.planned_tokens(config, tokenizer, None, seconds) == 250 * 900
-    assert train.planned_tokens(config, tokenizer, None, -1) == 250 * 900           # it goes on
-    assert train.planned_tokens(config_of(out_dir=str(tmp_path / "new")), tokenizer, None, -1) == 0
+    for seconds, students in (250, 1), (1000, 1), (-1, 2):                          # it goes on
+        assert train.planned_tokens(config, tokenizer, None, seconds, students, 25_000) == 250 * 900 - 25_000
+    other = config_of(out_dir=str(tmp_path / "new"), minutes=1.0)
+    with pytest.raises(ValueError, match="--minutes=1.0: all but the training takes longer; try more"):
+        train.planned_tokens(other, tokenizer, None, -1, 1, 0)
     assert names == ["measuring"] * 2
 
 
@@ -477,16 +484,13 @@ def test_minutes_pay_for_all(place, tmp_path, monkeypatch, threads, arms, studen
     def stop(names, config, workers):
         given.append(config.student_tokens)
         raise KeyboardInterrupt
-    monkeypatch.setattr(train, "planned_tokens", lambda *arguments: given.append(arguments[-1]) or 90_000)
+    monkeypatch.setattr(train, "planned_tokens", lambda *arguments: given.append(arguments[-3:]) or 90_000)
     monkeypatch.setattr(train, "train_students", stop)
     monkeypatch.setattr(train, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     with pytest.raises(KeyboardInterrupt):
         train.main([*options, "--minutes=10", f"--out_dir={tmp_path / 'a'}"])
     arm_tokens = int(open_cache(place / "teacher", TOKENIZER())[0].lengths.sum())
-    assert given == [600 - 15 - 30 * (students + later), (90_000 - later * arm_tokens) // students]
-    monkeypatch.setattr(train, "planned_tokens", lambda *arguments: later * arm_tokens)
-    with pytest.raises(ValueError, match="--minutes=1.0: all but the training takes longer; try more"):
-        train.main([*options, "--minutes=1", f"--out_dir={tmp_path / 'b'}"])
+    assert given == [(600 - 15 - 30 * (students + later), students, later * arm_tokens), 90_000]
 
 
 @pytest.mark.parametrize("arm", train.ARMS)
