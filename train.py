@@ -69,7 +69,7 @@ class Config(Options):
     block_size: int = 384            # longest row in tokens
     tokenizer: str = "bpe"           # "bpe": trained on the text; own text also takes gpt2 and others
     n_vocab: int = 1024              # ids of a trained tokenizer, at most
-    init_from: str = ""              # folder of a student that this run goes on from; own text: its tokenizer
+    init_from: str = ""              # folder of a student to go on from, with its sizes and tokenizer
     # learning
     step_tokens: int = 1024          # positions in a batch
     accumulate: int = 1              # batches added up for a step
@@ -83,14 +83,13 @@ class Config(Options):
     plain_share: float = 0.1         # part of a reading student's tokens that is plain text (D_ORI)
     ner_share: float = 0.1           # part that is text with entities (D_NER); the rest is questions (D_QRA)
     # the arms: what goes on from `brd`
-    arms: str = ",".join(ARMS)       # which, separated by commas (data/report.py); "": none
+    arms: str = ",".join(ARMS)       # some of these, see data/report.py; "": none
     arm_rate: float = 0.003          # learning rate of the arms; their answers weigh 1
     p: float = 0.95                  # mass of the teacher's sets A_p
     leak: float = 1.0                # weight of the loss on the student's probability outside the sets
     alpha: float = 10.0              # "td": the TD residual costs its square / (4 alpha)
     gamma: float = 0.99              # "td", and the tests of all: discount of the value of what follows
-    # the machine
-    device: str = "auto"             # auto, cpu, cuda, mps
+    device: str = "auto"             # auto, cpu, cuda or mps
     threads: int = 0                 # CPU threads; 0: as many as there are cores
 
     PLACE = (*Options.PLACE, "arms")            # more arms may be added to a run
@@ -109,8 +108,7 @@ class Config(Options):
             raise ValueError("plain_share + ner_share leave no D_QRA; expected less than 1")
         if self.block_size % LENGTH_STEP:
             raise ValueError(f"--block_size={self.block_size}, but expected a multiple of {LENGTH_STEP}")
-        sizes = self.n_vocab, self.block_size, self.n_layer, self.n_head, self.n_embd
-        machine.check_weights(GPTConfig(*sizes))
+        machine.check_weights(GPTConfig(self.n_vocab, self.block_size, self.n_layer, self.n_head, self.n_embd))
 
 
 # --- one training loop for every objective ----------------------------------------------------------------
@@ -202,18 +200,14 @@ def fit(name, model, mix, tokens, config, folder=None, look=None, loss=loss_term
 
 
 def new_model(n_layer, n_embd, tokenizer, config):
-    """A model on the run's device, of config.init_from, or with random weights drawn by config.seed."""
-    kind = GPT if config.layout == "modern" else importlib.import_module("adapters.gpt2").GPT2
-    shape = kind.config_class(tokenizer.n_vocab, config.block_size, n_layer, config.n_head, n_embd)
+    """The student config.init_from, or a model with random weights by config.seed, on the run's device."""
+    device, _ = pick_device(config.device)
     torch.manual_seed(config.seed)
-    folder = config.init_from
-    model = GPT.load(folder) if folder else kind(shape)
-    if folder:
-        theirs = {"layout": model.layout, **vars(model.config), "tokenizer": Tokenizer.load(folder).hash}
-        for name, value in {"layout": kind.layout, **vars(shape), "tokenizer": tokenizer.hash}.items():
-            if theirs[name] != value:
-                raise ValueError(f"--init_from={folder}: {name} is {theirs[name]}, but {value} in this run")
-    return model.to(pick_device(config.device)[0])
+    if config.init_from:
+        return GPT.load(config.init_from, device)
+    kind = GPT if config.layout == "modern" else importlib.import_module("adapters.gpt2").GPT2
+    sizes = tokenizer.n_vocab, config.block_size, n_layer, config.n_head, n_embd
+    return kind(kind.config_class(*sizes)).to(device)
 
 
 def finished_model(name, config):
@@ -348,6 +342,14 @@ def planned_tokens(config, tokenizer, rows, seconds, students, arm_tokens):
     return read_json(path, "remove it, and it is planned anew")["student_tokens"]
 
 
+def started_from(config):
+    """The options with the layout and the sizes of the student config.init_from; ValueError without one."""
+    config.refuse(True, "beside --init_from", "layout n_layer n_head n_embd block_size tokenizer n_vocab")
+    model = GPT.load(config.init_from)
+    sizes = {name: getattr(model.config, name) for name in "n_layer n_head n_embd block_size n_vocab".split()}
+    return replace(config, layout=model.layout, **sizes)
+
+
 def main(arguments=None):
     """A run from options to report; ValueError or OSError, in one line, for a mistake of the user."""
     begin, config = time.perf_counter(), parse_options(Config, arguments, __doc__.split("\n\nStages")[0])
@@ -356,6 +358,8 @@ def main(arguments=None):
     machine.start_processes(device)
     out, shown_out, threads = Path(config.out_dir), printable(config.out_dir), torch.get_num_threads()
     workers = min(threads, 5) if device.type == "cpu" and machine.size() == 1 else 1    # students at a time
+    if config.init_from:
+        config = started_from(config)
     inputs, own = documents.run_inputs(config, TASKS, TEACHER), documents.is_own(config.corpus)
     with files.folder_lock(out):
         files.open_run(out, config.decisive() | inputs, FILES, config.redo)
@@ -377,10 +381,9 @@ def main(arguments=None):
             torch.set_num_threads(threads if own else threads // workers)                  # as in training
             config.student_tokens = planned_tokens(config, tokenizer, rows, 60 * config.minutes - spent,
                                                    students, arm_tokens)
-        print(f"{device}, {dtype or 'float32'}, {threads} threads, vocabulary {tokenizer.n_vocab}, "
+        print(f"{device}, {dtype or 'float32'}, {threads} threads, "
+              f"vocabulary {tokenizer.n_vocab} of at most {config.n_vocab}, "
               f"{config.student_tokens:,} tokens a student{'' if arms else ', no arms'}", flush=True)
-        if tokenizer.n_vocab < config.n_vocab and not (own and config.init_from):
-            print(f"a vocabulary of less than {config.n_vocab}: the text has no more pairs to merge")
         if not own and config.student_tokens < READS_FROM:
             print(f"a student of fewer than {READS_FROM:,} tokens answers hardly any question", flush=True)
         students = {"plain": read_plainly(config, text)} if own else train_students(names, config, workers)
@@ -389,9 +392,8 @@ def main(arguments=None):
                    "teacher": cache and cache.header["teacher"], "torch": torch.__version__}
         write_json(out / "results.json", results)
         save_finished(out, "results", out / "results.json")
-    seconds = time.perf_counter() - begin
-    print(f"\n{report(results)}\n\n{seconds:.0f} s in all; {shown_out}/results.json holds every figure\n"
-          f"In pictures: python -m experiments.report {shown_out}")
+    print(f"\n{report(results)}\n\n{time.perf_counter() - begin:.0f} s in all; {shown_out}/results.json "
+          f"holds every figure\nIn pictures: python -m experiments.report {shown_out}")
 
 
 if __name__ == "__main__":

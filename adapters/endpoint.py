@@ -147,7 +147,8 @@ def post(body, options):
         text = f"-> {where} {text}"
     said = printable(" ".join(hide(text, options.secret).split())[:300])
     asked = response.headers.get("Retry-After", "")     # seconds; a date is ignored
-    in_vain = 300 <= status < 500 and status not in (408, 425, 429) or re.search("insufficient_quota|billing", said)
+    unpaid = re.search("insufficient_quota|billing", said)
+    in_vain = unpaid or 300 <= status < 500 and status not in (408, 425, 429)
     wait = float(asked) if asked.isdecimal() else 0.0
     return None, f"{what}: {said}".rstrip(": "), None if in_vain else wait
 

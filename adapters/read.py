@@ -48,7 +48,7 @@ def doubts(tokenizer, text, records):
     """Why a reading may be worth nothing, in one line; "" where there is no doubt."""
     found = []
     if not any(record["entities"] or record["questions"] for record in records):
-        found.append("no entity or question found: plain text alone does not teach to read, try out/brd")
+        found.append("no entity or question found; a student of plain text alone finds none")
     if len(tokenizer.encode(text)) > STRANGE * len(text.split()):
         found.append("few of these words were learnt: see annotations.jsonl of the student's run")
     return "; ".join(found)
@@ -62,7 +62,7 @@ def main(arguments=None):
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--ask", metavar="QUESTION", help="the answer to this question is printed instead")
     kind.add_argument("--json", action="store_true", help="a line of JSON for each sentence")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     model, tokenizer = GPT.load(options.folder).eval(), Tokenizer.load(options.folder)
     at_prompt, records = not options.text and sys.stdin.isatty(), []
     if at_prompt:

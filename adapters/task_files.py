@@ -185,7 +185,9 @@ def load_tasks(path, fewshot=0, seed=0):
                 for file in files for task in load_tasks(file, fewshot, seed)]
     name = path.parent.resolve().name if path.name == "task.json" else path.stem
     with named(path):
-        if path.suffix in (".jsonl", ".tsv"):
+        if path.suffix not in (".json", ".jsonl", ".tsv"):
+            raise ValueError("expected a name in .json, .jsonl or .tsv")
+        if path.suffix != ".json":
             tasks = labelled_rows(path, fewshot, seed)
         else:
             task = load_json(text_bytes(path))

@@ -64,7 +64,7 @@ class TeacherCache:
         own = tokenizer_hash or made[0], n_vocab or made[1]
         if own != made:
             raise ValueError(f"{folder}: made with tokenizer {made[0]} of {made[1]} ids, but the student has "
-                             f"{own[0]} of {own[1]}; {AGAIN}")
+                             f"{own[0]} of {own[1]}; {AGAIN}, or train without arms")
         self.arrays = {name: self.open_array(name, **self.header["arrays"][name]) for name in ARRAYS}
         self.starts = np.asarray(self.arrays["documents"], dtype=np.int64)                 # (documents + 1,)
         self.lengths = np.diff(self.starts)

@@ -22,6 +22,8 @@ CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 ELSEWHERE = {"lr": "learning_rate", "batch_size": "step_tokens", "epochs": "student_tokens", "data": "corpus",
              "max_steps": "student_tokens", "students": "arms", "hidden_size": "n_embd", "num_layers": "n_layer",
              "num_heads": "n_head", "vocab_size": "n_vocab", "output": "out_dir", "overwrite": "redo"}
+EXTRAS = {"matplotlib": "plot", "transformers": "hf", "safetensors": "hf", "huggingface_hub": "hf",
+          "pytest": "test", "hypothesis": "test"}
 STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 tqdm.set_lock(threading.RLock())    # a process has a lock of its own, not a semaphore that all share
 
@@ -60,7 +62,7 @@ class Options:
         return {name: value for name, value in vars(self).items() if name not in self.PLACE}
 
     def refuse(self, idle, why, names):
-        """ValueError where idle is true and an option of `names`, a str, has another value than its default."""
+        """ValueError where idle is true and an option of `names`, a str, has not its default value."""
         given = [name for name in names.split() if getattr(self, name) != getattr(type(self), name)]
         if idle and given:
             raise ValueError(f"--{given[0]}={getattr(self, given[0])} has no effect {why}; leave it out")
@@ -95,7 +97,7 @@ def parse_options(config_class, arguments, doc):
 
 
 def check_range(name, value, above=None, most=None, why=""):
-    """Raises ValueError unless above < value (None: 0 <= value) and value <= most; NaN and infinity never fit.
+    """Raises ValueError unless above < value (None: 0 <= value) and value <= most; NaN, infinity never fit.
     most None: what an int64 holds, or a float32 beside other numbers; why: the reason for most."""
     if most is None:
         most, why = (2 ** 63 - 1, "64 bits") if isinstance(value, int) else (10 ** 6, "float32")
@@ -144,7 +146,9 @@ def run_command(main):
             print(str(stopped) or "stopped", file=sys.stderr, flush=True)
         sys.exit(130)
     except (ModuleNotFoundError, NotImplementedError, ValueError, OSError) as error:
-        missing = isinstance(error, ModuleNotFoundError)
-        hint = '; it comes with a copy of the repository and pip install -e ".[plot,hf,test]"' if missing else ""
+        hint = ""
+        if isinstance(error, ModuleNotFoundError):
+            extra = EXTRAS.get(error.name)
+            hint = f'; pip install -e ".[{extra}]" brings it' if extra else "; it is a part of the repository"
         print(f"error: {printable(str(error))}{hint}", file=sys.stderr)
         sys.exit(2)

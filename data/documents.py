@@ -219,7 +219,7 @@ def is_own(corpus):
 
 
 def run_inputs(config, tasks, teacher):
-    """Hashes of what a run of train.py reads: {name: hash}. tasks: files; teacher: the world's cache (folder).
+    """Hashes of what a run of train.py reads: {name: hash}. tasks: files; teacher: the world's cache (path).
     Drops arms that have no cache. ValueError for an option that has no effect on what is read."""
     annotated, own = is_annotated(config.corpus), is_own(config.corpus)
     if own or annotated and not config.cache:
@@ -237,8 +237,6 @@ def run_inputs(config, tasks, teacher):
         raise ValueError("--text_weight=0.0: plain text alone would teach nothing; expected more than 0")
     inputs = {}
     if config.init_from:
-        if not (Path(config.init_from) / "model.pt").exists():
-            raise ValueError(f"--init_from={config.init_from}: no model.pt there; expected a student, such as out/plain")
         inputs["start hash"] = hash_of(Path(config.init_from) / "model.pt")
     if own:
         return inputs | importlib.import_module("data.own_text").text_hash(config)
@@ -254,7 +252,9 @@ def run_tokenizer(config):
     """The tokenizer of a run, which is trained once and kept in its out_dir."""
     out = Path(config.out_dir)
     if not (out / "tokenizer.json").exists():
-        course_tokenizer(config.corpus, config.n_vocab).save(out)
+        tokenizer = (Tokenizer.load(config.init_from) if config.init_from
+                     else course_tokenizer(config.corpus, config.n_vocab))
+        tokenizer.save(out)
     barrier()
     return Tokenizer.load(out)
 

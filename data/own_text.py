@@ -115,7 +115,6 @@ def text_hash(config):
     config.refuse(True, "on a text that nobody annotated",
                   "start_tokens test_paragraphs answer_weight text_weight plain_share ner_share")
     config.refuse(config.tokenizer != "bpe", "beside --tokenizer", "n_vocab")
-    config.refuse(config.init_from, "beside --init_from", "tokenizer n_vocab")
     return {"text hash": hash_of(*text_files(config.corpus))}
 
 

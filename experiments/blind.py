@@ -163,7 +163,10 @@ def main(arguments=None):
         for task in tasks:
             student, rest = learn(task) if learn else (model, task)
             results.append({"file": path, **eval_task(student, tokenizer, rest)})
-            print_line(task["name"], results[-1])
+            name = task["name"]
+            if [one["name"] for _, others in loaded for one in others].count(name) > 1:
+                name = path                                         # dev of boolq/dev.jsonl and SST-2/dev.tsv
+            print_line(name, results[-1])
         tested, means = tested + results, means + [mean_of(results)]
         if len(results) > 1:
             print_line(f"{Path(path).resolve().name}, mean of {len(results)}", means[-1])

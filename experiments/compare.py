@@ -149,7 +149,7 @@ def finished(path, names=KEY):
         runs = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         return {tuple(run[name] for name in names): run for run in runs}
     except (ValueError, LookupError, TypeError):
-        raise ValueError(f"{path}: these are no results; expected a results.jsonl as compare writes it") from None
+        raise ValueError(f"{path}: these are no results; expected what compare writes") from None
 
 
 def run_all(jobs, path, pool, what, run=run, names=KEY):

@@ -189,6 +189,8 @@ def loss_cells(name, results):
 
 def read_results(out):
     """The results of the run in a folder; ValueError where there are none."""
+    if not (out / "results.json").exists():
+        raise ValueError(f"{out}: no results.json, which python train.py writes at the end of a run")
     results = read_json(out / "results.json", "python train.py writes it at the end of a run")
     if not {"students", "config"} <= set(results):
         raise ValueError(f"{out / 'results.json'}: not the results of train.py")

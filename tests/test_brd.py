@@ -542,7 +542,7 @@ def test_a_reading_that_is_worth_nothing_is_told(tokenizer):
     text, strange = "Anna took a train to Oslo.", "Xylophones zigzag quizzically."
     assert read.doubts(tokenizer, text, read_well) == ""
     nothing = [{"text": text, "entities": [], "questions": []}]
-    assert read.doubts(tokenizer, text, nothing).startswith("no entity or question found: plain text alone")
+    assert read.doubts(tokenizer, text, nothing).startswith("no entity or question found; a student")
     assert read.doubts(tokenizer, strange, read_well).startswith("few of these words were learnt")
 
 

@@ -66,7 +66,7 @@ def test_paragraphs_keep_every_word(text):
 @pytest.mark.parametrize("content, words", [
     (b"", "empty"), (b"\xef\xbb\xbf \r\n", "empty"), (b"Two. " * 900 + b"\0", "NUL"),
     (None, "no such file or folder"),
-    (b"One.\n\n" * 500 + b"caf\xe9", "byte 0xe9.*iconv -f LATIN1 -t UTF-8 bad"), (b"cut \xc3", "byte 0xc3"),
+    (b"One.\n\n" * 500 + b"caf\xe9", "byte 0xe9.*iconv -f LATIN1 -t UTF-8 .*bad"), (b"cut \xc3", "byte 0xc3"),
     ("text".encode("utf-16"), "not UTF-8 text but UTF-16; convert"), (b"%PDF-1.4 in ASCII", "but a PDF; conv"),
     (b"\x89PNG\r\n\x1a\n\0", "but an image"), (gzip.compress(b"text", mtime=0), "but an archive or an office"),
     (b"%-257s" % b"PK" + b"ustar\0", "an archive"), (b"{\\rtf1 in ASCII}", "but an RTF document"),
@@ -150,18 +150,18 @@ def test_it_is_made_once_and_damage_is_named(tmp_path, small_blocks, monkeypatch
 def test_a_run_goes_on_from_a_student_with_its_tokenizer(tmp_path):
     write_text(tmp_path / "my.txt", TEXT)
     write_text(tmp_path / "new.txt", TEXT.replace("cat", "horse"))
-    options, start = [*OWN, "--n_vocab=1024"], tmp_path / "a" / "plain"
+    start, sized = tmp_path / "a" / "plain", ("--n_", "--block_size")       # sizes are those of the student
+    options = [option for option in OWN if not option.startswith(sized)] + [f"--init_from={start}"]
+    new = [*options, f"--corpus={tmp_path / 'new.txt'}", f"--out_dir={tmp_path / 'b'}"]
     train.main([*OWN, f"--corpus={tmp_path / 'my.txt'}", f"--out_dir={tmp_path / 'a'}"])
-    train.main([*options, f"--corpus={tmp_path / 'new.txt'}", f"--out_dir={tmp_path / 'b'}", f"--init_from={start}"])
+    for more in "--n_embd=32", "--n_vocab=280", "--layout=gpt2", "--tokenizer=gpt2":
+        with pytest.raises(ValueError, match=f"{more} has no effect beside --init_from; leave it out"):
+            train.main([*new, more])
+    train.main(new)
     one, two = (read_json(tmp_path / name / "results.json", "") for name in "ab")
     first, second = (results["students"]["plain"] for results in (one, two))
     assert one["tokenizer"] == two["tokenizer"] and second["tokens_seen"] > 1.9 * first["tokens_seen"]
-    assert second["losses"][0] < first["losses"][-1]
-    for more, words in ((["--n_embd=32"], "n_embd is 16, but 32 in this run"), (OWN[-2:], "n_vocab=280 has"),
-                        (["--redo", "--corpus=world", "--block_size=384"], "n_vocab is 280, but 1014")):
-        with pytest.raises((ValueError, OSError), match=words):
-            train.main([*options, f"--corpus={tmp_path / 'new.txt'}", f"--out_dir={tmp_path / 'c'}",
-                        f"--init_from={start}", *more])
+    assert second["losses"][0] < first["losses"][-1] and two["config"]["n_embd"] == one["config"]["n_embd"]
 
 
 def test_a_published_tokenizer_is_refused_clearly_without_a_network(tmp_path, monkeypatch):

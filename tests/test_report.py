@@ -191,7 +191,7 @@ def test_the_picture_has_words_and_shows_the_figures(made, tmp_path):
 
 
 @pytest.mark.parametrize("content, message", [
-    (None, "results.json"), ("{", "not JSON"), ({"students": {}}, "not the results of train.py")])
+    (None, "results.json"), ("{", "damaged or edited"), ({"students": {}}, "not the results of train.py")])
 def test_a_folder_without_results_is_refused(tmp_path, content, message):
     if isinstance(content, dict):
         write_json(tmp_path / "results.json", content)

@@ -82,7 +82,7 @@ def test_bad_options_are_named_in_one_line(option, words):
     ("--arms=kd --alpha=3", "--alpha=3.0 has no effect without td and td0"),
     ("--corpus=primer --arms=kd", "--arms=kd has no effect without a --cache of this corpus"),
     ("--arms=gold,seqkd --leak=3", "--leak=3.0 has no effect without kd, td, td0 and improve"),
-    ("--text_weight=0", "plain text alone would teach nothing"), ("--init_from=x", "--init_from=x: no model.pt"),
+    ("--text_weight=0", "plain text alone would teach nothing"), ("--init_from=x", "x: no model that GPT.save wrote"),
     ("--corpus=my.txt --arms=kd", "--arms=kd"), ("--corpus=my.txt --text_weight=0", "--text_weight=0.0 has no"),
     ("--corpus=my.txt --start_tokens=9", "on a text that nobody annotated"), ("--p=0.99", "hold 0.95; expected"),
     ("--corpus=my.txt --tokenizer=gpt2 --n_vocab=300", "beside --tokenizer")])
@@ -451,7 +451,7 @@ def test_an_annotated_corpus_is_read_beside_the_world(trained, tmp_path, capsys)
     assert not (results["config"]["arms"] or results["teacher"] or students["brd"]["beside_teacher"])
     shown = capsys.readouterr().out
     assert list(students) == ["plain", "brd"] and "reading text of the corpus" in shown
-    assert "vocabulary 400, 4,000 tokens a student, no arms" in shown
+    assert "vocabulary 400 of at most 400, 4,000 tokens a student, no arms" in shown
     assert "fewer than 300,000 tokens answers hardly any question" in shown
 
 
