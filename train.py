@@ -33,7 +33,7 @@ from data.cli import Options, check_range, parse_options, printable, progress, r
 from data.documents import ROLES, is_annotated, role_weights, run_tokenizer
 from data.figures import bits_per_byte, thinned
 from data.files import is_finished, read_json, save_finished, write_json
-from data.machine import pick_device
+from data.machine import check_weights, pick_device
 from data.optimizers import make_optimizers
 from data.report import ARMS, FILES, STUDENTS, report
 from data.task_files import load_task
@@ -108,7 +108,7 @@ class Config(Options):
             raise ValueError("plain_share + ner_share leave no D_QRA; expected less than 1")
         if self.block_size % LENGTH_STEP:
             raise ValueError(f"--block_size={self.block_size}, but expected a multiple of {LENGTH_STEP}")
-        machine.check_weights(GPTConfig(self.n_vocab, self.block_size, self.n_layer, self.n_head, self.n_embd))
+        check_weights(GPTConfig(self.n_vocab, self.block_size, self.n_layer, self.n_head, self.n_embd))
 
 
 # --- one training loop for every objective ----------------------------------------------------------------
