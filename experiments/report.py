@@ -198,13 +198,14 @@ def read_results(out):
 
 
 def side_by_side(folders):
-    """The students of several runs in the columns of one table -> text."""
-    students = {f"{folder}/{name}": s for folder in folders
-                for name, s in read_results(folder)["students"].items()}
+    """The students of several runs in the columns of one table, below it the arms of each run -> text."""
+    runs = {folder: read_results(folder)["students"] for folder in folders}
+    students = {f"{folder}/{name}": s for folder, run in runs.items() for name, s in run.items()}
     if any("sample" in s for s in students.values()):           # of a text of one's own
         bits = [(f"{s['bits_per_byte']:.3f}" if "sample" in s else "-") for s in students.values()]
         return layout([("", list(students)), ("bits per byte of its own text", bits)])
-    return layout([("", list(students)), *table(students)])
+    arms = [row for folder, run in runs.items() for row in ((str(folder), []), *arm_table(run))]
+    return layout([("", list(students)), *table(students), *arms])
 
 
 def write_page(out, png=None):

@@ -213,6 +213,8 @@ def test_two_runs_stand_side_by_side(tmp_path, capsys):
     found = [s["reading"]["single"]["entity_f1"] for s in world["students"].values()] * 2
     cells = [f"{entry['value']:.3f} ±{entry['se']:.3f}" for entry in found]
     assert all(cell in lines[3] for cell in cells) and "-" in next(line for line in lines if "nli" in line)
+    at = [lines.index(str(folder)) for folder in folders[:2]]
+    assert [line.startswith("brd, and") for line in lines[at[0]:]].count(True) == 2 and at[0] < at[1]
     report.main(list(map(str, folders[1:])))
     shown = capsys.readouterr().out
     assert "2.300" in shown and "reading" not in shown
