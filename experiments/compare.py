@@ -81,8 +81,6 @@ def start(job):
         torch.manual_seed(config.seed)
         model = GPT(replace(task.student, n_embd=job.embd))
         learn(f"start {job.seed}", model, job.size.start_tokens, config, OBJECTIVES["SFT"], task, folder)
-        model.save(folder)
-        (folder / "training.pt").unlink(missing_ok=True)
     return folder
 
 

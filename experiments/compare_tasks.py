@@ -92,8 +92,6 @@ def open_task(out, size):
         torch.manual_seed(1)
         teacher = GPT(GPTConfig(n_layer=4, n_embd=128, **SHAPE))
         learn("teacher", teacher, size.teacher_tokens, config, OBJECTIVES["SFT"], reading, out / "teacher")
-        teacher.save(out / "teacher")
-        (out / "teacher" / "training.pt").unlink(missing_ok=True)
         save_finished(out, "teacher", out / "teacher" / "model.pt")
     teacher = GPT.load(out / "teacher")
     if not (out / "answers.json").exists():

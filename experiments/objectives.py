@@ -56,7 +56,7 @@ def terms(model, source, documents, task, p=1.0):
 
 
 def learn(name, model, tokens, config, row, task, folder=None):
-    """train.fit with the source and the loss of a row, which returns the same."""
+    """train.fit with the source and the loss of a row, which returns the same; folder: keeps the model."""
     def loss(model, source, batch, *_):
         inputs = own_answers if row.source == "own" else partial(terms, p=row.p)
         return {"loss": row.loss(inputs(model, source, batch.documents, task))}
@@ -64,6 +64,9 @@ def learn(name, model, tokens, config, row, task, folder=None):
         td.add_heads(model, config.seed)
     mix, n = DataMix([task.sources[row.source]], [1.0]), 2 if row.plain else 1
     losses, curve, seen = train.fit(name, model, mix, tokens // n, config, folder, loss=loss)
+    if folder:
+        model.save(folder)
+        (folder / "training.pt").unlink(missing_ok=True)
     return losses, curve, n * seen
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 import td_distill as td
 from data.cache import MASKED
+from experiments.objectives import with_options
 
 
 class Row(NamedTuple):
@@ -90,17 +91,12 @@ def mc_head(s):
                   lambda u: F.binary_cross_entropy_with_logits(u, stay, reduction="none"))
 
 
-def member(loss, **options):
-    """A function of student, teacher and weights -> the loss of a row."""
-    return lambda s: loss(s.student, s.teacher, s.weights, **options)[0]
-
-
 ROWS = {
-    "KD": Row(member(td.topp_forward_kl), heads=False),             # the baseline of all
-    "KD leak 3": Row(member(td.topp_forward_kl, leak=3.0), heads=False),  # is a heavier leak enough?
-    "KD longer": Row(member(td.topp_forward_kl), heads=False, longer=4),  # are more steps enough?
-    "reverse KL": Row(member(td.reverse_kl), heads=False),          # may it leave out tokens?
-    "TD": Row(member(td.improve)),                                  # the arm `improve` of train.py
+    "KD": Row(with_options(td.topp_forward_kl), heads=False),  # the baseline of all
+    "KD leak 3": Row(with_options(td.topp_forward_kl, leak=3.0), heads=False),  # is a heavier leak enough?
+    "KD longer": Row(with_options(td.topp_forward_kl), heads=False, longer=4),  # are more steps enough?
+    "reverse KL": Row(with_options(td.reverse_kl), heads=False),  # may it leave out tokens?
+    "TD": Row(with_options(td.improve)),  # the arm `improve` of train.py
     "MC weight": Row(mc_weight, heads=False),                       # returns without a head
     "MC head": Row(mc_head),                                        # a head without bootstrap
     "TD(0)": Row(one_step),                                         # one step in place of long returns
@@ -109,9 +105,9 @@ ROWS = {
     "beta -1": Row(partial(tree, beta=-1.0)),                       # the wrong way
     "shuffled": Row(partial(tree, change=shuffled)),                # the U of other places
     "by class": Row(partial(tree, change=by_class)),                # no state
-    "stop-gradient": Row(member(td.improve), stop=True),            # must U shape the trunk?
-    "residual": Row(member(td.bellman_distill, alpha=1.0, leak=1.0, expected=True)),
-    "stay": Row(member(td.stay)),
-    "stay v=0": Row(member(td.stay), heads=False),                  # V(s) = -leak
-    "soft Q v=0": Row(member(td.soft_q), heads=False),
+    "stop-gradient": Row(with_options(td.improve), stop=True),  # must U shape the trunk?
+    "residual": Row(with_options(td.bellman_distill, alpha=1.0, leak=1.0, expected=True)),
+    "stay": Row(with_options(td.stay)),
+    "stay v=0": Row(with_options(td.stay), heads=False),  # V(s) = -leak
+    "soft Q v=0": Row(with_options(td.soft_q), heads=False),
 }
