@@ -12,6 +12,7 @@ cannot change those of a teacher; their docstrings are the hints. They run in an
 
 import argparse
 import ast
+import functools
 import json
 import os
 import subprocess
@@ -31,6 +32,7 @@ def path_of_checks(number):
     return COURSE / "checks" / f"{ASSIGNMENTS[number].name}.py"
 
 
+@functools.cache
 def read_checks(number):
     """The checks of an assignment in the order in which they run: list of (name, points, hint)."""
     tree = ast.parse(path_of_checks(number).read_text(encoding="utf-8"))

@@ -44,6 +44,7 @@ def graded(copies, tmp_path_factory):
     for n in (3, 4, 7):                                         # all: python -m course.grade --mutants
         jobs["wrong", n] = n, mutant(random.Random(n).choice(grade.read_mutants(n)))
     reference = {("reference", n): (n, ROOT) for n in NUMBERS}
+    assert all(map(grade.read_checks, NUMBERS))                 # before the threads: ast.parse is not safe in two
     with pytest.MonkeyPatch.context() as patched, ThreadPoolExecutor(2) as pool:
         ask, seconds = grade.ask, {True: 2.0, False: 30.0}
         patched.setattr(grade, "ask", lambda process, question: ask(
