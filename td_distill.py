@@ -39,12 +39,10 @@ import torch.nn.functional as F
 
 from data.cache import MASKED
 from data.cli import run_command, run_named
+from data.head import LARGE, at_least_float32, head_terms
 from data.sets import restrict_to_p
 
 TRUNK = 0.1         # part of the gradient of U(s, a) that reaches the model
-
-
-# --- what the losses take from student and teacher --------------------------------------------------------
 
 
 class StudentTerms(NamedTuple):
@@ -60,11 +58,6 @@ class TeacherSets(NamedTuple):
     mask: torch.Tensor                      # (B, T, K) bool, False for padding and where there is no set
     is_taken: torch.Tensor = None           # (B, T, K) bool, ids == taken[..., None]; for TD losses alone
     terminal: torch.Tensor = None           # (B, T) bool, the token taken ends the text: V(s') = 0
-
-
-def at_least_float32(x):
-    """float64 stays (the tests take finite differences in it), every other type becomes float32."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def student_terms(logits, ids, taken, hidden=None, heads=None):
@@ -365,13 +358,19 @@ def improve(student, teacher, weights, denominator=None, *, beta=1.0, gamma=1.0,
     return loss + fit * square, figures | {"fit": square.detach()}
 
 
-def cached_terms(model, rows, terminal, p):
+def cached_terms(model, rows, terminal, p, live=True):
     """A batch of TeacherCache.batch in the columns that are predicted -> StudentTerms, TeacherSets, hidden
-    (B, T, C). terminal (B, T) bool; p: mass of the sets, at most that of the cache."""
+    (B, T, C). terminal (B, T) bool; p: mass of the sets, at most that of the cache. Of a vocabulary of LARGE
+    ids or more the terms are 0 where live (B, T), bool, is false and there is no set."""
     targets, ids, log_probs = (rows[name][:, 1:] for name in ("tokens", "ids", "log_probs"))
     mask = restrict_to_p(rows["log_probs"], rows["mask"], p)[:, 1:]                            # (B, T, K)
-    hidden = model.hidden(rows["tokens"][:, :-1])                                              # (B, T, C)
-    student = student_terms(model.logits(hidden), ids, targets, hidden, getattr(model, "td_heads", None))
+    hidden, heads = model.hidden(rows["tokens"][:, :-1]), getattr(model, "td_heads", None)     # (B, T, C)
+    if model.config.n_vocab < LARGE:
+        student = student_terms(model.logits(hidden), ids, targets, hidden, heads)
+    else:
+        live = (rows["real"] & live)[:, 1:] | mask.any(-1)
+        terms = head_terms(hidden, model.transformer.wte.weight, ids, targets, live)
+        student = StudentTerms(*terms, *(heads(hidden, ids) if heads else ()))
     return student, TeacherSets(log_probs, mask, ids == targets[..., None], terminal[:, 1:]), hidden
 
 
@@ -379,7 +378,7 @@ def cached_loss(model, rows, weights, terminal, config, objective, denominator):
     """The loss terms of a batch of TeacherCache documents: "hard" on tokens without a set (for "seqkd" all),
     on the others "sets" for "kd" and "improve", "td" for "td" and "td0" (V(s') = 0); the last three need
     model.td_heads. Weights, terminal: (B, T); config: p, leak, alpha, gamma of train.Config."""
-    student, teacher, _ = cached_terms(model, rows, terminal, config.p)
+    student, teacher, _ = cached_terms(model, rows, terminal, config.p, weights > 0)
     soft, weights = teacher.mask.any(-1) & (objective != "seqkd"), weights[:, 1:]              # (B, T)
     hard, _ = sft_loss(student, weights * ~soft, denominator)
     args = student, teacher, weights * soft, denominator

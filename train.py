@@ -21,7 +21,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 import brd
 import td_distill
@@ -33,6 +32,7 @@ from data.cli import Options, check_range, parse_options, printable, progress, r
 from data.documents import ROLES, is_annotated, role_weights, run_tokenizer
 from data.figures import bits_per_byte, thinned
 from data.files import is_finished, read_json, save_finished, write_json
+from data.head import token_nll
 from data.machine import check_weights, pick_device
 from data.optimizers import make_optimizers
 from data.report import ARMS, FILES, STUDENTS, report
@@ -121,8 +121,8 @@ def loss_terms(model, source, batch, config, device, denominator, objective="kd"
     weights_of = role_weights(config)
     if isinstance(source, Rows):
         ids, targets, weights = (t.to(device) for t in source.batch(batch.documents, weights_of))
-        nll = F.cross_entropy(model(ids).flatten(0, 1), targets.flatten(), reduction="none")       # (B * T,)
-        return {"hard": td_distill.weighted_mean(nll, weights.flatten(), denominator)}
+        nll = token_nll(model, ids, targets, weights > 0)                                          # (B, T)
+        return {"hard": td_distill.weighted_mean(nll, weights, denominator)}
     T = max(2, int(source.lengths[batch.documents].max()))         # a document of one token predicts nothing
     rows = {name: t.to(device) for name, t in source.batch(batch.documents, T).items()}
     ends = [ROLES.index("sep"), ROLES.index("end")]                # a reading ends there: no value follows

@@ -57,7 +57,8 @@ def thinned(losses, n=200):
 def bits_per_byte(model, rows, text_bytes):
     """Bits that `model` needs for a byte of the text of `rows`, document ends included."""
     nats, one_weight = 0.0, np.ones(256, np.float32)                            # for every role
-    for batch in plan_batches(DataMix([rows], [1.0]), int((rows.lengths - 1).sum()), 4096, 0):
+    positions = min(4096, 2 ** 26 // model.config.n_vocab)                      # 268 MB of logits at most
+    for batch in plan_batches(DataMix([rows], [1.0]), int((rows.lengths - 1).sum()), positions, 0):
         ids, targets, weights = (t.to(model.mask.device) for t in rows.batch(batch.documents, one_weight))
         logits = model(ids)                                                     # (B, T, V)
         nll = logits.logsumexp(-1) - logits.gather(-1, targets[..., None])[..., 0]

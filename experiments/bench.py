@@ -1,6 +1,7 @@
 """What it costs, on a CPU: each figure is a ratio of two ways to do the same thing, timed in turns.
 
     python -m experiments.bench losses                        a loss at V = 50,257 (quick: --positions=256)
+    python -m experiments.bench vocabulary                    a step at V = 49,153 and 151,936: time, memory
     python -m experiments.bench members                       forward and backward pass with each loss
     python -m experiments.bench cache                         bytes a token of the sparse cache
     python -m experiments.bench race --nanogpt=../nanoGPT     training and generation beside nanoGPT
@@ -16,6 +17,7 @@ import re
 import runpy
 import sys
 import tempfile
+import time
 from collections import namedtuple
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,9 +33,10 @@ from data.batches import DataMix, Rows
 from data.cache import TeacherCache
 from data.cache_tools import CacheWriter
 from data.cli import Options as Base, parse_options, progress, run_command
+from data.head import head_terms
 from data.machine import MEMORY, worker_pool
+from data.optimizers import make_optimizers
 from data.sets import top_p_sets
-from experiments.losses import head_terms
 from model import GPT, GPTConfig
 from train import TEACHER, Config, fit
 
@@ -101,7 +104,9 @@ def forward_backward(way, x):
         logits = F.linear(x.hidden, x.weight)                                              # (1, T, V)
         loss = F.cross_entropy(logits.flatten(0, 1), x.taken.flatten()) + dense_masks(logits, x.teacher)
     else:
-        student, weights = head_terms(x.hidden, x.weight, x.ids, x.taken), torch.ones(x.taken.shape)
+        weights = torch.ones(x.taken.shape)
+        terms = head_terms(x.hidden, x.weight, x.ids, x.taken, weights > 0)
+        student = td_distill.StudentTerms(*terms)
         loss = td_distill.bellman_distill(student, x.sets, weights, leak=1.0)[0]
         loss = loss + td_distill.sft_loss(student, weights)[0]
     loss.backward()
@@ -109,8 +114,6 @@ def forward_backward(way, x):
 
 def peak_of(way, T, V, C):
     """Peak bytes of one way above its inputs, without the gradient (V, C); for a fresh process, on Linux."""
-    def resident(field):
-        return 1024 * int(re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text("utf-8"))[1])
     forward_backward(way, loss_inputs(2, K + 1, C))                         # libraries take their memory
     x = loss_inputs(T, V, C)
     x.weight.requires_grad_(False)
@@ -128,6 +131,49 @@ def bench_losses(options):
     extra = [in_fresh_process(peak_of, way, *sizes) / 1e6 for way in LOSSES]
     return f"{sizes} positions, tokens, channels; {K} kept", [
         {**row, "extra MB": size, "memory": size / extra[0]} for row, size in zip(rows, extra)]
+
+
+# --- vocabulary: a step of train.fit on a teacher's answers, in a vocabulary of a published model -----------
+
+VOCABULARIES = 49_153, 151_936              # SmolLM2 and Qwen2.5, in round numbers of rows
+
+
+def resident(field):
+    """VmRSS or VmHWM of this process in bytes: its memory now, and its peak. Linux has them."""
+    return 1024 * int(re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text("utf-8"))[1])
+
+
+def vocabulary_step(way, V, rounds, B=4, T=256, K=16):
+    """B documents of T tokens, the first two fifths a prompt of weight 0, then sets of K: the objective "td"
+    -> (CPU seconds of a step, the median; peak bytes of the process). For a fresh process."""
+    td_distill.LARGE = V + 1 if way == "dense" else 0
+    config, weights = Config(device="cpu"), torch.ones(B, T)
+    weights[:, :2 * T // 5] = 0
+    torch.manual_seed(0)
+    model, ids = GPT(GPTConfig(V, T)), torch.randint(V, (B, T, K))
+    td_distill.add_heads(model)
+    rows = {"tokens": ids[..., 0], "ids": ids, "log_probs": torch.full((B, T, K), -math.log(K)),
+            "mask": (weights > 0)[..., None].expand(B, T, K), "real": weights >= 0}
+    optimizers, seconds = make_optimizers(model, config), []
+    for _ in range(rounds + 1):
+        start = time.process_time()
+        terms = td_distill.cached_loss(model, rows, weights, weights > 1, config, "td", weights.sum())
+        sum(terms.values()).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        seconds.append(time.process_time() - start)
+    return float(np.median(seconds[1:])), resident("VmHWM")
+
+
+def bench_vocabulary(options):
+    """Logits at all positions beside those of data/head.py, where a loss weighs something."""
+    rows = []
+    for V in VOCABULARIES:
+        found = [in_fresh_process(vocabulary_step, way, V, options.rounds) for way in ("dense", "head_terms")]
+        rows += [{"way": way, "V": V, "CPU s": seconds, "time": seconds / found[0][0], "peak GB": peak / 1e9}
+                 for way, (seconds, peak) in zip(("dense", "head_terms"), found)]
+    return "a step of 1,024 tokens, three fifths drawn; 3 blocks, 128 channels", rows
 
 
 # --- members: a student of train.py on documents of data/teacher, from tokens to gradients, with each loss --
@@ -276,8 +322,8 @@ def bench_shakespeare(options):
                                                for row in in_turns(RIVALS, timed, options.rounds)]
 
 
-BENCHES = {"losses": bench_losses, "members": bench_members, "cache": bench_cache, "race": bench_race,
-           "shakespeare": bench_shakespeare}
+BENCHES = {"losses": bench_losses, "vocabulary": bench_vocabulary, "members": bench_members,
+           "cache": bench_cache, "race": bench_race, "shakespeare": bench_shakespeare}
 
 
 def main(arguments=None):

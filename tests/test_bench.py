@@ -38,10 +38,11 @@ def small(tmp_path, monkeypatch):
     (tmp_path / "data" / "shakespeare_char").mkdir(parents=True)
     (tmp_path / bench.TEXT).write_text("abcd" * 500, encoding="utf-8")
     shape = bench.Shape(1, 16, 2, 8, 0, 16, 13_056)
-    for name, value in dict(in_fresh_process=lambda call, *given: call(*given), V=90, C=4,
+    for name, value in dict(in_fresh_process=lambda call, *given: call(*given), V=90, C=4, VOCABULARIES=(50, 90),
                             peak_of=lambda *_: 5, RACE=bench.Shape(1, 16, 2, 64, 30, 4, 512),
                             RECIPES={"nanoGPT": shape, "ours": shape._replace(tokens=4000)}).items():
         monkeypatch.setattr(bench, name, value)
+    monkeypatch.setattr(bench.td_distill, "LARGE", bench.td_distill.LARGE)     # a bench sets it
     torch.set_num_threads(1)
     return [f"--nanogpt={tmp_path}", "--positions=8", "--rounds=2"]
 

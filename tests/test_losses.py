@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments import losses
-from experiments.losses import head_terms, vocabulary_chunks
+from data import head
+from data.head import head_terms, vocabulary_chunks
 from experiments.objectives import cloning, to_teacher
 from td_distill import bellman_weights, sft_loss, student_terms
 from test_td_distill import SEED, assert_same_with_gradient, chain, differences, example, inputs, literal
@@ -68,26 +68,38 @@ def dense_terms(hidden, weight, ids, taken):
     return student_terms(F.linear(hidden, weight), ids, taken)
 
 
-def terms_and_gradients(terms, hidden, weight, ids, taken):
-    """The three terms, and the gradients of a random mixture of them."""
-    found, g = terms(hidden, weight, ids, taken)[:3], torch.Generator().manual_seed(1)
+def terms_and_gradients(terms, hidden, weight, ids, taken, live=None):
+    """The three terms, and the gradients of a random mixture of them; live: where they count, None: all."""
+    live = torch.ones(taken.shape, dtype=torch.bool) if live is None else live
+    options, g = [live] if terms is head_terms else [], torch.Generator().manual_seed(1)
+    found = [x * live.view(live.shape + (1,) * (x.dim() - live.dim()))
+             for x in terms(hidden, weight, ids, taken, *options)[:3]]
     mixture = sum((x * torch.randn(x.shape, generator=g, dtype=torch.float64)).sum() for x in found)
     return *found, *torch.autograd.grad(mixture, [hidden, weight])
 
 
 @pytest.mark.parametrize("shape, V", [((2, 3), 7), ((4,), 512), ((2, 2, 1), 513), ((700,), 1500)])
 def test_head_terms_are_the_terms_of_the_logits(shape, V, monkeypatch):
-    monkeypatch.setattr(losses, "HEAD_CELLS", 1)            # chunks of 512 tokens
+    monkeypatch.setattr(head, "HEAD_CELLS", 1)            # chunks of 512 tokens
     found = head_inputs(shape, V)
-    for lean, dense in zip(*(terms_and_gradients(terms, *found) for terms in (head_terms, dense_terms))):
-        assert lean.abs().max() > 0
-        torch.testing.assert_close(lean, dense, rtol=1e-9, atol=1e-9)
+    for live in None, torch.arange(math.prod(shape)).view(shape) % 3 > 0:           # all, two thirds
+        both = (terms_and_gradients(terms, *found, live) for terms in (head_terms, dense_terms))
+        for lean, dense in zip(*both):
+            assert lean.abs().max() > 0
+            torch.testing.assert_close(lean, dense, rtol=1e-9, atol=1e-9)
+
+
+def test_no_position_counts():
+    hidden, weight, ids, taken = head_inputs()
+    terms = head_terms(hidden, weight, ids, taken, torch.zeros(taken.shape, dtype=torch.bool))
+    sum(x.sum() for x in terms).backward()
+    assert not any(x.any() for x in terms) and not hidden.grad.any() and not weight.grad.any()
 
 
 @pytest.mark.parametrize("autocast", [True, False])
 def test_head_terms_in_bfloat16(autocast, monkeypatch):
     """Under autocast, and with a head of that type: sums over 40 chunks must not be kept in bfloat16."""
-    monkeypatch.setattr(losses, "HEAD_CELLS", 1)
+    monkeypatch.setattr(head, "HEAD_CELLS", 1)
     dtype = torch.float32 if autocast else torch.bfloat16
     hidden, weight, ids, taken = head_inputs((16,), 20_000, C=16, dtype=dtype, scale=0.5)
     wide = (x.detach().bfloat16().double().requires_grad_() for x in (hidden, weight))

@@ -152,7 +152,7 @@ def assert_same_with_gradient(ours, theirs, logits, **tolerance):
 
 
 # ------------------------------------------------------------------------------------------------------------
-# what holds of every loss. test_losses.py checks the same of the losses of experiments/losses.py
+# what holds of every loss. test_losses.py checks the same of the losses of experiments/objectives.py
 
 
 def live_weight(teacher, weights):

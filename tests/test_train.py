@@ -16,7 +16,7 @@ import torch
 import td_distill
 import train
 from adapters.read import main as read_main
-from data import documents, world
+from data import documents, head, world
 from data.batches import Batch, DataMix, Rows, plan_batches
 from data.cache import TeacherCache, open_cache
 from data.cache_tools import CacheWriter
@@ -193,10 +193,14 @@ def literal_loss(model, source, chosen, config, objective="kd"):
     return total, weight
 
 
+@pytest.mark.parametrize("large", [False, True], ids=["all", "weighted"])    # positions that get logits
 @pytest.mark.parametrize("objective, options", [
     ("kd", dict()), ("kd", dict(p=0.5, leak=2.0)), ("seqkd", dict()),
     ("td", dict(leak=2.0, alpha=3.0, gamma=0.9)), ("td0", dict(leak=2.0, alpha=3.0, gamma=0.9))])
-def test_the_loss_of_a_batch_is_a_literal_loop(sources, objective, options):
+def test_the_loss_of_a_batch_is_a_literal_loop(sources, objective, options, large, monkeypatch):
+    if large:
+        monkeypatch.setattr(td_distill, "LARGE", 2)
+        monkeypatch.setattr(head, "LARGE", 2)
     model, config, chosen, soft = small_model(), config_of(**options), np.array([7, 0, 3, 11, 5]), []
     if "td" in objective:
         td_distill.add_heads(model)
@@ -209,6 +213,24 @@ def test_the_loss_of_a_batch_is_a_literal_loop(sources, objective, options):
     assert soft == [False, objective != "seqkd", False, objective != "seqkd"]
     nats, _ = literal_loss(model, ROWS, range(len(ROWS)), config_of(answer_weight=1.0))
     assert bits_per_byte(model, ROWS, 321) == pytest.approx(nats / math.log(2) / 321, rel=1e-5)
+
+
+def test_a_large_vocabulary_has_the_gradients_of_a_small_one(sources, monkeypatch):
+    """Only the positions with a weight get logits; not all have one here, but the sets of the others count for V(s')."""
+    config, chosen, found = config_of(text_weight=0.0), np.arange(6), []
+    for large in (1 << 20, 2):
+        monkeypatch.setattr(td_distill, "LARGE", large)
+        monkeypatch.setattr(head, "LARGE", large)
+        for source in sources[:2]:
+            for objective in ("kd", "td", "improve"):
+                model = small_model()
+                td_distill.add_heads(model)
+                torch.nn.init.normal_(model.td_heads.v.weight)
+                terms = train.loss_terms(model, source, Batch(0, chosen, 0), config, CPU, 9.0, objective)
+                sum(terms.values()).backward()
+                found.append([p.grad for p in model.parameters() if p.grad is not None])
+    for dense, lean in zip(found[:6], found[6:]):
+        torch.testing.assert_close(lean, dense, rtol=1e-4, atol=1e-6)
 
 
 def test_improve_is_that_of_td_distill(sources):
