@@ -27,9 +27,10 @@ PLACES = {"single": "single sentences", "paragraph": "paragraphs, two people", "
 
 
 def majority(entries):
-    """The majority baseline of the figures of a line as a cell; several where the tests of two runs differ."""
-    found = [entry["majority"] for entry in entries if entry and entry.get("majority") is not None]
-    return "/".join(dict.fromkeys(f"{share:.3f}" for share in found)) or "-"
+    """The majority baseline of the figures of a line as a cell; several where the tests of two runs differ,
+    "-" of a run that has none."""
+    shares = [entry.get("majority") for entry in entries if entry]
+    return "/".join(dict.fromkeys("-" if share is None else f"{share:.3f}" for share in shares)) or "-"
 
 
 def table(students):
