@@ -107,7 +107,7 @@ def count_answer(item, answer):
 
 def majorities(records):
     """{figure of brd.eval_reading: {"majority": what one answer to all questions has}}: the most frequent
-    right answer of these records, those of the test; "entity_f1": right texts, all of the most frequent type."""
+    right answer of these records, those of the test; "entity_f1": right texts, all of the commonest type."""
     right = defaultdict(Counter)
     for record in records:
         right["entity_f1"].update(entity["type"] for entity in record["entities"])

@@ -207,7 +207,7 @@ def test_two_runs_stand_side_by_side(tmp_path, capsys):
     """No page is written; a text of one's own has bits per byte alone."""
     world, own, folders = results_of_a_run(), results_of_own_text(), [tmp_path / name for name in "abc"]
     del world["students"]["brd+td"]["blind"]["nli"]
-    for s in world["students"].values():                # a test of other texts; of the others nothing is known
+    for s in world["students"].values():                # a test of other texts
         s["reading"]["paragraph"]["entity_f1"]["majority"] = 0.25
     for folder, results in zip(folders, (world, results_of_a_run(), own)):
         write_json(folder / "results.json", results)
@@ -220,7 +220,7 @@ def test_two_runs_stand_side_by_side(tmp_path, capsys):
     assert [line.split()[2] for line in lines if line.startswith("  entity F1")][:2] == ["-", "0.250/0.437"]
     at = [lines.index(str(folder)) for folder in folders[:2]]
     assert [line.startswith("brd, and") for line in lines[at[0]:]].count(True) == 2 and at[0] < at[1]
-    for s in world["students"].values():                # as a run of an earlier version left them
+    for s in world["students"].values():        # as a run of an earlier version left them
         del s["reading"]["paragraph"]["entity_f1"]["majority"]
     assert data_report(world).count("0.437") == 0 and "-/0.437" in layout(list(table({
         "old": world["students"]["brd"], "new": results_of_a_run()["students"]["brd"]})))
