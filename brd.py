@@ -17,7 +17,7 @@ Shapes: T time, C channels, V vocabulary, R rows (candidates of all items of a b
 import math
 import os
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from itertools import chain
 
 import numpy as np
@@ -28,7 +28,7 @@ import td_distill
 from data import world
 from data.annotations import ALL_FORMS, NO_ENTITY, TYPES, lines_of, parse_question, question_texts
 from data.cli import progress, run_command, run_named
-from data.figures import count_answer, count_entities, count_raised, mean_se, ratio_se
+from data.figures import count_answer, count_entities, count_raised, majorities, mean_se, ratio_se
 from model import sample
 
 # --- 1. The blind score: no task data, no examples; the candidate that surprises the model least ----------
@@ -122,22 +122,24 @@ def calibrate(candidates, scores):
     if sum(map(len, seen.values())) < CALIBRATE_FROM * len(seen):
         return None
     means = {word: sum(values) / len(values) for word, values in seen.items()}
-    return [[score - means[word] for word, score in zip(words, row)]
-            for words, row in zip(candidates, scores)]
+    return [[score - means[word] for word, score in zip(*pair)] for pair in zip(candidates, scores)]
 
 
 def eval_task(model, tokenizer, task):
     """Blind accuracy on a task {"name", "items": [(prompt, candidates, indices of right ones), ...]} -> dict.
-    "centred", a second figure: after `calibrate`, without the model's liking for a word as such. "credits":
-    those of the items."""
+    "centred", a second figure: after `calibrate`, without the model's liking for a word as such. "majority":
+    of the candidate that is right most often, None where `calibrate` is. "credits": those of the items."""
     prompts, candidates, rights = zip(*task["items"])
     scores, cut = blind_scores(model, tokenizer, list(zip(prompts, candidates)))
     credits = list(map(tie_accuracy, scores, rights))
     raw, rows = mean_se(credits), calibrate(candidates, scores)
-    centred = mean_se(list(map(tie_accuracy, rows, rights)))["value"] if rows else None
+    often = Counter(words[i] for words, right in zip(candidates, rights) for i in right)
+    centred, majority = (mean_se(list(map(tie_accuracy, found, rights)))["value"] if rows else None
+                         for found in (rows, [[often[word] for word in words] for words in candidates]))
     chance = mean_se([len(right) / len(words) for words, right in zip(candidates, rights)])["value"]
     return {"name": task["name"], "accuracy": raw["value"], "se": raw["se"], "n": raw["n"], "chance": chance,
-            "centred": centred, "cut": cut, "skipped": task.get("skipped", 0), "credits": credits}
+            "majority": majority, "centred": centred, "cut": cut, "skipped": task.get("skipped", 0),
+            "credits": credits}
 
 
 # --- 2. Reading in free running: sentence by sentence; the student's own output stays in its context ------
@@ -194,11 +196,9 @@ def free_reading(model, tokenizer, paragraphs, behaviour, temperature=0):
         if k == 0:
             first, drawing = [paragraphs[p][0] for p in rows], {"temperature": temperature}
             starts = [[t] for t in first_tokens(model, tokenizer, prompts, first, behaviour, **drawing)]
-        prompts = [prompt + start for prompt, start in zip(prompts, starts)]
-        tails = continued(model, prompts, MAX_READING, ends, temperature)
+        tails = continued(model, [a + b for a, b in zip(prompts, starts)], MAX_READING, ends, temperature)
         for p, start, tail in zip(rows, starts, tails):
-            new = start if start == [tokenizer.sep] else start + tail
-            new = [t for t in new if t not in ends]
+            new = [t for t in (start if start == [tokenizer.sep] else start + tail) if t not in ends]
             contexts[p] += new + [tokenizer.sep]
             readings[p].append(tokenizer.decode(new))
     return readings
@@ -233,7 +233,7 @@ def free_answers(model, tokenizer, paragraphs, rng, forms=ALL_FORMS):
 
 def eval_reading(model, tokenizer, paragraphs, oracle=None, own_questions=True):
     """How well the student reads paragraphs of records, free running -> dict of {"value", "se", "n"}, with
-    "groups", the counts of each paragraph, for those of PAIRED.
+    "groups", the counts of each paragraph, for those of PAIRED, and "majority", see data.figures.majorities.
 
     entity_f1, entity_f1.person ...   micro F1 over the multiset of (text, type), n = reference entities
     entity_lines                      share of its entity lines that can be parsed
@@ -258,9 +258,9 @@ def eval_reading(model, tokenizer, paragraphs, oracle=None, own_questions=True):
             sums[name][p] = [x + y for x, y in zip(sums[name][p], amounts)]
     for name in FIGURES if own_questions else FIGURES[:7]:
         _ = sums[name]                                          # also where there was nothing to count
-    kept = {name: {"groups": sums[name]} for name in PAIRED}
-    return {name: ratio_se(groups) | kept.get(name, {}) for name, groups in sums.items()
-            if oracle or "raised." not in name}
+    kept = majorities(chain.from_iterable(paragraphs))
+    return {name: ratio_se(groups) | ({"groups": groups} if name in PAIRED else {}) | kept.get(name, {})
+            for name, groups in sums.items() if oracle or "raised." not in name}
 
 
 def eval_fresh_text(model, tokenizer, n):
@@ -278,8 +278,8 @@ def eval_fresh_text(model, tokenizer, n):
 def glance(model, tokenizer, records):
     """A short reading test without the student's own questions -> {name: value}, for the reading curve."""
     found = eval_reading(model, tokenizer, records, own_questions=False)
-    names = ("entity_f1", "answer.wh", "answer.yes_no", "answer.attitude")
-    return {name: round(found[name]["value"], 4) for name in names if found[name]["value"] is not None}
+    return {name: round(found[name]["value"], 4) for name in (*PAIRED, "answer.attitude")
+            if found[name]["value"] is not None}
 
 
 # --- 3. A distilled student beside its teacher ------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 
 import numpy as np
 import torch
@@ -92,13 +92,30 @@ def count_entities(record, text):
         yield "entity_lines", line.strip() == NO_ENTITY or parse_entity(line) is not None, 1, 1
 
 
-def count_answer(item, answer):
-    """The same for one answer to a given question."""
+def answer_figures(item):
+    """The figures for which an answer to a question counts, whether it is right or not."""
     group = "yes_no" if item["answer"] in ("Yes", "No") else "wh"
     groups = {"attitude": ["attitude"], "structure": [group, "structure"]}.get(item["kind"], [group])
-    for name in ["all", *groups]:
-        yield f"answer.{name}", answer == item["answer"], 1, 1
+    return [f"answer.{name}" for name in ["all", *groups]]
+
+
+def count_answer(item, answer):
+    """The same for one answer to a given question."""
+    for name in answer_figures(item):
+        yield name, answer == item["answer"], 1, 1
     yield "rouge_l", rouge_l(answer, item["answer"]), 1, 1
+
+
+def majorities(records):
+    """{figure of brd.eval_reading: {"majority": what one answer to all questions has}}: the most frequent
+    right answer of these records, those of the test; "entity_f1": right texts, all of the commonest type."""
+    right = defaultdict(Counter)
+    for record in records:
+        right["entity_f1"].update(entity["type"] for entity in record["entities"])
+        for item in record["questions"]:
+            for name in answer_figures(item):
+                right[name][item["answer"]] += 1
+    return {name: {"majority": max(seen.values()) / seen.total()} for name, seen in right.items() if seen}
 
 
 def count_raised(text, known):

@@ -26,21 +26,31 @@ READING = {"entity_f1": "entity F1", "answer.wh": "wh questions, exact",
 PLACES = {"single": "single sentences", "paragraph": "paragraphs, two people", "corpus": "text of the corpus"}
 
 
+def majority(entries):
+    """The majority baseline of the figures of a line as a cell; several where the tests of two runs differ,
+    "-" of a run that has none."""
+    shares = [entry.get("majority") for entry in entries if entry]
+    return "/".join(dict.fromkeys("-" if share is None else f"{share:.3f}" for share in shares)) or "-"
+
+
 def table(students):
-    """{name: results} -> the lines of the table: (label, [a cell a student]); a heading has no cells."""
+    """{name: results} -> the lines of the table: (label, [majority baseline, a cell a student]), the head
+    first; a heading has no cells."""
     everyone, first = students.values(), next(iter(students.values()))
+    yield "", ["majority", *students]
     for place in first["reading"]:
         yield f"reading {PLACES[place]}, free-running", []
         for name, label in READING.items():
-            yield f"  {label}", [cell(s["reading"].get(place, {}).get(name)) for s in everyone]
+            found = [s["reading"].get(place, {}).get(name) for s in everyone]
+            yield f"  {label}", [majority(found), *map(cell, found)]
     yield "blind tasks (n, chance)", []
     for name, task in first["blind"].items():
         found = [s["blind"].get(name) for s in everyone]
         cells = [cell(t and {"value": t["accuracy"], "se": t["se"]}) for t in found]
-        yield f"  {name} ({task['n']}, {task['chance']:.2f})", cells
+        yield f"  {name} ({task['n']}, {task['chance']:.2f})", [majority(found), *cells]
     yield "", []
-    yield "plain text, bits a byte", [f"{s['plain_bits_per_byte']:.3f}" for s in everyone]
-    yield "tokens seen", [f"{s['tokens_seen']:,}" for s in everyone]
+    yield "plain text, bits a byte", ["", *(f"{s['plain_bits_per_byte']:.3f}" for s in everyone)]
+    yield "tokens seen", ["", *(f"{s['tokens_seen']:,}" for s in everyone)]
 
 
 # The table of the arms, label: (part of a student's results, figure); "beside_teacher": see brd.py, part 3.
@@ -94,7 +104,7 @@ def report(results):
         return "\n".join(map(printable, lines))
     everyone = results["students"]
     two = {name: everyone[name] for name in STUDENTS if name in everyone}
-    return layout([("", list(two)), *table(two), *arm_table(everyone)])
+    return layout([*table(two), *arm_table(everyone)])
 
 
 def layout(rows):

@@ -7,8 +7,8 @@
 relaxed: the student learns from `labels` items of a task, answered by a teacher; supervised: from their gold
 labels. It is tested on the others, and starts every task from the same weights. Where the items have no
 candidates, an answer is generated and must match word for word. Files: see adapters/task_files.py. Columns:
-chance is the accuracy of guessing, centred the accuracy where each candidate's mean over the unlabelled test
-items is subtracted from its scores.
+chance is the accuracy of guessing, majority that of the answer which is right most often in the test, centred
+the accuracy where each candidate's mean over the unlabelled test items is subtracted from its scores.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import copy
 import importlib
 import math
 import random
+from collections import Counter
 from itertools import chain
 from pathlib import Path
 
@@ -113,25 +114,28 @@ def eval_task(model, tokenizer, task):
         return brd.eval_task(model, tokenizer, task)
     credits, cut = exact_matches(model, tokenizer, prompts, rights)
     found = mean_se(credits)
+    often = Counter(chain.from_iterable(rights))
     return {"name": task["name"], "accuracy": found["value"], "se": found["se"], "n": found["n"],
-            "chance": 0.0, "centred": None, "cut": cut, "skipped": task.get("skipped", 0)}
+            "chance": 0.0, "majority": max(often.values()) / found["n"], "centred": None, "cut": cut,
+            "skipped": task.get("skipped", 0)}
 
 
 def mean_of(results):
     """The mean over tasks, each counts alike -> a result as of eval_task; its se is that of the items."""
-    n, errors = len(results), [result["se"] for result in results]
-    mean = {key: sum(result[key] for result in results) / n for key in ("accuracy", "chance")}
+    n, errors, keys = len(results), [result["se"] for result in results], ["accuracy", "chance", "majority"]
+    mean = {key: sum(values) / n for key in keys if None not in (values := [r.get(key) for r in results])}
     sums = {key: sum(result[key] for result in results) for key in ("n", "cut", "skipped")}
     return {**mean, **sums, "se": None if None in errors else math.hypot(*errors) / n}
 
 
 def print_line(name, result):
     """One line of the table."""
-    se, centred = ("-" if result.get(key) is None else f"{result[key]:.3f}" for key in ("se", "centred"))
+    shown = [result.get(key) for key in ("majority", "se", "centred")]
+    majority, se, centred = ("-" if value is None else f"{value:.3f}" for value in shown)
     what = {"cut": "prompts cut on the left", "skipped": "skipped"}
     notes = ", ".join(f"{result[key]} {text}" for key, text in what.items() if result[key])
-    line = f"{name:40} {result['n']:6} {result['chance']:7.3f} {result['accuracy']:8.3f} {se:>6} {centred:>8}"
-    print(printable(f"{line}   {notes}".rstrip()), flush=True)
+    line = f"{name:40} {result['n']:6} {result['chance']:7.3f} {majority:>8} {result['accuracy']:8.3f}"
+    print(printable(f"{line} {se:>6} {centred:>8}   {notes}".rstrip()), flush=True)
 
 
 def main(arguments=None):
@@ -156,7 +160,7 @@ def main(arguments=None):
     tokenizer, task_files = Tokenizer.load(options.folder), importlib.import_module("adapters.task_files")
     learn = adapter(model, tokenizer, options)
     loaded = [(path, task_files.load_tasks(path, options.fewshot, options.seed)) for path in options.files]
-    print(f"{'task':40} {'n':>6} {'chance':>7} {'accuracy':>8} {'+-':>6} {'centred':>8}")
+    print(f"{'task':40} {'n':>6} {'chance':>7} {'majority':>8} {'accuracy':>8} {'+-':>6} {'centred':>8}")
     tested, means = [], []
     for path, tasks in loaded:
         results = []

@@ -168,7 +168,8 @@ def sections(out, results, png):
     else:
         yield "Reading, against tokens", reading_curve(students, png)
         two = {name: students[name] for name in STUDENTS}
-        yield "The students", html_table(escaped(table(two)), two)
+        (_, head), *rows = escaped(table(two))
+        yield "The students", html_table(rows, head)
         blocks = [list(lines) for filled, lines in groupby(escaped(arm_table(students)), any) if filled]
         for (title, head), *rows in blocks:
             yield title, html_table(rows, head)
@@ -205,7 +206,7 @@ def side_by_side(folders):
         bits = [(f"{s['bits_per_byte']:.3f}" if "sample" in s else "-") for s in students.values()]
         return layout([("", list(students)), ("bits per byte of its own text", bits)])
     arms = [row for folder, run in runs.items() for row in ((str(folder), []), *arm_table(run))]
-    return layout([("", list(students)), *table(students), *arms])
+    return layout([*table(students), *arms])
 
 
 def write_page(out, png=None):

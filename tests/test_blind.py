@@ -67,7 +67,7 @@ def test_generated_answers_end_with_the_line_and_match_word_for_word(folder, mon
     monkeypatch.setattr(blind.brd, "continued", lambda model, prompts, max_new, stop: said)
     items = [("4 * 6 =", [], {"24", "x"})] * 3 + [("4 * 6 = " * 99, [], {"[ ]"})]
     found = blind.eval_task(model, tokenizer, {"name": "t", "items": items, "skipped": 3})
-    assert list(found.values()) == ["t", 0.75, pytest.approx(0.25), 4, 0, None, 1, 3]
+    assert list(found.values()) == ["t", 0.75, pytest.approx(0.25), 4, 0, 0.75, None, 1, 3]
     assert blind.gold_answers([("a", ["x", "y"], {1}), *items[:1]]) == ["y", "24"]
 
 
@@ -79,10 +79,11 @@ def test_subtasks_count_as_one_task_in_the_mean(folder, capsys):
     write_task(folder / "fr\x1bee.json", [{"input": "Sort these:", "target": "zyx"}] * 10)
     report = run(folder, folder / "moods", folder / "fr\x1bee.json")
     head, a, b, both, alone, mean = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert head == ["task", "n", "chance", "accuracy", "+-", "centred"]
-    assert a == ["moods/a", "10", "0.500", "0.500", "0.167", "0.500"] and b[0] == "moods/b"
-    assert both[4:] + alone == ["20", "0.500", "0.500", "0.118", "-", r"fr\x1bee", "10", *["0.000"] * 3, "-"]
-    assert mean == ["mean", "of", "2", "tasks", "30", "0.250", "0.250", "0.059", "-"]
+    assert head == ["task", "n", "chance", "majority", "accuracy", "+-", "centred"]
+    assert a == ["moods/a", "10", *["0.500"] * 3, "0.167", "0.500"] and b[0] == "moods/b"
+    assert both[4:] == ["20", *["0.500"] * 3, "0.118", "-"]
+    assert alone == [r"fr\x1bee", "10", "0.000", "1.000", "0.000", "0.000", "-"]      # always the same answer
+    assert mean == ["mean", "of", "2", "tasks", "30", "0.250", "0.750", "0.250", "0.059", "-"]
     assert [task["name"] for task in report["tasks"]] == ["moods/a", "moods/b", "fr\x1bee"]
-    assert report["mean"] == {"of": 2, "accuracy": 0.25, "chance": 0.25, "se": pytest.approx(0.0589, 1e-2),
-                              "n": 30, "cut": 0, "skipped": 0}
+    assert report["mean"] == {"of": 2, "accuracy": 0.25, "chance": 0.25, "majority": 0.75,
+                              "se": pytest.approx(0.0589, 1e-2), "n": 30, "cut": 0, "skipped": 0}

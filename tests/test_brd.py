@@ -142,10 +142,24 @@ def test_accuracy_chance_and_centred_by_hand(monkeypatch):
     monkeypatch.setattr(brd, "blind_scores", lambda model, tokenizer, given: (rows[:len(given)], 2))
     assert brd.eval_task(None, None, {"name": "t", "items": items}) == {
         "name": "t", "accuracy": 0.5, "se": pytest.approx((0.25 / 9) ** 0.5), "n": 10, "chance": 0.5,
-        "centred": 1.0, "cut": 2, "skipped": 0, "credits": [1.0, 0.0] * 5}
+        "majority": 0.5, "centred": 1.0, "cut": 2, "skipped": 0, "credits": [1.0, 0.0] * 5}
     different = [(prompt, [f"a{i}", f"b{i}"], right) for i, (prompt, _, right) in enumerate(items)]
     for some, centred in ((items[:4], None), (items[:5], 1.0), (different, None)):    # at least five each
         assert brd.eval_task(None, None, {"name": "t", "items": some})["centred"] == centred
+
+
+def test_the_majority_of_a_task_is_the_candidate_that_is_right_most_often(monkeypatch):
+    """Of those offered; where all are as often right it is chance, where each item has its own it is None."""
+    def majority(items):
+        rows = [[-1.0] * len(words) for _, words, _ in items]
+        monkeypatch.setattr(brd, "blind_scores", lambda *_: (rows, 0))
+        return brd.eval_task(None, None, {"name": "t", "items": items})["majority"]
+    uneven = [("", ["Yes", "No"][::1 - 2 * (i % 2)], {i % 2 if i < 7 else 1 - i % 2}) for i in range(10)]
+    assert majority(uneven) == 0.7
+    offered = [("", ["a", "b"], {0})] * 6 + [("", ["b", "c"], {0})] * 5 + [("", ["b", "c"], {1})] * 4
+    assert majority(offered) == pytest.approx(11 / 15)             # a, and b where there is no a
+    assert majority([("", ["a", "b"], {i % 2}) for i in range(10)]) == 0.5
+    assert majority([("", [f"a{i}", f"b{i}"], {0}) for i in range(10)]) is None
 
 
 # --- figures ----------------------------------------------------------------------------------------------
@@ -314,6 +328,9 @@ def test_a_perfect_reader_has_a_perfect_score(tokenizer, plain_questions):
     assert {name: figure["groups"] for name, figure in result.items() if "groups" in figure} == {
         "entity_f1": [[4, 4, 4], [2, 2, 2]], "answer.wh": [[2, 2, 2], [1, 1, 1]],
         "answer.yes_no": [[1, 1, 1], [1, 1, 1]]}
+    assert {name: figure["majority"] for name, figure in result.items() if "majority" in figure} == {
+        "entity_f1": 3 / 6, "answer.all": 2 / 6, "answer.wh": 2 / 3, "answer.yes_no": 1.0, "answer.structure": 1.0,
+        "answer.attitude": 1.0}
     # one call a sentence for ner and raised questions, one a question index for answers
     assert reader.calls == [2, 1, 1] * 2 + [2, 2, 1, 1]
     assert brd.glance(reader, tokenizer, paragraphs) == dict.fromkeys(

@@ -10,7 +10,7 @@ import train
 from data.documents import held_out_records
 from data.files import write_json
 from data.figures import mean_se
-from data.report import READING, report as data_report
+from data.report import READING, layout, report as data_report, table
 from experiments import report
 
 pytest.importorskip("matplotlib")
@@ -33,6 +33,7 @@ def results_of_a_run():
         reading["paragraph"]["raised.right"] = {"value": None, "se": None}
         looks = [{"tokens": 1000 * i, **{name: rng.random() for name in TOP}} for i in range(1, 8)]
         blind = {task: {"accuracy": rng.random(), "se": 0.02, "n": 400, "chance": 0.5} for task in TASKS}
+        reading["paragraph"]["entity_f1"]["majority"], blind["nli"]["majority"] = 0.4367, 0.5125
         return {"tokens_seen": rng.randrange(10**6), "loss_curve": [7.0] * 30, "reading_curve": looks,
                 "reading": reading, "plain_bits_per_byte": rng.random(), "blind": blind}
     def units(n=40):
@@ -92,10 +93,11 @@ def test_the_table_is_that_of_the_results(made):
     html, everyone = made(results := results_of_a_run()), list(results["students"].values())[:2]
     page, head, rows = Page(html), rows_of(html)[0], {row[0].strip(): row[1:] for row in rows_of(html)[:19]}
     found = [s["reading"]["paragraph"]["entity_f1"] for s in everyone]
-    assert rows["entity F1"] == [f"{entry['value']:.3f} ±{entry['se']:.3f}" for entry in found]
-    assert head == ["", "plain", "brd"] and rows["own questions, right"] == ["-", "-"]
-    assert rows[f"{EVIL} (400, 0.50)"] == [f"{s['blind'][EVIL]['accuracy']:.3f} ±0.020" for s in everyone]
-    assert rows["tokens seen"] == [f"{s['tokens_seen']:,}" for s in everyone]
+    assert rows["entity F1"] == ["0.437", *(f"{entry['value']:.3f} ±{entry['se']:.3f}" for entry in found)]
+    assert head == ["", "majority", "plain", "brd"] and rows["own questions, right"] == ["-", "-", "-"]
+    assert rows[f"{EVIL} (400, 0.50)"][1:] == [f"{s['blind'][EVIL]['accuracy']:.3f} ±0.020" for s in everyone]
+    assert rows[f"{EVIL} (400, 0.50)"][0] == "-" and rows["nli (400, 0.50)"][0] == "0.512"
+    assert rows["tokens seen"] == ["", *(f"{s['tokens_seen']:,}" for s in everyone)]
     assert "python train.py --corpus=world" in page.text
 
 
@@ -205,16 +207,23 @@ def test_two_runs_stand_side_by_side(tmp_path, capsys):
     """No page is written; a text of one's own has bits per byte alone."""
     world, own, folders = results_of_a_run(), results_of_own_text(), [tmp_path / name for name in "abc"]
     del world["students"]["brd+td"]["blind"]["nli"]
+    for s in world["students"].values():                # a test of other texts
+        s["reading"]["paragraph"]["entity_f1"]["majority"] = 0.25
     for folder, results in zip(folders, (world, results_of_a_run(), own)):
         write_json(folder / "results.json", results)
     report.main(list(map(str, folders[:2])))
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == [f"{folder}/{name}" for folder in folders[:2] for name in NAMES]
+    assert lines[0].split() == ["majority"] + [f"{folder}/{name}" for folder in folders[:2] for name in NAMES]
     found = [s["reading"]["single"]["entity_f1"] for s in world["students"].values()] * 2
     cells = [f"{entry['value']:.3f} ±{entry['se']:.3f}" for entry in found]
     assert all(cell in lines[3] for cell in cells) and "-" in next(line for line in lines if "nli" in line)
+    assert [line.split()[2] for line in lines if line.startswith("  entity F1")][:2] == ["-", "0.250/0.437"]
     at = [lines.index(str(folder)) for folder in folders[:2]]
     assert [line.startswith("brd, and") for line in lines[at[0]:]].count(True) == 2 and at[0] < at[1]
+    for s in world["students"].values():        # as a run of an earlier version left them
+        del s["reading"]["paragraph"]["entity_f1"]["majority"]
+    assert data_report(world).count("0.437") == 0 and "-/0.437" in layout(list(table({
+        "old": world["students"]["brd"], "new": results_of_a_run()["students"]["brd"]})))
     report.main(list(map(str, folders[1:])))
     shown = capsys.readouterr().out
     assert "2.300" in shown and "reading" not in shown

@@ -6,6 +6,7 @@ import math
 import random
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -471,7 +472,12 @@ def test_an_annotated_corpus_is_read_beside_the_world(trained, tmp_path, capsys)
     asked = sum(len(record["questions"]) for paragraph in held_out for record in paragraph)
     assert students["brd"]["reading"]["corpus"]["answer.all"]["n"] == asked > 0
     assert not (results["config"]["arms"] or results["teacher"] or students["brd"]["beside_teacher"])
-    shown = capsys.readouterr().out
+    answers = Counter(item["answer"] for paragraph in held_out for record in paragraph
+                      for item in record["questions"] if item["kind"] == "attitude")
+    share, shown = max(answers.values()) / answers.total(), capsys.readouterr().out
+    assert students["brd"]["reading"]["corpus"]["answer.attitude"]["majority"] == share
+    corpus_lines = shown.partition("reading text of the corpus")[2].splitlines()
+    assert corpus_lines[4].split()[:3] == ["attitude,", "exact", f"{share:.3f}"]
     assert list(students) == ["plain", "brd"] and "reading text of the corpus" in shown
     assert "vocabulary 400 of at most 400, 4,000 tokens a student, no arms" in shown
     assert "fewer than 300,000 tokens answers hardly any question" in shown
