@@ -31,13 +31,22 @@ def library():
     return transformers
 
 
-def opened(where, kind, **options):
-    """kind.from_pretrained of a name, a folder or a .gguf file; ValueError of one line where it fails."""
+def read_fast(where, **options):
+    """The tokenizer that tokenizer.json is, without which transformers makes it of other files. (AutoTokenizer may
+    build that of the architecture anew, whatever tokenizer.json says.)"""
+    transformers = library()
+    whole = not options and transformers.utils.hub.has_file(where, "tokenizer.json")
+    return (transformers.PreTrainedTokenizerFast if whole else transformers.AutoTokenizer).from_pretrained(
+        where, **options)
+
+
+def opened(where, read, **options):
+    """read(where, ...) for a name, a folder or a .gguf file; ValueError of one line where it fails."""
     place = Path(where)
     if place.suffix == ".gguf":
         where, options = place.parent, {"gguf_file": place.name, **options}
     try:
-        return kind.from_pretrained(str(where), **options)
+        return read(str(where), **options)
     except Exception as error:      # of transformers, the hub, its HTTP library, or the disk
         raise ValueError(f"{place}: transformers cannot open it ({brief(error, 300)})") from None
 
@@ -155,7 +164,7 @@ class HFTokenizer:
                 raise ValueError(f"{path}: tokenizer {tokenizer.hash}, but {hashed} was saved; restore "
                                  "tokenizer.json and generation_config.json")
             return tokenizer
-        fast = opened(where, library().AutoTokenizer)
+        fast = opened(where, read_fast)
         if not getattr(fast, "is_fast", False):
             raise ValueError(f"{where}: {type(fast).__name__} is no fast tokenizer; expected a tokenizer.json")
         card = {name: getattr(fast, name) for name in NAMED if getattr(fast, name)}
@@ -176,7 +185,7 @@ class HFTeacher:
         """where: a name to download, a folder, or a .gguf file; dtype: "auto", "float32", "bfloat16". ValueError
         where the tokenizer has ordinary ids for which the model has no logits."""
         self.tokenizer, self.name, transformers = HFTokenizer.load(where), str(where), library()
-        self.hf = opened(where, transformers.AutoModelForCausalLM, dtype=dtype).to(device).eval()
+        self.hf = opened(where, transformers.AutoModelForCausalLM.from_pretrained, dtype=dtype).to(device).eval()
         self.hf.generation_config = transformers.GenerationConfig()     # its penalties would change the sets
         self.n_vocab, head = self.tokenizer.n_vocab, self.hf.get_output_embeddings().weight.size(0)
         vocabulary = self.tokenizer.backend.get_vocab(with_added_tokens=True)

@@ -84,7 +84,10 @@ def open_model(where, device):
         return GPT.load(where, device), Tokenizer.load(where)
     gpt2, hf = (importlib.import_module(f"adapters.{name}") for name in ("gpt2", "hf"))
     folder = gpt2.locate(where)
-    return gpt2.GPT2.from_pretrained(folder, device=device), hf.HFTokenizer.load(folder)
+    model, tokenizer = gpt2.GPT2.from_pretrained(folder, device=device), hf.HFTokenizer.load(folder)
+    if model.config.n_vocab < tokenizer.n_vocab:
+        raise ValueError(f"{where}: {model.config.n_vocab} embeddings, but the tokenizer has {tokenizer.n_vocab} ids")
+    return model, tokenizer
 
 
 def open_teacher(config):

@@ -10,7 +10,6 @@ import pytest
 import tiktoken
 from hypothesis import example, given, settings, strategies as st
 
-from adapters.gpt2 import GPT2_PATTERN
 from adapters.tokenizers import get_tokenizer
 from data.tokenizer import END, MIN_COUNT, PATTERN, SEP, Tokenizer, learn_merges, train_bpe
 
