@@ -1,4 +1,4 @@
-"""Any causal language model of transformers as a teacher, and its tokenizer as a student takes it (extra [hf]).
+"""A causal language model of transformers as a teacher, and its tokenizer for a student (extra [hf]).
 
     teacher = HFTeacher("HuggingFaceTB/SmolLM2-135M-Instruct", dtype="bfloat16", device="cuda")
     prompts = [teacher.tokenizer.prompt_ids("What is the capital of France?")]
@@ -32,7 +32,7 @@ def library():
 
 
 def read_fast(where, **options):
-    """The tokenizer that tokenizer.json is, without which transformers makes it of other files. (AutoTokenizer may
+    """The tokenizer of tokenizer.json; without one transformers makes it of other files. (AutoTokenizer may
     build that of the architecture anew, whatever tokenizer.json says.)"""
     transformers = library()
     whole = not options and transformers.utils.hub.has_file(where, "tokenizer.json")
@@ -42,7 +42,7 @@ def read_fast(where, **options):
 
 def opened(where, read, **options):
     """read(where, ...) for a name, a folder or a .gguf file; ValueError of one line where it fails."""
-    place = Path(where)
+    place, _ = Path(where), library()                           # what is missing is named by run_command
     if place.suffix == ".gguf":
         where, options = place.parent, {"gguf_file": place.name, **options}
     try:
@@ -52,7 +52,7 @@ def opened(where, read, **options):
 
 
 def end_ids(where):
-    """The end ids that the generation_config.json and config.json of a model name (int, list or none) -> set."""
+    """The end ids of a model's generation_config.json and config.json (each int, list or none) -> set."""
     transformers, found = library(), set()
     for read in (lambda: transformers.GenerationConfig.from_pretrained(where).to_dict(),
                  lambda: transformers.PretrainedConfig.get_config_dict(where)[0]):
@@ -67,11 +67,11 @@ def end_ids(where):
 class HFTokenizer:
     """A fast tokenizer of transformers as it is, in place of a data.tokenizer.Tokenizer.
 
-    n_vocab: the largest id + 1; ends: frozenset of all ids that end an answer; end: the one that stands behind
-    an answer in the chat template, with which our answers end; hash: 16 hex digits of tokenizer.json and ends."""
+    n_vocab: the largest id + 1; ends: frozenset of all ids that end an answer; end: the one behind an answer
+    in the chat template, with which ours end; hash: 16 hex digits of tokenizer.json and the ends."""
 
     def __init__(self, text, card, ends):
-        """text: tokenizer.json; card: the dict of tokenizer_config.json; ends: ids. ValueError without an end."""
+        """text: tokenizer.json; card: dict, tokenizer_config.json; ends: ids. ValueError without an end."""
         import tokenizers
         self.text, self.card, self.ends = text, card, frozenset(ends)
         self.backend = tokenizers.Tokenizer.from_str(text)
@@ -80,8 +80,8 @@ class HFTokenizer:
         added = self.backend.get_added_tokens_decoder().items()
         self.specials = {token.content: i for i, token in added if token.special}
         if not self.ends or not 0 <= min(self.ends) <= max(self.ends) < self.n_vocab:
-            raise ValueError(f"end ids {sorted(self.ends)} of a tokenizer of {self.n_vocab} ids; expected one or "
-                             "more of them in generation_config.json, config.json or as eos_token")
+            raise ValueError(f"end ids {sorted(self.ends)} of a tokenizer of {self.n_vocab} ids; expected "
+                             "one or more in generation_config.json, config.json or as eos_token")
         named = {name: card[name] for name in (*NAMED, "chat_template") if card.get(name)}
         self.template = library().PreTrainedTokenizerFast(      # renders the chat, and knows no words
             tokenizer_object=tokenizers.Tokenizer(tokenizers.models.BPE()), **named)
@@ -94,8 +94,8 @@ class HFTokenizer:
 
     @property
     def sep(self):
-        raise ValueError(f"a tokenizer of transformers ({self}) has no separator of readings: a student with it "
-                         "answers prompts (experiments.pair), and does not read sentences")
+        raise ValueError(f"a tokenizer of transformers ({self}) has no separator of readings: a student "
+                         "with it answers prompts (experiments.pair), and does not read sentences")
 
     def find_end(self):
         """The first end id behind an answer in the chat template, else eos_token, else the lowest of them."""
@@ -106,7 +106,7 @@ class HFTokenizer:
         return next(i for i in ends if i in self.ends)
 
     def chat_ids(self, turns):
-        """[{"role", "content"}, ...] by the chat template -> ids; the assistant's turn begins behind the user's."""
+        """[{"role", "content"}, ...] by the chat template -> ids; behind a user's turn an answer begins."""
         text = self.template.apply_chat_template(
             turns, tokenize=False, add_generation_prompt=turns[-1]["role"] == "user")
         self.backend.encode_special_tokens = False              # those of the template are meant
@@ -116,8 +116,8 @@ class HFTokenizer:
             self.backend.encode_special_tokens = True
 
     def prompt_ids(self, prompt):
-        """A prompt (str) by the chat template, or, where there is none, with ANSWER behind it -> ids. ValueError
-        for a prompt that spells a special token of a chat: nothing would tell it from the template's."""
+        """A prompt (str) by the chat template, or, where there is none, with ANSWER behind it -> ids.
+        ValueError for one that spells a special token: nothing would tell it from the template's."""
         if not self.template.chat_template:
             return self.backend.encode(prompt + ANSWER, add_special_tokens=True).ids
         if spelled := next((name for name in self.specials if name in prompt), None):
@@ -151,8 +151,8 @@ class HFTokenizer:
 
     @classmethod
     def load(cls, where):
-        """The tokenizer of a folder that `save` wrote, of a model's folder, a file in it, a .gguf file, or of a
-        name to download. ValueError of one line for no fast tokenizer, no end id, or a damaged file."""
+        """The tokenizer of a folder that `save` wrote, of a model's folder, a file in it, a .gguf file, or of
+        a name to download. ValueError of one line for no fast tokenizer, no end id, or a damaged file."""
         path = Path(where)
         if path.is_file() and path.suffix != ".gguf":
             path = where = path.parent
@@ -166,7 +166,7 @@ class HFTokenizer:
             return tokenizer
         fast = opened(where, read_fast)
         if not getattr(fast, "is_fast", False):
-            raise ValueError(f"{where}: {type(fast).__name__} is no fast tokenizer; expected a tokenizer.json")
+            raise ValueError(f"{where}: {type(fast).__name__} is no fast one; expected a tokenizer.json")
         card = {name: getattr(fast, name) for name in NAMED if getattr(fast, name)}
         card |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
         if fast.chat_template:
@@ -182,14 +182,16 @@ class HFTeacher:
     tokenizer; block_size: tokens that it reads at most."""
 
     def __init__(self, where, dtype="auto", device="cpu"):
-        """where: a name to download, a folder, or a .gguf file; dtype: "auto", "float32", "bfloat16". ValueError
-        where the tokenizer has ordinary ids for which the model has no logits."""
+        """where: a name to download, a folder, or a .gguf file; dtype: "auto", "float32", "bfloat16".
+        ValueError where the tokenizer has ordinary ids for which the model has no logits."""
         self.tokenizer, self.name, transformers = HFTokenizer.load(where), str(where), library()
-        self.hf = opened(where, transformers.AutoModelForCausalLM.from_pretrained, dtype=dtype).to(device).eval()
+        model = opened(where, transformers.AutoModelForCausalLM.from_pretrained, dtype=dtype)
+        self.hf = model.to(device).eval()
         self.hf.generation_config = transformers.GenerationConfig()     # its penalties would change the sets
         self.n_vocab, head = self.tokenizer.n_vocab, self.hf.get_output_embeddings().weight.size(0)
         vocabulary = self.tokenizer.backend.get_vocab(with_added_tokens=True)
-        if lost := [name for name, i in vocabulary.items() if i >= head and name not in self.tokenizer.specials]:
+        lost = [name for name, i in vocabulary.items() if i >= head and name not in self.tokenizer.specials]
+        if lost:
             raise ValueError(f"{where}: {head} logits, but the tokenizer has {self.n_vocab} ids, such as "
                              f"{lost[0]!r:.40}; expected a logit for each but special tokens")
         sizes = self.hf.config.get_text_config()
@@ -204,27 +206,27 @@ class HFTeacher:
 
     @torch.no_grad()
     def draw(self, prompts, max_new, *, p, k_cap, temperature=1.0, seed=None):
-        """Continues every prompt (ids) with up to max_new tokens, drawn from their top-p sets -> (new, sets), as
-        of data.sets.draw_with_sets; an answer ends with the first of the tokenizer's ends."""
+        """Continues every prompt (ids) with up to max_new tokens, drawn from their top-p sets -> (new, sets),
+        as data.sets.draw_with_sets; an answer ends with the first of the tokenizer's ends."""
         limit, device, config = self.block_size - max_new, self.hf.device, self.hf.generation_config
         for i, prompt in enumerate(prompts):
             if not 1 <= len(prompt) <= limit:
                 raise ValueError(f"prompt {i} has {len(prompt)} tokens; expected 1 to {limit}")
         sets, T, end = [[] for _ in prompts], max(map(len, prompts)), self.tokenizer.end
-        ids = torch.tensor([[end] * (T - len(x)) + list(x) for x in prompts], device=device)           # (B, T)
-        real = torch.tensor([[0] * (T - len(x)) + [1] * len(x) for x in prompts], device=device)       # (B, T)
+        ids = torch.tensor([[end] * (T - len(x)) + list(x) for x in prompts], device=device)       # (B, T)
+        real = torch.tensor([[0] * (T - len(x)) + [1] * len(x) for x in prompts], device=device)   # (B, T)
         ends = torch.tensor(sorted(self.tokenizer.ends), device=device)
 
         def keep_sets(ids, logits):
-            """logits (B, V of the model) -> those of the sets, -inf for the rest; rows that ended keep none."""
-            logits = logits.float()[:, :self.n_vocab]                      # a head may be padded, or lack specials
-            logits = F.pad(logits, (0, self.n_vocab - logits.size(1)), value=-torch.inf)               # (B, V)
-            kept = top_p_sets(logits, p, k_cap, temperature)                                           # (B, K)
+            """logits (B, head) -> (B, V), -inf outside the sets; for rows that have ended none is kept."""
+            logits = logits.float()[:, :self.n_vocab]           # a head may be padded, or lack specials
+            logits = F.pad(logits, (0, self.n_vocab - logits.size(1)), value=-torch.inf)           # (B, V)
+            kept = top_p_sets(logits, p, k_cap, temperature)                                       # (B, K)
             running = ~torch.isin(ids[:, T:], ends).any(-1)
             tokens, log_probs, mask = (x.cpu().numpy() for x in kept)
             for row in running.nonzero()[:, 0].tolist():
                 sets[row].append((tokens[row][mask[row]], log_probs[row][mask[row]]))
-            return torch.full_like(logits, -torch.inf).scatter_reduce(1, kept[0], kept[1], "amax")     # (B, V)
+            return torch.full_like(logits, -torch.inf).scatter_reduce(1, kept[0], kept[1], "amax") # (B, V)
 
         settings = type(config)(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, use_cache=True,
                                 max_new_tokens=max_new, eos_token_id=ends.tolist(), pad_token_id=end)
@@ -232,5 +234,5 @@ class HFTeacher:
             if seed is not None:
                 torch.manual_seed(seed)
             found = self.hf.generate(ids, attention_mask=real, generation_config=settings,
-                                     logits_processor=[keep_sets])                                # (B, T + new)
+                                     logits_processor=[keep_sets])                            # (B, T + new)
         return [row[:len(kept)] for row, kept in zip(found[:, T:].tolist(), sets)], sets

@@ -8,7 +8,7 @@ there is one, or it is "prompt"; the response is "output" or "response". Other f
 from data.cli import printable
 from data.own_text import json_rows, named
 
-ANSWER = "\n\nAnswer:"        # behind a prompt that no chat template frames; the response follows behind a space
+ANSWER = "\n\nAnswer:"        # behind a prompt without a chat template; the response follows behind a space
 
 
 def field(record, *names):

@@ -3,8 +3,8 @@
     teacher = EndpointTeacher("http://localhost:8080/v1", "qwen3", "folder/of/its/tokenizer")
     new, sets = teacher.draw(prompts, 128, p=0.8, k_cap=64, seed=1)       # as data.sets.draw_with_sets
 
-POST .../completions takes the prompt as ids and answers with the ids of the most probable tokens. vLLM gives as many
-as its --max-logprobs allows. The temperature is 1: servers report log-probabilities before it is applied.
+POST .../completions takes the prompt as ids and answers with the ids of the most probable tokens. vLLM gives
+as many as its --max-logprobs allows. The temperature is 1: servers report log-probabilities without it.
 """
 import json
 import threading
@@ -19,7 +19,7 @@ from adapters.hf import UNLIMITED, HFTokenizer
 from data.cache import MASKED
 from data.sets import SLACK, restrict_to_p
 
-PROBE, PROBED = "The capital of France is", 8       # a text, and how many tokens a server adds to it at the start
+PROBE, PROBED = "The capital of France is", 8       # a first request: a text, and new tokens
 TOKEN_BYTES = 200       # of JSON for one of the most probable tokens, at most; llama.cpp needs about 100
 
 
@@ -44,8 +44,8 @@ def drawn_tokens(choice):
 
 
 class EndpointTeacher:
-    """A model behind a server; tokenizer: HFTokenizer; n_vocab: its ids; block_size: unknown, the server refuses
-    what is too long. ValueError where no server answers, or its model has another tokenizer."""
+    """A model behind a server; tokenizer: HFTokenizer; n_vocab: its ids; block_size: not known, the server
+    refuses what is too long. ValueError where no server answers, or its model has another tokenizer."""
 
     def __init__(self, url, model, tokenizer, *, parallel=4, timeout=300.0, retries=4):
         """url: as http://localhost:8080/v1; model: its name there; tokenizer: the model's folder, or its
@@ -60,8 +60,8 @@ class EndpointTeacher:
         ids = [token for token, _ in self.tokens(reply) if token not in specials]
         texts = [" ".join(text.split()) for text in (reply["choices"][0]["text"], self.tokenizer.decode(ids))]
         if texts[0] != texts[1]:
-            raise ValueError(f"{url}: it answers {texts[0]!r:.60}, but its ids are {texts[1]!r:.60} by {tokenizer}; "
-                             "expected the tokenizer of the model that is served")
+            raise ValueError(f"{url}: it answers {texts[0]!r:.60}, but its ids are {texts[1]!r:.60} by "
+                             f"{tokenizer}; expected the tokenizer of the model that is served")
 
     def about(self):
         """What the header of a cache says of the teacher: dict of "hash", "params" and "name"."""
@@ -69,8 +69,8 @@ class EndpointTeacher:
 
     def request(self, prompt, max_new, p, k_cap, seed, stop):
         """One completion of a prompt (ids) -> the server's JSON; ValueError with what it says."""
-        body = {"model": self.model, "prompt": prompt, "max_tokens": max_new, "logprobs": k_cap, "temperature": 1.0,
-                "top_p": p, "top_k": k_cap, "min_p": 0.0, "seed": seed % 2 ** 31,
+        body = {"model": self.model, "prompt": prompt, "max_tokens": max_new, "logprobs": k_cap,
+                "temperature": 1.0, "top_p": p, "top_k": k_cap, "min_p": 0.0, "seed": seed % 2 ** 31,
                 "return_tokens_as_token_ids": True}
         most = (1 << 20) + TOKEN_BYTES * k_cap * max_new
         reply, why = ask(body, self.options, stop, [], parse=json.loads, most=most)
@@ -83,16 +83,16 @@ class EndpointTeacher:
         try:
             found = drawn_tokens(reply["choices"][0])
         except ERRORS:
-            raise ValueError(f"{self.options.url}: no token ids in {json.dumps(reply):.100}...; expected llama.cpp's "
-                             "logprobs.content with ids, or vLLM's return_tokens_as_token_ids") from None
+            raise ValueError(f"{self.options.url}: no token ids in {json.dumps(reply):.100}...; expected "
+                             "llama.cpp's logprobs.content, or vLLM's return_tokens_as_token_ids") from None
         most = max((i for token, top in found for i in (token, *top)), default=0)
         if most >= self.n_vocab:
-            raise ValueError(f"{self.options.url}: token {most}, but the tokenizer has {self.n_vocab} ids; expected "
-                             "the tokenizer of the model that is served")
+            raise ValueError(f"{self.options.url}: token {most}, but the tokenizer has {self.n_vocab} ids; "
+                             "expected the tokenizer of the model that is served")
         return found
 
     def draw_one(self, prompt, max_new, p, k_cap, seed, stop):
-        """One answer -> (new, sets). ValueError where a token is not from its set, or the end is not reported."""
+        """One answer -> (new, sets). ValueError for a token outside its set, and an end that is not told."""
         # A little less than p: rounding must not let a token be drawn that the set below leaves out.
         reply, new, sets = self.request(prompt, max_new, max(p - 2 * SLACK, SLACK), k_cap, seed, stop), [], []
         for token, top in self.tokens(reply):
@@ -107,21 +107,22 @@ class EndpointTeacher:
             if token in self.tokenizer.ends:
                 return new, sets
         last = new[-1] if new else None
-        if reply["choices"][0].get("finish_reason") == "stop" and last not in self.tokenizer.specials.values():
-            raise ValueError(f"{self.options.url}: an answer stops behind token {last} without an end token; expected "
-                             "it with its log-probabilities, as llama.cpp and vLLM report it")
+        finish, specials = reply["choices"][0].get("finish_reason"), self.tokenizer.specials.values()
+        if finish == "stop" and last not in specials:
+            raise ValueError(f"{self.options.url}: an answer stops behind token {last} without an end token; "
+                             "expected it with its log-probabilities, as llama.cpp and vLLM report it")
         return new, sets
 
     def draw(self, prompts, max_new, *, p, k_cap, temperature=1.0, seed=0):
-        """Continues every prompt (ids) with up to max_new tokens, drawn from their top-p sets -> (new, sets), as
-        of data.sets.draw_with_sets. A set ends at p, or where the server's list does."""
+        """Continues every prompt (ids) with up to max_new tokens, drawn from their top-p sets -> (new, sets),
+        as data.sets.draw_with_sets. A set ends at p, or where the server's list does."""
         if temperature != 1:
             raise ValueError(f"temperature={temperature}, but a server's log-probabilities are those of 1")
         pool, stop = ThreadPoolExecutor(self.parallel), threading.Event()
         try:
             answers = list(pool.map(lambda i: self.draw_one(prompts[i], max_new, p, k_cap, seed + i, stop),
                                     range(len(prompts))))
-        finally:                                                # also after Ctrl-C: no request waits for a retry
+        finally:                                        # also after Ctrl-C: no request waits for a retry
             stop.set()
             pool.shutdown(cancel_futures=True)
         return [new for new, _ in answers], [sets for _, sets in answers]

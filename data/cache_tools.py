@@ -181,8 +181,8 @@ def inspect(folder):
         "tokens": f"{header['tokens']:,}, of which the teacher drew {header['drawn']:,}",
         "sets": f"{figures['mean_kept']:.2f} tokens in the mean, median {figures['median_kept']:g}; "
                 f"{figures['size_one']:.1%} have only one, {figures['at_cap']:.1%} are at the cap",
-        "coverage": f"{figures['coverage']:.4f} of the teacher's mass, the 7 most probable {figures['top_7']:.4f}, "
-                    f"the 50 most probable {figures['top_50']:.4f}",
+        "coverage": f"{figures['coverage']:.4f} of the teacher's mass, the 7 most probable "
+                    f"{figures['top_7']:.4f}, the 50 most probable {figures['top_50']:.4f}",
         "bytes a token": f"{figures['bytes_per_token']:.1f}; with dense float16 logits {dense:.1f}",
     }
     print(printable(f"{folder}: top-p sets, p={header['p']}, k_cap={header['k_cap']}, temperature "

@@ -7,8 +7,9 @@
     python td_distill.py inspect out_fill/cache
 
 The teacher is a causal language model of transformers (a name, a folder or a .gguf file; extra [hf]), a model
-behind an OpenAI-compatible server with its tokenizer in a folder, or a folder of GPT.save. The prompts are JSONL
-(adapters/instructions.py). The cache holds the tokenizer too, with which a student is created. A stopped run goes on.
+behind an OpenAI-compatible server with its tokenizer in a folder, or a folder of GPT.save. The prompts are
+JSONL (adapters/instructions.py). The cache holds the tokenizer too, with which a student is created. A run
+that was stopped goes on.
 """
 
 import importlib
@@ -86,16 +87,16 @@ def open_model(where, device):
     folder = gpt2.locate(where)
     model, tokenizer = gpt2.GPT2.from_pretrained(folder, device=device), hf.HFTokenizer.load(folder)
     if model.config.n_vocab < tokenizer.n_vocab:
-        raise ValueError(f"{where}: {model.config.n_vocab} embeddings, but the tokenizer has {tokenizer.n_vocab} ids")
+        raise ValueError(f"{where}: {model.config.n_vocab} embeddings, but {tokenizer.n_vocab} ids of tokens")
     return model, tokenizer
 
 
 def open_teacher(config):
-    """The teacher of a config (teacher, device; of transformers dtype; of a server model, tokenizer, parallel and
-    timeout) -> (draw, tokenizer, block_size, about, model).
+    """The teacher of a config (teacher, device; of transformers dtype; of a server model, tokenizer, parallel
+    and timeout) -> (draw, tokenizer, block_size, about, model).
 
-    draw(prompts, max_new, *, p, k_cap, temperature, seed) -> (new, sets) as data.sets.draw_with_sets; about: dict
-    for the header of its cache; model: GPT, HFTeacher, or None behind a server. ValueError for none of these."""
+    draw(prompts, max_new, *, p, k_cap, temperature, seed) -> (new, sets) as data.sets.draw_with_sets; about:
+    dict for the header of its cache; model: GPT, HFTeacher, or None behind a server. ValueError for none."""
     if is_served(config.teacher):
         logprobs = importlib.import_module("adapters.logprobs")
         model = logprobs.EndpointTeacher(config.teacher, config.model, config.tokenizer,
@@ -105,7 +106,8 @@ def open_teacher(config):
     if is_own_model(config.teacher):
         model, tokenizer = open_model(config.teacher, device)
         about = {"hash": weights_hash(model), "params": model.num_params(), "name": config.teacher}
-        return partial(draw_with_sets, model, stop=tokenizer.end), tokenizer, model.config.block_size, about, model
+        draw = partial(draw_with_sets, model, stop=tokenizer.ends)
+        return draw, tokenizer, model.config.block_size, about, model
     model = importlib.import_module("adapters.hf").HFTeacher(config.teacher, config.dtype, device)
     return model.draw, model.tokenizer, model.block_size, model.about(), model
 
@@ -124,9 +126,10 @@ def as_document(prompt, answer, tokenizer):
     return prompt + answer, [TEXT] * len(prompt) + [END if t in tokenizer.ends else ANSWER for t in answer]
 
 
-def answer_cache(folder, draw, tokenizer, prompts, *, about, seed, made_by, answers=1, max_new=MAX_NEW, **drawing):
-    """The teacher's answers to the prompts (ids), and their sets -> TeacherCache, filled where it is not finished.
-    draw, about: of open_teacher; drawing: its p, k_cap and temperature (1 if not given).
+def answer_cache(folder, draw, tokenizer, prompts, *, about, seed, made_by, answers=1, max_new=MAX_NEW,
+                 **drawing):
+    """The teacher's answers to the prompts (ids), and their sets -> TeacherCache, filled where it is not
+    finished. draw, about: of open_teacher; drawing: its p, k_cap and temperature (1 if not given).
 
     An answer without END is kept: its last position has no s', and the Bellman residual drops it."""
     if not (folder / "header.json").exists():
@@ -147,7 +150,8 @@ def main(arguments=None):
     """The command; ValueError or OSError, in one line, for what the user can mend."""
     config = parse_options(FillConfig, arguments, __doc__)
     torch.set_num_threads(config.threads or torch.get_num_threads())
-    asked = importlib.import_module("adapters.instructions").read_instructions(config.prompts, responses=False)
+    instructions = importlib.import_module("adapters.instructions")
+    asked = instructions.read_instructions(config.prompts, responses=False)
     draw, tokenizer, block_size, about, _ = open_teacher(config)
     encoded = encode_prompts([prompt for prompt, _ in asked], tokenizer)
     prompts = [ids for ids in encoded if 1 <= len(ids) <= block_size - config.max_new]
@@ -157,13 +161,15 @@ def main(arguments=None):
     with folder_lock(out):
         inputs = {"prompts, tokenizer, teacher": [hash_of(Path(config.prompts)), tokenizer.hash, about]}
         open_run(out, config.decisive() | inputs, FILES, config.redo)
-        print(f"{len(prompts):,} prompts, {len(encoded) - len(prompts):,} more are too long; {tokenizer}", flush=True)
+        print(f"{len(prompts):,} prompts, {len(encoded) - len(prompts):,} more are too long; {tokenizer}",
+              flush=True)
         if not is_finished(out, "cache"):
             given = " ".join(f"--{name}={value}" for name, value in config.decisive().items()
                              if value != getattr(FillConfig, name))
+            drawing = {name: getattr(config, name) for name in ("p", "k_cap", "temperature")}
             answer_cache(out / "cache", draw, tokenizer, prompts, about=about, seed=config.seed,
                          made_by=f"python -m experiments.teacher fill {given}", answers=config.answers,
-                         max_new=config.max_new, p=config.p, k_cap=config.k_cap, temperature=config.temperature)
+                         max_new=config.max_new, **drawing)
             tokenizer.save(out / "cache")
             save_finished(out, "cache", out / "cache" / "header.json", out / "cache" / "tokenizer.json")
     inspect(out / "cache")
