@@ -230,7 +230,7 @@ def train_model(name, model, mix, tokens, config, tokenizer, look=None, objectiv
     if not machine.rank():
         tokenizer.save(folder)
         model.save(folder, model.extra)
-    save_finished(folder.parent, name, folder / "model.pt", folder / "tokenizer.tiktoken")
+    save_finished(folder.parent, name, folder / "model.pt", folder / "tokenizer.json")
     (folder / "training.pt").unlink(missing_ok=True)
     return model
 

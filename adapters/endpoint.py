@@ -121,25 +121,25 @@ def completion(text):
     return {"reply": reply, "finish": finish, "tokens": [n if isinstance(n, int) else 0 for n in counts]}
 
 
-def post(body, options):
-    """Sends one request -> (reply, None, None), see `completion`, or (None, what went wrong, in the server's
-    words, the seconds that it asks to wait, or None if another try would be in vain)."""
+def post(body, options, parse=completion, most=MAX_BODY):
+    """Sends one request -> (parse(text), None, None), or (None, what went wrong, in the server's words, the
+    seconds that it asks to wait, or None if another try would be in vain). most: bytes of an answer."""
     headers = {"Content-Type": "application/json", "User-Agent": "nanoreader"}
     if options.secret:
         headers["Authorization"] = f"Bearer {options.secret}"
     request = urllib.request.Request(options.url, json.dumps(body).encode(), headers)
     try:
         with OPENER.open(request, timeout=options.timeout) as response:
-            data, status = response.read(MAX_BODY), response.status
+            data, status = response.read(most), response.status
         if response.headers.get("Content-Encoding", "identity") != "identity":      # packed, unasked
-            data = zlib.decompressobj(47).decompress(data, MAX_BODY)                # gzip or zlib
+            data = zlib.decompressobj(47).decompress(data, most)                    # gzip or zlib
     except (OSError, HTTPException, zlib.error) as error:
         cause = error.reason if isinstance(error, urllib.error.URLError) else error
         return None, hide(brief(cause, 10**4), options.secret)[:120], 0.0
     text, what = data.decode("utf-8-sig", "replace"), f"HTTP {status}"
     if status < 300:
         with contextlib.suppress(*ERRORS):
-            return completion(text), None, None
+            return parse(text), None, None
         what += " without a chat completion"
         with contextlib.suppress(*ERRORS):              # some servers send errors as HTTP 200
             status = int(json.loads(text)["error"]["code"])
@@ -153,12 +153,12 @@ def post(body, options):
     return None, f"{what}: {said}".rstrip(": "), None if in_vain else wait
 
 
-def ask(body, options, stop, retries):
+def ask(body, options, stop, retries, **reading):
     """One request, repeated --retries times at most -> (reply, None), or (None, what went wrong). Before each
     it waits as the server asks in Retry-After, plus BACKOFF, doubled each time and multiplied by a random
-    number. stop: an Event that ends the waiting; retries: a list, gets the reasons."""
+    number. stop: an Event that ends the waiting; retries: a list, gets the reasons; reading: of `post`."""
     for k in range(options.retries + 1):
-        reply, why, wait = post(body, options)
+        reply, why, wait = post(body, options, **reading)
         if wait is None or k == options.retries:
             break
         retries.append(why)

@@ -1,8 +1,7 @@
-"""GPT-2: its layers, published weights and tokenizers, and students as folders that transformers opens.
+"""GPT-2: its layers and published weights, and students as folders that transformers opens.
 
     model = GPT2.from_pretrained("gpt2-xl")                 # by name: huggingface_hub downloads it once
     model = GPT2.from_pretrained("folder", n_vocab=50258)   # config.json, model*.safetensors (or .bin)
-    tokenizer = read_tokenizer("folder")                    # tokenizer.json and what lies beside it
     python model.py export out_gpt2/plain out/hf            # a student of this layout, for transformers
 
 A field of config.json that asks for another architecture is refused, because only wrong logits would tell.
@@ -18,10 +17,9 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 
-from adapters.tokenizers import add_separator
 from data.cli import brief, printable
 from data.files import write_bytes, write_text
-from data.tokenizer import SEP, Tokenizer
+from data.tokenizer import Tokenizer
 from model import GPT, Block, GPTConfig, KVCache, attend
 
 # Fields of GPT2Config, and their names in config.json.
@@ -34,12 +32,9 @@ COMPUTED = {"activation_function": ("gelu_new", "gelu_pytorch_tanh"), "layer_nor
 # GPT-2 was published with matrices (in, out); torch.nn.Linear has (out, in).
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 PREFIX = re.compile(r"^(?:.*\.)?(?=(?:wte|wpe|ln_f|lm_head|h\.\d+)\.)")      # of a weight, by its wrappers
-# How GPT-2 cuts words, as tiktoken writes it since 0.8 (the hash of a tokenizer depends on the pattern).
-GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 # Hugging Face's files have visible characters for bytes: of Latin-1, or from U+0100 on ("Ġ": space).
 HIDDEN = [*range(33), *range(127, 161), 173]
 SPELLING = {b: chr(b) for b in range(256)} | {b: chr(256 + i) for i, b in enumerate(HIDDEN)}
-BYTES = {char: b for b, char in SPELLING.items()}
 
 
 @dataclass
@@ -193,69 +188,6 @@ def read_weights(folder):
     if len(state["transformer.h.0.attn.c_attn.weight"]) == wte.size(1):                # (C, 3C)
         state |= {name: tensor.T for name, tensor in state.items() if name.endswith(TRANSPOSED)}
     return state
-
-
-def read_beside(folder, name):
-    """The JSON object folder/name.json; {} without such a file."""
-    path = Path(folder, f"{name}.json")
-    return json.loads(path.read_bytes()) if path.is_file() else {}
-
-
-def special_tokens(folder, found):
-    """What tokenizer.json (found) and the files beside it tell -> ({name: id} of the added tokens, the end).
-    ValueError where they differ, and for an added word: a text that holds it would have other ids here."""
-    settings, named = (read_beside(folder, name) for name in ("tokenizer_config", "special_tokens_map"))
-    later = [{**token, "id": int(i)} for i, token in settings.get("added_tokens_decoder", {}).items()]
-    older = [{"content": name, "id": i} for name, i in read_beside(folder, "added_tokens").items()]
-    specials, ends = {}, [ends["eos_token"] for ends in (settings, named) if ends.get("eos_token")]
-    for token in found["added_tokens"] + later + older:
-        name, i = token["content"], token["id"]
-        if specials.setdefault(name, i) != i or not token.get("special", True):
-            raise ValueError(f"added token {name!r} is no special token, or has two ids")
-    ends = {end["content"] if isinstance(end, dict) else end for end in ends} or {"<|endoftext|>"}
-    names = {i: name for name, i in specials.items()}
-    for file in ("config", "generation_config"):
-        ids = read_beside(folder, file).get("eos_token_id")
-        ends |= {names.get(i, f"id {i}") for i in (ids if isinstance(ids, list) else [ids])} - {"id None"}
-    if len(ends) > 1:
-        raise ValueError(f"a text ends with {' or with '.join(sorted(ends))}; expected one end")
-    return specials, ends.pop()
-
-
-def read_tokenizer(folder):
-    """The Tokenizer of tokenizer.json; where it has no `<|sep|>`, one behind the last id, and behind the last
-    row of the embedding by config.json. ValueError for anything but a byte-level BPE whose merges are in the
-    order of their ids."""
-    path = Path(folder, "tokenizer.json")
-    try:
-        found = json.loads(path.read_bytes())
-        (specials, end), pattern, bpe = special_tokens(folder, found), pattern_of(found), found["model"]
-        words = {token: i for token, i in bpe["vocab"].items() if token not in specials}
-        ranks = {bytes(BYTES[char] for char in token): i for token, i in words.items()}
-        n_ids = len(ranks) + len(specials)
-        if sorted([*ranks.values(), *specials.values()]) != list(range(n_ids)):
-            raise ValueError("its ids are not 0, 1, 2 and so on")
-        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in bpe["merges"]]
-        if merges != merges_of(ranks):
-            raise ValueError("its merges are not in the order of its ids")
-        n_ids = max(n_ids, read_beside(folder, "config").get("vocab_size", 0))
-        name = "gpt2" if pattern == GPT2_PATTERN else "bpe"
-        return Tokenizer(name, ranks, pattern, add_separator(specials, ranks, n_ids), end, SEP)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: not a byte-level BPE that tiktoken can apply ({brief(error)})") from None
-
-
-def pattern_of(found):
-    """The pattern by which a tokenizer.json (a dict) cuts words; ValueError where it cuts in another way."""
-    *before, last = found["pre_tokenizer"].get("pretokenizers", [found["pre_tokenizer"]])
-    cuts = [(step["type"], step["behavior"], step["invert"]) for step in before]
-    changed, by_default = found.get("normalizer") or last.get("add_prefix_space"), last.get("use_regex", True)
-    if (found["model"]["type"], last["type"]) == ("BPE", "ByteLevel") and not changed:
-        if by_default and not cuts:
-            return GPT2_PATTERN
-        if not by_default and cuts == [("Split", "Isolated", False)]:
-            return before[0]["pattern"]["Regex"]
-    raise ValueError("it cuts or changes texts as GPT-2 does not")
 
 
 def merges_of(ranks):

@@ -8,7 +8,7 @@ there is one, or it is "prompt"; the response is "output" or "response". Other f
 from data.cli import printable
 from data.own_text import json_rows, named
 
-ANSWER = "\n\nAnswer:"        # what a prompt ends with; the response follows behind a space
+ANSWER = "\n\nAnswer:"        # behind a prompt without a chat template; the response follows behind a space
 
 
 def field(record, *names):
@@ -16,19 +16,20 @@ def field(record, *names):
     return next((record[name].strip() for name in names if isinstance(record.get(name), str)), "")
 
 
-def read_instructions(path):
+def read_instructions(path, responses=True):
     """A file -> list of (prompt, response), two str each. Rows with an empty response are left out; a line
-    says how many. ValueError "file: line 3: ..." for a row without these fields or without a prompt."""
+    says how many. ValueError "file: line 3: ..." for a row without these fields or without a prompt.
+    responses: False where they may be missing, and are "" then."""
     pairs, empty = [], []
     with named(path):
         for place, record in json_rows(path):
             asked, given = field(record, "instruction", "prompt"), field(record, "input", "context")
             response = field(record, "output", "response")
-            if not asked or not {"output", "response"} & set(record):
+            if not asked or responses and not {"output", "response"} & set(record):
                 raise ValueError(f'{place}: expected an object with "instruction" (and "input" or "context") '
                                  'or "prompt", not empty, and "output" or "response"')
-            if response:
-                pairs.append((asked + (f"\n\n{given}" if given else "") + ANSWER, response))
+            if response or not responses:
+                pairs.append((asked + (f"\n\n{given}" if given else ""), response))
             else:
                 empty.append(place)
         if not pairs:

@@ -149,6 +149,7 @@ def inspect(folder):
     """Print what a cache holds and costs -> the figures as a dict.
 
     coverage: the mean mass of the sets, sum of exp(log_probs), over the drawn positions;
+    top_7, top_50: the mean mass of the most probable ones kept; at_cap: share of sets of k_cap tokens;
     dense_bytes_per_token: the cost with all V logits in float16 at the drawn positions, and no ids.
     """
     cache = TeacherCache(folder)
@@ -156,25 +157,32 @@ def inspect(folder):
     n_tokens, drawn = max(header["tokens"], 1), max(header["drawn"], 1)
     size = sum(array.nbytes for array in cache.arrays.values())
     sets = cache.arrays["ids"].nbytes + cache.arrays["logprobs"].nbytes
+    kept, mass = counts[counts > 0].astype(np.int64), np.exp(cache.arrays["logprobs"].astype(np.float64))
+    rank = np.arange(len(mass)) - np.repeat(np.cumsum(kept) - kept, kept)      # in its set, 0: most probable
     figures = {
         "documents": len(cache), "tokens": header["tokens"], "drawn": header["drawn"],
         "mean_kept": header["kept"] / drawn,
+        "median_kept": float(np.median(kept)) if len(kept) else 0.0,
         "size_one": float((counts == 1).sum() / drawn),
-        "coverage": float(np.exp(cache.arrays["logprobs"].astype(np.float64)).sum() / drawn),
+        "at_cap": float((counts == header["k_cap"]).sum() / drawn),
+        "coverage": float(mass.sum() / drawn),
+        **{f"top_{k}": float(mass[rank < k].sum() / drawn) for k in (7, 50)},
         "bytes_per_token": size / n_tokens,
         "dense_bytes_per_token": (size - sets + 2 * header["n_vocab"] * header["drawn"]) / n_tokens,
     }
     teacher = header["teacher"] if isinstance(header["teacher"], dict) else {}
     dense = figures["dense_bytes_per_token"]
     lines = {
-        "teacher": f"{teacher.get('hash')}, {teacher.get('params')} parameters, {teacher.get('figures')}",
+        "teacher": f"{teacher.get('hash')}, {teacher.get('params')} parameters, "
+                   f"{teacher.get('name') or teacher.get('figures')}",
         "tokenizer": f"{header['tokenizer']}, {header['n_vocab']} tokens",
         "made by": header["made_by"],
         "documents": f"{len(cache):,}",
         "tokens": f"{header['tokens']:,}, of which the teacher drew {header['drawn']:,}",
-        "mean kept": f"{figures['mean_kept']:.2f} tokens a drawn position; "
-                     f"{figures['size_one']:.1%} of the sets have only one",
-        "coverage": f"{figures['coverage']:.4f} of the teacher's mass",
+        "sets": f"{figures['mean_kept']:.2f} tokens in the mean, median {figures['median_kept']:g}; "
+                f"{figures['size_one']:.1%} have only one, {figures['at_cap']:.1%} are at the cap",
+        "coverage": f"{figures['coverage']:.4f} of the teacher's mass, the 7 most probable "
+                    f"{figures['top_7']:.4f}, the 50 most probable {figures['top_50']:.4f}",
         "bytes a token": f"{figures['bytes_per_token']:.1f}; with dense float16 logits {dense:.1f}",
     }
     print(printable(f"{folder}: top-p sets, p={header['p']}, k_cap={header['k_cap']}, temperature "

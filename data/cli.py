@@ -22,8 +22,8 @@ CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 ELSEWHERE = {"lr": "learning_rate", "batch_size": "step_tokens", "epochs": "student_tokens", "data": "corpus",
              "max_steps": "student_tokens", "students": "arms", "hidden_size": "n_embd", "num_layers": "n_layer",
              "num_heads": "n_head", "vocab_size": "n_vocab", "output": "out_dir", "overwrite": "redo"}
-EXTRAS = {"matplotlib": "plot", "transformers": "hf", "safetensors": "hf", "huggingface_hub": "hf",
-          "pytest": "test", "hypothesis": "test"}
+EXTRAS = {"matplotlib": "plot", "transformers": "hf", "tokenizers": "hf", "safetensors": "hf",
+          "huggingface_hub": "hf", "pytest": "test", "hypothesis": "test"}
 STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 tqdm.set_lock(threading.RLock())    # a process has a lock of its own, not a semaphore that all share
 

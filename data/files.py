@@ -38,6 +38,14 @@ def hash_of(*parts):
     return hashlib.sha256(b"".join(b"%d;" % len(part) + part for part in parts)).hexdigest()[:16]
 
 
+def weights_hash(model):
+    """One hash of all weights of a model, of any dtype -> 16 hex digits."""
+    found = hashlib.sha256()
+    for p in model.parameters():
+        found.update(p.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()[:16]
+
+
 def rename(beside, path):
     """Puts a finished file in its place; after a power cut there is the old one or the new one."""
     with open(beside, "rb+") as file:
@@ -110,13 +118,14 @@ def open_run(out, identity, names, redo=False):
     """Opens the folder of a run. run.json holds its identity: a dict of options and of hashes of inputs.
 
     names: {file or folder that such runs write: what it is}; they are removed with redo, and while no stage
-    is finished and no training saved. ValueError names what differs from the earlier run."""
+    is finished, no training saved and no cache begun. ValueError names what differs from the earlier run."""
     path, here = out / "run.json", [out / name for name in names if (out / name).exists()]
     if here and not path.exists():
         raise ValueError(f"{here[0]}: there is no run.json of a run that wrote it; use another --out_dir")
     if path.exists() and not redo:
         read_json(path, OTHER)                                  # a foreign one is not written over
-    fresh = redo or not ((out / "stages").exists() or any(out.glob("*/training.pt")))
+    work = [path for name in ("training.pt", "part.json", "header.json") for path in out.glob(f"*/{name}")]
+    fresh = redo or not ((out / "stages").exists() or work)
     machine.barrier()                                           # all have looked
     if fresh and not machine.rank():
         for old in here:

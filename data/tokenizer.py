@@ -12,6 +12,7 @@ import base64
 import contextlib
 import hashlib
 import heapq
+import importlib
 import re
 from collections import Counter
 from pathlib import Path
@@ -49,6 +50,7 @@ class Tokenizer:
         self.card = {"name": name, "pattern": pattern, "specials": specials, "end": end, "sep": sep}
         self.name, self.pattern, self.ranks, self.specials = name, pattern, ranks, specials
         self.end, self.sep = specials[end], specials[sep]
+        self.ends = frozenset({self.end})               # a tokenizer of transformers may have several
         self.n_vocab = len(ranks) + len(specials)
         if missing := [b for b in range(256) if bytes([b]) not in ranks]:
             raise ValueError(f"{len(missing)} of 256 bytes have no token, 0x{missing[0]:02x} is the first; "
@@ -88,8 +90,11 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder):
-        """Read what `save` wrote. OSError for a missing file, ValueError of one line for a damaged one."""
+        """Read what `save` wrote, or HFTokenizer.save: an adapters.hf.HFTokenizer then. OSError for a missing
+        file, ValueError of one line for a damaged one."""
         path, remedy = Path(folder) / "tokenizer.tiktoken", "restore it, or make the tokenizer again"
+        if not path.exists() and path.with_name("tokenizer_config.json").exists():
+            return importlib.import_module("adapters.hf").HFTokenizer.load(folder)
         card, ranks = read_json(path.with_suffix(".json"), remedy), {}
         with contextlib.suppress(ValueError):           # no list of base64 tokens and ids: the hash will tell
             pairs = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]

@@ -11,6 +11,7 @@ out. Teacher and student are folders of GPT.save or in Hugging Face's format, or
 
 import importlib
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -18,20 +19,15 @@ import torch
 
 import train
 from data.batches import DataMix, Rows
-from data.cache import TeacherCache
-from data.cache_tools import CacheWriter
 from data.cli import parse_options, progress, run_command
-from data.documents import ROLES
 from data.figures import cell, mean_se, rouge_l
-from data.files import folder_lock, hash_of, open_run, read_json, write_json
+from data.files import folder_lock, hash_of, open_run, read_json, weights_hash, write_json
 from data.machine import pick_device
 from data.sets import draw_with_sets
-from data.tokenizer import Tokenizer
-from experiments.teacher import K_CAP, ROWS, weights_hash
-from model import GPT
+from experiments.answers import MAX_NEW, ROWS, answer_cache, as_document, encode_prompts, open_model
+from experiments.teacher import K_CAP
 
-TEXT, ANSWER, END = map(ROLES.index, ("text", "answer", "end"))
-MAX_NEW, DRAWS = 128, 5             # tokens of an answer at most; answers to a held-out prompt
+DRAWS = 5                           # answers to a held-out prompt
 OBJECTIVES = ("seqkd", "kd", "td")                     # of the students that learn from the cache
 FILES = dict.fromkeys(("sft", "more_sft", *OBJECTIVES, "cache", "stages", "results.json"), "see pair.py")
 
@@ -52,26 +48,11 @@ class PairConfig(train.Config):
     BOUNDS = {**train.Config.BOUNDS, "answers": (0,)}
 
 
-def open_model(where, device):
-    """A folder of GPT.save, or a GPT-2 in Hugging Face's format, or its name -> (GPT, Tokenizer)."""
-    if (Path(where) / "model.pt").is_file():
-        return GPT.load(where, device), Tokenizer.load(where)
-    gpt2 = importlib.import_module("adapters.gpt2")
-    folder = gpt2.locate(where)
-    tokenizer = gpt2.read_tokenizer(folder)
-    return gpt2.GPT2.from_pretrained(folder, n_vocab=tokenizer.n_vocab, device=device), tokenizer
-
-
-def as_document(prompt, answer, tokenizer):
-    """(tokens, their roles) of a prompt with its answer, both ids."""
-    return prompt + answer, [TEXT] * len(prompt) + [END if t == tokenizer.end else ANSWER for t in answer]
-
-
 def encode_pairs(pairs, tokenizer, block_size):
     """(prompts, rows): ids of the prompts with room for MAX_NEW tokens, and Rows of prompt, response and END.
     Responses are cut to MAX_NEW tokens, then without END: one that is cut does not end there."""
     prompts, documents = [], []
-    asked = tokenizer.encode_batch([prompt for prompt, _ in pairs])
+    asked = encode_prompts([prompt for prompt, _ in pairs], tokenizer)
     for prompt, response in zip(asked, tokenizer.encode_batch([" " + response for _, response in pairs])):
         if len(prompt) + MAX_NEW <= block_size:
             prompts.append(prompt)
@@ -79,25 +60,6 @@ def encode_pairs(pairs, tokenizer, block_size):
     if not prompts:
         raise ValueError(f"no prompt leaves room for an answer of {MAX_NEW} tokens in {block_size}")
     return prompts, Rows.pack(documents, tokenizer.n_vocab)
-
-
-def answer_cache(folder, teacher, tokenizer, prompts, *, p, seed, made_by, answers=1):
-    """The teacher's answers to the prompts, and their sets -> TeacherCache, filled where it is not finished.
-    An answer without END is kept: its last position has no s', and the Bellman residual drops it."""
-    if not (folder / "header.json").exists():
-        about = {"hash": weights_hash(teacher), "params": teacher.num_params()}
-        writer = CacheWriter(folder, n_vocab=tokenizer.n_vocab, tokenizer_hash=tokenizer.hash, p=p,
-                             k_cap=K_CAP, temperature=1.0, teacher=about, roles=ROLES, made_by=made_by)
-        parts = [(k, at) for k in range(answers) for at in range(0, len(prompts), ROWS)]
-        for number, (k, at) in progress(list(enumerate(parts, 1))[writer.done:], "answers"):
-            some = prompts[at:at + ROWS]
-            new, sets = draw_with_sets(teacher, some, MAX_NEW, p=p, k_cap=K_CAP, stop=tokenizer.end,
-                                       seed=seed + 1_000_003 * k + at)
-            for prompt, tokens, kept in zip(some, new, sets):
-                writer.add(*as_document(prompt, tokens, tokenizer), [None] * len(prompt) + kept)
-            writer.checkpoint(number)
-        writer.close()
-    return TeacherCache(folder, n_vocab=tokenizer.n_vocab, tokenizer_hash=tokenizer.hash)
 
 
 def test_answers(model, tokenizer, prompts, references):
@@ -114,8 +76,10 @@ def test_answers(model, tokenizer, prompts, references):
 def train_pair(teacher, student, tokenizer, prompts, rows, config):
     """Cache and students -> {name: model}, the teacher's too; rows: of prompts with responses."""
     models, command = {"teacher": teacher}, f"python -m experiments.pair --teacher={config.teacher}"
-    cache = answer_cache(Path(config.out_dir) / "cache", teacher, tokenizer, prompts, p=config.p,
-                         seed=config.seed, made_by=command, answers=config.answers)
+    draw, about = partial(draw_with_sets, teacher, stop=tokenizer.end), {"hash": weights_hash(teacher)}
+    cache = answer_cache(Path(config.out_dir) / "cache", draw, tokenizer, prompts, p=config.p, k_cap=K_CAP,
+                         about=about | {"params": teacher.num_params()}, seed=config.seed, made_by=command,
+                         answers=config.answers)
     plans = [("sft", rows, config.start_tokens), ("more_sft", rows, config.student_tokens)]
     plans += [(name, cache, config.student_tokens) for name in OBJECTIVES]
     for name, source, tokens in plans:

@@ -2,14 +2,16 @@
 
     python -m experiments.teacher                       # trains the teacher, fills out_teacher/cache
     python train.py --cache=out_teacher/cache           # students learn from it
+    python -m experiments.teacher fill --help           # any language model answers prompts: answers.py
 
 The teacher learns from the scripted reader's annotations. Then it reads text that nobody has annotated, and
 draws every token from its top-p set; the cache keeps the token with the set. A stopped run goes on.
 """
 
-import hashlib
+import importlib
 import random
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +26,7 @@ from data.cache_tools import CacheWriter
 from data.cli import parse_options, printable, progress, run_command
 from data.documents import QUESTIONS_FIRST, ROLES, course_tokenizer, is_own, reading_mix
 from data.figures import cell
-from data.files import folder_lock, is_finished, open_run, save_finished
+from data.files import folder_lock, is_finished, open_run, save_finished, weights_hash
 from data.machine import MEMORY, check_weights, pick_device
 from data.sets import draw_with_sets
 from model import GPT, GPTConfig
@@ -142,12 +144,6 @@ def teacher_reads(model, tokenizer, paragraphs, writer, behaviour, seed, max_new
                 writer.add(tokens, [ROLES.index(role) for role in roles], sets)
 
 
-def weights_hash(model):
-    """One hash of all weights of a model, 16 hex digits."""
-    weights = b"".join(p.detach().cpu().numpy().tobytes() for p in model.parameters())
-    return hashlib.sha256(weights).hexdigest()[:16]
-
-
 def write_cache(folder, teacher, tokenizer, config):
     """Fills a cache with the teacher's readings of new text of the built-in world, of the last level, about
     config.cache_tokens tokens. One that was stopped goes on behind its last chunk. ValueError where no
@@ -176,6 +172,9 @@ def write_cache(folder, teacher, tokenizer, config):
 
 def main(arguments=None):
     """The command; ValueError or OSError, in one line, for what the user can mend."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["fill"]:
+        return importlib.import_module("experiments.answers").main(arguments[1:])
     config = parse_options(TeacherConfig, arguments, __doc__)
     if is_own(config.corpus):
         raise ValueError(f"--corpus={config.corpus}; expected annotations: world, primer or a .jsonl file")

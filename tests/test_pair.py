@@ -26,8 +26,8 @@ def test_every_field_name_is_read(tmp_path):
     path = write(tmp_path / "x.jsonl", [
         {"instruction": " Say hello. ", "input": "", "output": "Hello."}, {"prompt": "1 + 1?", "output": "2"},
         {"instruction": "Name it.", "context": "A cat.", "response": "cat", "category": "x"}])
-    assert read_instructions(path) == [("Say hello.\n\nAnswer:", "Hello."), ("1 + 1?\n\nAnswer:", "2"),
-                                       ("Name it.\n\nA cat.\n\nAnswer:", "cat")]
+    assert read_instructions(path) == [("Say hello.", "Hello."), ("1 + 1?", "2"),
+                                       ("Name it.\n\nA cat.", "cat")]
     with pytest.raises(ValueError, match="no prompts"):
         read_instructions(write(path, []))
 
@@ -38,7 +38,7 @@ def test_an_array_is_read_and_an_empty_response_left_out(tmp_path, capsys):
             {"instruction": "a", "output": " "}]
     for content in (json.dumps(rows, indent=4).replace("\n", "\r\n"), "\r\n".join(map(json.dumps, rows))):
         (tmp_path / "x.json").write_bytes(("\ufeff" + content).encode())
-        assert read_instructions(tmp_path / "x.json") == [("Say\nhello.\n\nAnswer:", "Hello.")]
+        assert read_instructions(tmp_path / "x.json") == [("Say\nhello.", "Hello.")]
         place = "row 2" if content[0] == "[" else "line 2"
         said = f"{tmp_path / 'x.json'}: 1 rows with an empty response left out, first {place}\n"
         assert capsys.readouterr().out == said
@@ -119,7 +119,9 @@ def test_folders_of_transformers_make_a_pair(folder, tmp_path):
     for name in ("teacher", "student"):
         export(GPT2.load(folder / name), Tokenizer.load(folder / name), tmp_path / name)
         model, tokenizer = pair.open_model(tmp_path / name, "cpu")
-        assert tokenizer.hash == Tokenizer.load(folder / name).hash
+        own = Tokenizer.load(folder / name)
+        assert (tokenizer.n_vocab, tokenizer.ends) == (own.n_vocab, {own.end})
+        assert tokenizer.encode("red <|sep|>bird") == own.encode("red <|sep|>bird")
         assert pair.weights_hash(model) == pair.weights_hash(GPT2.load(folder / name))
 
 

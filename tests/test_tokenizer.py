@@ -10,9 +10,9 @@ import pytest
 import tiktoken
 from hypothesis import example, given, settings, strategies as st
 
-from adapters.gpt2 import GPT2_PATTERN
 from adapters.tokenizers import get_tokenizer
 from data.tokenizer import END, MIN_COUNT, PATTERN, SEP, Tokenizer, learn_merges, train_bpe
+from tests.test_gpt2 import GPT2_PATTERN
 
 CORPUS = ["Anna took a train to Oslo.\nShe took a bus back, and another train.", "To Oslo: 1905, 1906!",
           "MILO:\r\nIs that a train?\n\tIt is, a train to Bergen; 日本語 and Ærø. naïve café, naïve café"] * 3

@@ -1,0 +1,128 @@
+"""A model behind an OpenAI-compatible server as a teacher: its `logprobs` are the sets (llama.cpp, vLLM).
+
+    teacher = EndpointTeacher("http://localhost:8080/v1", "qwen3", "folder/of/its/tokenizer")
+    new, sets = teacher.draw(prompts, 128, p=0.8, k_cap=64, seed=1)       # as data.sets.draw_with_sets
+
+POST .../completions takes the prompt as ids and answers with the ids of the most probable tokens. vLLM gives
+as many as its --max-logprobs allows. The temperature is 1: servers report log-probabilities without it.
+"""
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from adapters.endpoint import ERRORS, ask, endpoint_url, secret_key
+from adapters.hf import UNLIMITED, HFTokenizer
+from data.cache import MASKED
+from data.sets import SLACK, restrict_to_p
+
+PROBE, PROBED = "The capital of France is", 8       # a first request: a text, and new tokens
+TOKEN_BYTES = 200       # of JSON for one of the most probable tokens, at most; llama.cpp needs about 100
+
+
+def token_id(name):
+    """"token_id:17", as vLLM spells a token where return_tokens_as_token_ids is asked for -> 17."""
+    if not name.startswith("token_id:"):
+        raise ValueError(name)
+    return int(name.removeprefix("token_id:"))
+
+
+def drawn_tokens(choice):
+    """One choice of a completion -> [(id drawn, {id: log-probability} of the most probable tokens), ...].
+
+    llama.cpp has a list logprobs.content with an "id" in each token; vLLM has OpenAI's older lists
+    logprobs.tokens and logprobs.top_logprobs, whose names hold the ids. ERRORS for another shape."""
+    found = choice["logprobs"]
+    if "content" in found:
+        return [(token["id"], {other["id"]: other["logprob"] for other in token["top_logprobs"]})
+                for token in found["content"]]
+    return [(token_id(name), {token_id(other): value for other, value in top.items()})
+            for name, top in zip(found["tokens"], found["top_logprobs"], strict=True)]
+
+
+class EndpointTeacher:
+    """A model behind a server; tokenizer: HFTokenizer; n_vocab: its ids; block_size: not known, the server
+    refuses what is too long. ValueError where no server answers, or its model has another tokenizer."""
+
+    def __init__(self, url, model, tokenizer, *, parallel=4, timeout=300.0, retries=4):
+        """url: as http://localhost:8080/v1; model: its name there; tokenizer: the model's folder, or its
+        tokenizer.json in one; parallel: requests in flight; timeout: seconds without a byte."""
+        self.tokenizer, self.model, self.parallel = HFTokenizer.load(tokenizer), model, parallel
+        self.n_vocab, self.block_size = self.tokenizer.n_vocab, UNLIMITED
+        url = endpoint_url(url).removesuffix("/chat/completions") + "/completions"
+        self.options = SimpleNamespace(url=url, secret=secret_key(), timeout=timeout, retries=0)
+        reply = self.request(self.tokenizer.encode(PROBE), PROBED, 1e-6, 1, 1, threading.Event())
+        self.options.retries, self.name = retries, str(reply.get("model") or model)
+        specials = self.tokenizer.specials.values()
+        ids = [token for token, _ in self.tokens(reply) if token not in specials]
+        texts = [" ".join(text.split()) for text in (reply["choices"][0]["text"], self.tokenizer.decode(ids))]
+        if texts[0] != texts[1]:
+            raise ValueError(f"{url}: it answers {texts[0]!r:.60}, but its ids are {texts[1]!r:.60} by "
+                             f"{tokenizer}; expected the tokenizer of the model that is served")
+
+    def about(self):
+        """What the header of a cache says of the teacher: dict of "hash", "params" and "name"."""
+        return {"hash": None, "params": None, "name": self.name}
+
+    def request(self, prompt, max_new, p, k_cap, seed, stop):
+        """One completion of a prompt (ids) -> the server's JSON; ValueError with what it says."""
+        body = {"model": self.model, "prompt": prompt, "max_tokens": max_new, "logprobs": k_cap,
+                "temperature": 1.0, "top_p": p, "top_k": k_cap, "min_p": 0.0, "seed": seed % 2 ** 31,
+                "return_tokens_as_token_ids": True}
+        most = (1 << 20) + TOKEN_BYTES * k_cap * max_new
+        reply, why = ask(body, self.options, stop, [], parse=json.loads, most=most)
+        if why:
+            raise ValueError(f"{self.options.url}: {why}")
+        return reply
+
+    def tokens(self, reply):
+        """drawn_tokens of a reply (JSON); ValueError where ids are missing or beyond the tokenizer."""
+        try:
+            found = drawn_tokens(reply["choices"][0])
+        except ERRORS:
+            raise ValueError(f"{self.options.url}: no token ids in {json.dumps(reply):.100}...; expected "
+                             "llama.cpp's logprobs.content, or vLLM's return_tokens_as_token_ids") from None
+        most = max((i for token, top in found for i in (token, *top)), default=0)
+        if most >= self.n_vocab:
+            raise ValueError(f"{self.options.url}: token {most}, but the tokenizer has {self.n_vocab} ids; "
+                             "expected the tokenizer of the model that is served")
+        return found
+
+    def draw_one(self, prompt, max_new, p, k_cap, seed, stop):
+        """One answer -> (new, sets). ValueError for a token outside its set, and an end that is not told."""
+        # A little less than p: rounding must not let a token be drawn that the set below leaves out.
+        reply, new, sets = self.request(prompt, max_new, max(p - 2 * SLACK, SLACK), k_cap, seed, stop), [], []
+        for token, top in self.tokens(reply):
+            best = sorted((-value, i) for i, value in top.items() if value > MASKED)[:k_cap]
+            values, ids = -torch.tensor([x for x, _ in best]), np.array([i for _, i in best], np.int64)
+            mask = restrict_to_p(values, torch.ones(len(best), dtype=torch.bool), p).numpy()
+            if token not in ids[mask]:
+                raise ValueError(f"{self.options.url}: drew token {token}, which is not in its set of p={p}, "
+                                 f"{k_cap} tokens at most; expected a server that applies top_p and top_k")
+            new.append(token)
+            sets.append((ids[mask], values.numpy()[mask].clip(max=0)))
+            if token in self.tokenizer.ends:
+                return new, sets
+        last = new[-1] if new else None
+        finish, specials = reply["choices"][0].get("finish_reason"), self.tokenizer.specials.values()
+        if finish == "stop" and last not in specials:
+            raise ValueError(f"{self.options.url}: an answer stops behind token {last} without an end token; "
+                             "expected it with its log-probabilities, as llama.cpp and vLLM report it")
+        return new, sets
+
+    def draw(self, prompts, max_new, *, p, k_cap, temperature=1.0, seed=0):
+        """Continues every prompt (ids) with up to max_new tokens, drawn from their top-p sets -> (new, sets),
+        as data.sets.draw_with_sets. A set ends at p, or where the server's list does."""
+        if temperature != 1:
+            raise ValueError(f"temperature={temperature}, but a server's log-probabilities are those of 1")
+        pool, stop = ThreadPoolExecutor(self.parallel), threading.Event()
+        try:
+            answers = list(pool.map(lambda i: self.draw_one(prompts[i], max_new, p, k_cap, seed + i, stop),
+                                    range(len(prompts))))
+        finally:                                        # also after Ctrl-C: no request waits for a retry
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+        return [new for new, _ in answers], [sets for _, sets in answers]
