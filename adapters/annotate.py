@@ -2,7 +2,7 @@
 
     python brd.py annotate my.txt --teacher http://localhost:11434/v1 --model qwen3
 
-Each sentence is asked about twice, once for each reading behaviour, and with --roundtrip once for each item.
+Each sentence is asked about twice, once for each reading behaviour, and with --roundtrip each question is asked again.
 Raw replies are kept in annotations.replies.jsonl: a run that was killed continues from them, and a better
 parser needs no new request. A reply that is late or cannot be used is asked for again, TRIES times in all, the
 first at temperature 0 and the others at WARM with another seed. A sentence without usable replies is named and
@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 from adapters.endpoint import ask_all, endpoint_url, probe, read_replies, secret_key
-from adapters.prompts import AGAIN, FIELDS, agree, parse, read_prompts
+from adapters.prompts import FIELDS, agree, parse, read_prompts
 from adapters.sentences import END, MAX_SENTENCE, sentences
 from data.annotations import write_annotations
 from data.cli import CONTROL, check_range, printable
@@ -40,7 +40,7 @@ def parse_arguments(arguments):
     add("--retries", type=int, default=6, metavar="N", help="after a failed request [%(default)s]")
     add("--max_tokens", type=int, default=500, metavar="N", help="of a reply and its thoughts [%(default)s]")
     add("--schema", action="store_true", help="bind each reply to a JSON schema made of its sentence")
-    add("--roundtrip", action="store_true", help="keep what the model says again when it is asked for it")
+    add("--roundtrip", action="store_true", help="keep a question if the model answers it alike again")
     add("--prompts", default=Path(__file__).with_name("prompts.txt"), metavar="FILE", help="prompts of your own")
     add("--body", default="{}", metavar="JSON", help="fields to add to each request, null "
         """removes one: '{"temperature": null, "reasoning_effort": "low"}'""")
@@ -77,8 +77,8 @@ def short(reply, options):
 
 def outcome(behaviour, sentence, replies, options):
     """What the replies give -> (items, dropped, why) as prompts.parse gives them, and the request to send
-    now, None if a reply can be used or all TRIES are spent, and all its items have been asked for again."""
-    prompts, kept = options.prompts, []
+    now, None if a reply can be used or all TRIES are spent, and its questions have been asked again."""
+    prompts, kept, send = options.prompts, [], None
     messages = prompts.messages(behaviour, sentence)
     schema = prompts.schema(behaviour, sentence) if options.schema else None
     for k in range(TRIES):
@@ -86,20 +86,26 @@ def outcome(behaviour, sentence, replies, options):
         if key in replies:
             reply = replies[key]
             items, dropped, why = parse(behaviour, sentence, reply["reply"], prompts, reply["finish"])
-        if key not in replies or why and short(reply, options):
-            return [], Counter(), UNASKED, (key, body)
-        if why is None:
-            break
-    for item in items if options.roundtrip else ():
-        key, body = request(prompts.again(behaviour, sentence, item), 0, options)
-        same = key in replies and agree(replies[key]["reply"], item[AGAIN[behaviour][-1]])
+            if why is None:
+                break
+        if key not in replies or short(reply, options):
+            send = send or (key, body)
+    else:
+        if send:
+            return [], Counter(), UNASKED, send
+    if behaviour == "ner" or not options.roundtrip:
+        return items, dropped, why, None
+    for item in items:
+        schema = prompts.choices(sentence, item) if options.schema else None
+        key, body = request(prompts.again(sentence, item), 0, options, schema)
+        same = key in replies and agree(replies[key]["reply"], item["answer"])
         if key not in replies or not same and short(replies[key], options):
             return [], Counter(), UNASKED, (key, body)
         if same:
             kept.append(item)
         else:
-            dropped["another answer in the round trip"] += 1
-    return kept if options.roundtrip else items, dropped, why, None
+            dropped["another answer when asked again"] += 1
+    return kept, dropped, why, None
 
 
 def collect(text, replies, failures, options):

@@ -26,15 +26,13 @@ EDGE = rf"(?!(?<={LETTER}){LETTER})"                # not between two letters of
 WORD = re.compile(rf"['’]s\b|{LETTER}+(?:[-.'’](?!s\b){LETTER}+)*|\S")
 FIELDS = {"ner": "entities", "qra": "questions"}                # behaviour -> the field of the JSON object
 ITEMS = {"ner": ("text", "type", "about"), "qra": ("kind", "answer", "question")}       # fields of an item
-# --roundtrip: behaviour -> the task, the number of the label, the field that is shown, the one that is asked for
-AGAIN = {"ner": ("type", 1, "text", "type"), "qra": ("answer", 2, "question", "answer")}
-TASKS = "ner", "qra", "type", "answer"
+TASKS = "ner", "qra", "answer"                      # sections of a file of prompts
 SECTIONS = *TASKS, "labels", "slots", "edges"
 
 
 class Prompts(NamedTuple):
     tasks: dict         # section -> its text
-    labels: list        # before a sentence, an entity, a question
+    labels: list        # before a sentence and a question
     slots: list         # of questions: (kind, beginnings, answers), "copied" for spans of the sentence
     edges: frozenset    # words at which no span begins or ends
     examples: dict      # sentence -> {behaviour: items}
@@ -55,22 +53,26 @@ class Prompts(NamedTuple):
         return self.chat(behaviour, [(f"{self.labels[0]} {text}", reply)
                                      for text, reply in [*turns, (sentence, None)]])
 
-    def again(self, behaviour, sentence, item):
-        """The chat that asks for the type of an entity, or for the answer to a question."""
-        task, label, shown, wanted = AGAIN[behaviour]
-        known = [(text, item) for text, items in self.examples.items() for item in items[behaviour]]
-        return self.chat(task, [(f"{self.labels[0]} {text}\n{self.labels[label]} {item[shown]}", item[wanted])
-                                for text, item in [*known, (sentence, item)]])
+    def again(self, sentence, item):
+        """The chat that asks one question (dict) about a sentence."""
+        known = [(text, item) for text, items in self.examples.items() for item in items["qra"]]
+        return self.chat("answer", [(f"{self.labels[0]} {text}\n{self.labels[1]} {item['question']}", item["answer"])
+                                    for text, item in [*known, (sentence, item)]])
 
-    def fixed(self):
-        """The answers to questions of content that are not copied, such as Yes and No."""
-        return {answer for kind, _, answers in self.slots for answer in answers if kind == "content"}
+    def fixed(self, kind="content"):
+        """The answers to questions of a kind that are not copied, such as Yes and No: a list."""
+        return [text for known, _, answers in self.slots if known == kind for text in answers if text != "copied"]
+
+    def choices(self, sentence, item):
+        """The JSON schema of the reply to `again`."""
+        fixed = self.fixed(item["kind"])
+        return {"enum": fixed if item["answer"] in fixed else spans(sentence, self.edges)}
 
     def schema(self, behaviour, sentence):
         """The JSON schema (dict) of a reply about one sentence: a list of a fixed length, in which each entity and
         each copied answer is out of another part of the sentence, as a small model repeats itself."""
         found, items = spans(sentence, self.edges), []
-        slots = self.slots if behaviour == "qra" else [("ner", [], ["copied"])] * min(MOST, 1 + len(found) // 5)
+        slots = self.slots if behaviour == "qra" else [("ner", [], ["copied"])] * min(MOST, 1 + len(found) // 8)
         parts, count = sum(answers == ["copied"] for _, _, answers in slots), 0
         for kind, starts, answers in slots:
             if answers == ["copied"]:
@@ -80,7 +82,8 @@ class Prompts(NamedTuple):
                 items.append({"text": {"enum": answers}, "type": {"enum": TYPES},
                               "about": {"type": "string", "maxLength": 30}})
             else:
-                pattern = rf'^({"|".join(map(re.escape, starts))})[^?"\\\n]{{0,60}}\?$'
+                start = "|".join(map(re.escape, starts)).replace("\\ ", " ")      # llama.cpp knows no "\ "
+                pattern = rf'^({start})( [^?"\\\n]{{2,60}})?\?$'
                 items.append({"kind": {"const": kind}, "answer": {"enum": answers},
                               "question": {"type": "string", "pattern": pattern}})
         listed = {"prefixItems": [shape(item) for item in items], "minItems": len(items), "maxItems": len(items)}
@@ -118,8 +121,8 @@ def read_prompts(path):
     text = {name: "\n".join(line for _, line in lines).strip() for name, lines in sections}
     if absent := [name for name in (*SECTIONS, "example") if not text.get(name)]:
         raise ValueError(f"{path}: no section [{absent[0]}], or nothing in it")
-    if len(labels := text["labels"].splitlines()) != 3:
-        raise ValueError(f"{path}: {len(labels)} lines in [labels], expected those of sentence, entity, question")
+    if len(labels := text["labels"].splitlines()) != 2:
+        raise ValueError(f"{path}: {len(labels)} lines in [labels], expected those of a sentence and a question")
     prompts = Prompts({name: text[name] for name in TASKS}, labels, [], frozenset(text["edges"].split()), {})
     slots = [pair for name, lines in sections for pair in lines if name == "slots" and pair[1]]
     for number, line in slots:
