@@ -2,11 +2,12 @@
 
     python brd.py annotate my.txt --teacher http://localhost:11434/v1 --model qwen3
 
-Each sentence is asked about twice, once for each reading behaviour, and with --roundtrip each question is asked again.
-Raw replies are kept in annotations.replies.jsonl: a run that was killed continues from them, and a better
-parser needs no new request. A reply that is late or cannot be used is asked for again, TRIES times in all, the
-first at temperature 0 and the others at WARM with another seed. A sentence without usable replies is named and
-gets no record; what follows it is a new paragraph: the sentences of a paragraph are neighbours in the text.
+Each sentence is asked about twice, once for each reading behaviour; with --roundtrip its questions are asked
+again. Raw replies are kept in annotations.replies.jsonl: a run that was killed continues from them, and a
+better parser needs no new request. A reply that is late or cannot be used is asked for again, TRIES times in
+all, the first at temperature 0 and the others at WARM with another seed. A sentence without usable replies is
+named and gets no record; what follows it is a new paragraph: the sentences of a paragraph are neighbours in
+the text.
 """
 import argparse
 import json
@@ -41,7 +42,7 @@ def parse_arguments(arguments):
     add("--max_tokens", type=int, default=500, metavar="N", help="of a reply and its thoughts [%(default)s]")
     add("--schema", action="store_true", help="bind each reply to a JSON schema made of its sentence")
     add("--roundtrip", action="store_true", help="keep a question if the model answers it alike again")
-    add("--prompts", default=Path(__file__).with_name("prompts.txt"), metavar="FILE", help="prompts of your own")
+    add("--prompts", default=Path(__file__).with_name("prompts.txt"), metavar="FILE", help="your own prompts")
     add("--body", default="{}", metavar="JSON", help="fields to add to each request, null "
         """removes one: '{"temperature": null, "reasoning_effort": "low"}'""")
     add("--dry_run", action="store_true", help="print the first prompts, send nothing")

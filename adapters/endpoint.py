@@ -29,7 +29,7 @@ from data.files import digest
 
 BACKOFF, LONGEST_WAIT = 1.0, 300    # seconds before the first retry, doubled each time; the longest wait
 GIVE_UP = 8                         # requests in a row without a reply that end a run
-PROBE, GRACE = 2, 5                 # seconds: for a first sign of the server, for replies in flight at the end
+PROBE, GRACE = 2, 5                 # seconds: for a first sign of the server, for what is in flight at the end
 LATE = "TimeoutError"               # begins what `post` says of a request without a reply in time
 MAX_BODY = 1 << 20                  # bytes of an answer; a common one has two thousand
 CUT = "length", "max_tokens", "max_output_tokens", "model_length"       # finish_reason at --max_tokens
@@ -104,7 +104,8 @@ OPENER = urllib.request.build_opener(Answers, Proxies)
 
 def completion(text):
     """A chat completion, or the events of a stream (str) -> {"reply": str, "finish", "tokens": [in, out],
-    "by": the model's true name}; the reply is the first of PARTS that is not empty. ERRORS for another text."""
+    "by": the model's true name}; the reply is the first of PARTS that is not empty. ERRORS for another
+    text."""
     said, finish, usage, by = dict.fromkeys(PARTS, ""), None, None, None
     streamed = re.findall(r"^data: *(\{.*)", text, re.MULTILINE)
     for chunk in map(json.loads, streamed or [text]):
@@ -162,16 +163,16 @@ def post(body, options):
 
 
 def probe(options):
-    """ValueError if there is no server at the address. Any answer will do, and none in PROBE seconds: one that
-    is busy has accepted the connection."""
+    """ValueError if there is no server at the address. Any answer will do, and so will none in PROBE seconds
+    where the connection was accepted: the server is busy."""
     try:
         OPENER.open(options.url.replace("/chat/completions", "/models"), timeout=PROBE).close()
     except (OSError, HTTPException) as error:
         cause = getattr(error, "reason", error)
         absent = isinstance(cause, (ConnectionRefusedError, socket.gaierror, ssl.SSLError))
         if absent or "handshake" in str(cause):         # of TLS, with a server that speaks http
-            raise ValueError(f"{options.url}: {brief(cause)}; is the server running, is --teacher its address "
-                             "(http or https, name, port)?") from None
+            raise ValueError(f"{options.url}: {brief(cause)}; is the server running, and is --teacher its "
+                             "address (http or https, name, port)?") from None
 
 
 def ask(body, options, stop, retries):
@@ -214,8 +215,9 @@ class Flight:
         threading.Thread(target=work, args=[self.most], daemon=True).start()
 
     def take(self, timeout=None):
-        """Waits for an answer -> (its job, whether the job may go on). One that is late counts as a reply that
-        cannot be used, in this run alone, and halves the number in flight, once for those sent together."""
+        """Waits for an answer -> (its job, whether the job may go on). One that is late counts as a reply
+        that cannot be used, in this run alone, and halves the number in flight, once for those sent
+        together."""
         job, key, most, reply, why = self.answers.get(timeout=timeout)
         self.flying -= 1
         if isinstance(why, Exception):

@@ -2,7 +2,7 @@
 
     prompts = read_prompts("adapters/prompts.txt")
     prompts.messages("ner", "Anna took a train to Oslo.")           # a chat that ends with the sentence
-    parse("ner", "Anna took a train to Oslo.", reply, prompts)      # (valid items, reasons for others, problem)
+    parse("ner", "Anna took a train to Oslo.", reply, prompts)      # (valid items, reasons, problem)
 
 A prompt is a task, worked examples as turns of the chat and the sentence; the paper (Zhou et al., ACL 2025)
 does not print its own. Some chat templates refuse a system message. What the model copies must occur in the
@@ -12,11 +12,11 @@ import json
 import re
 from collections import Counter
 from itertools import islice
-from pathlib import Path
 from typing import NamedTuple
 
 from data.annotated import KINDS, check_text, entity_problem, question_problem
 from data.annotations import TYPES
+from data.own_text import read_text
 
 MAX_TEXT, MAX_BRACES = 200, 1000    # characters in a field of an item; places in a reply where JSON may begin
 SPANS, WORDS, MOST = 200, 4, 6      # of a schema: spans of a sentence, words of a span, entities
@@ -47,7 +47,7 @@ class Prompts(NamedTuple):
         return chat[:-1]
 
     def messages(self, behaviour, sentence):
-        """The chat for one sentence (str, one line): behaviour "ner" or "qra" -> list of {"role", "content"}."""
+        """The chat for one sentence (str, one line) and a behaviour, "ner" or "qra"."""
         turns = [(text, json.dumps({FIELDS[behaviour]: items[behaviour]}, ensure_ascii=False))
                  for text, items in self.examples.items()]
         return self.chat(behaviour, [(f"{self.labels[0]} {text}", reply)
@@ -56,12 +56,14 @@ class Prompts(NamedTuple):
     def again(self, sentence, item):
         """The chat that asks one question (dict) about a sentence."""
         known = [(text, item) for text, items in self.examples.items() for item in items["qra"]]
-        return self.chat("answer", [(f"{self.labels[0]} {text}\n{self.labels[1]} {item['question']}", item["answer"])
+        first, second = self.labels
+        return self.chat("answer", [(f"{first} {text}\n{second} {item['question']}", item["answer"])
                                     for text, item in [*known, (sentence, item)]])
 
     def fixed(self, kind="content"):
         """The answers to questions of a kind that are not copied, such as Yes and No: a list."""
-        return [text for known, _, answers in self.slots if known == kind for text in answers if text != "copied"]
+        given = [answers for known, _, answers in self.slots if known == kind and answers != ["copied"]]
+        return sum(given, [])
 
     def choices(self, sentence, item):
         """The JSON schema of the reply to `again`."""
@@ -69,10 +71,11 @@ class Prompts(NamedTuple):
         return {"enum": fixed if item["answer"] in fixed else spans(sentence, self.edges)}
 
     def schema(self, behaviour, sentence):
-        """The JSON schema (dict) of a reply about one sentence: a list of a fixed length, in which each entity and
-        each copied answer is out of another part of the sentence, as a small model repeats itself."""
-        found, items = spans(sentence, self.edges), []
-        slots = self.slots if behaviour == "qra" else [("ner", [], ["copied"])] * min(MOST, 1 + len(found) // 8)
+        """The JSON schema (dict) of a reply about one sentence: a list of a fixed length, in which each entity
+        and each copied answer is out of another part of the sentence, as a small model repeats itself."""
+        found, items, slots = spans(sentence, self.edges), [], self.slots
+        if behaviour == "ner":
+            slots = [("", [], ["copied"])] * min(MOST, 1 + len(found) // 8)
         parts, count = sum(answers == ["copied"] for _, _, answers in slots), 0
         for kind, starts, answers in slots:
             if answers == ["copied"]:
@@ -86,8 +89,8 @@ class Prompts(NamedTuple):
                 pattern = rf'^({start})( [^?"\\\n]{{2,60}})?\?$'
                 items.append({"kind": {"const": kind}, "answer": {"enum": answers},
                               "question": {"type": "string", "pattern": pattern}})
-        listed = {"prefixItems": [shape(item) for item in items], "minItems": len(items), "maxItems": len(items)}
-        return shape({FIELDS[behaviour]: {"type": "array", **listed}})
+        return shape({FIELDS[behaviour]: {"type": "array", "prefixItems": list(map(shape, items)),
+                                          "minItems": len(items), "maxItems": len(items)}})
 
 
 def shape(fields):
@@ -96,10 +99,11 @@ def shape(fields):
 
 
 def spans(sentence, edges):
-    """What may be copied, in the order of the sentence: its runs of 1 to WORDS words, of the shortest SPANS at
-    most; no edge word at their ends, no comma or quotation mark inside."""
+    """What may be copied, in the order of the sentence: its runs of 1 to WORDS words, the shortest SPANS; no
+    edge word at their ends, no comma or quotation mark inside."""
     words = [match.span() for match in WORD.finditer(sentence)]
-    runs = [(i, n, sentence[words[i][0]:words[i + n][1]]) for n in range(WORDS) for i in range(len(words) - n)]
+    runs = [(i, n, sentence[words[i][0]:words[i + n][1]])
+            for n in range(WORDS) for i in range(len(words) - n)]
     found = [run for run in runs if re.fullmatch(r"\w([^,;:!?\"“”()—–]*\w)?", run[2])
              and not {run[2].split()[0].lower(), run[2].split()[-1].lower()} & edges]
     return list(dict.fromkeys(text for *_, text in sorted(found[:SPANS]))) or [sentence]
@@ -108,7 +112,7 @@ def spans(sentence, edges):
 def read_prompts(path):
     """A file as prompts.txt, which explains itself -> Prompts. ValueError "file:line: ..." for a bad one."""
     sections, name = [], None
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.startswith("["):
             name = line.strip()[1:-1]
             if name not in (*SECTIONS, "example"):
@@ -122,20 +126,23 @@ def read_prompts(path):
     if absent := [name for name in (*SECTIONS, "example") if not text.get(name)]:
         raise ValueError(f"{path}: no section [{absent[0]}], or nothing in it")
     if len(labels := text["labels"].splitlines()) != 2:
-        raise ValueError(f"{path}: {len(labels)} lines in [labels], expected those of a sentence and a question")
+        raise ValueError(f"{path}: {len(labels)} lines in [labels], expected those of sentence and question")
     prompts = Prompts({name: text[name] for name in TASKS}, labels, [], frozenset(text["edges"].split()), {})
     slots = [pair for name, lines in sections for pair in lines if name == "slots" and pair[1]]
     for number, line in slots:
         parts = [part.split(", ") for part in line.split(" | ")]
         if len(parts) != 3 or parts[0][0] not in KINDS:
-            raise ValueError(f"{path}:{number}: {line:.60}, expected kind | beginnings | answers, a kind of {KINDS}")
+            raise ValueError(f"{path}:{number}: {line:.60}, expected kind | beginnings | answers, kind: {KINDS}")
         prompts.slots.append((parts[0][0], *parts[1:]))
-    for lines in [[pair for pair in lines if pair[1]] for name, lines in sections if name == "example"]:
-        items = prompts.examples[lines[0][1]] = {behaviour: [] for behaviour in FIELDS}
-        for number, line in lines[1:]:
+    for name, lines in sections:
+        (_, sentence), *lines = [pair for pair in lines if pair[1]] or [(0, "")]
+        if name != "example" or not sentence:
+            continue
+        items = prompts.examples[sentence] = {behaviour: [] for behaviour in FIELDS}
+        for number, line in lines:
             behaviour = "qra" if line.split(" | ")[0] in KINDS else "ner"
             item = dict(zip(ITEMS[behaviour], line.split(" | ")))
-            if problem := item_problem(behaviour, item, lines[0][1], prompts.fixed()):
+            if problem := item_problem(behaviour, item, sentence, prompts.fixed()):
                 raise ValueError(f"{path}:{number}: {problem}: {line:.60}")
             items[behaviour].append(item)
     return prompts
@@ -231,8 +238,8 @@ def parse(behaviour, sentence, reply, prompts, finish=None):
 
 
 def agree(reply, answer):
-    """Whether a second answer is the first one: the same words, or one holds the other and no more than as many
-    words besides; case, articles and what is no word do not count."""
+    """Whether a second answer is the first one: the same words, or one holds the other and at most as many
+    words besides; case, English articles and what is no word do not count."""
     words = [" ".join(word for word in re.findall(r"\w+", text.rpartition("</think>")[2].casefold())
                       if word not in ("a", "an", "the")) for text in (reply, answer)]
     less, more = sorted(words, key=len)
