@@ -16,7 +16,7 @@ from collections import Counter
 from pathlib import Path
 
 from adapters.endpoint import ask_all, endpoint_url, probe, read_replies, secret_key
-from adapters.prompts import FIELDS, agree, parse, read_prompts
+from adapters.prompts import FIELDS, agree, occurs, parse, read_prompts
 from adapters.sentences import END, MAX_SENTENCE, sentences
 from data.annotations import write_annotations
 from data.cli import CONTROL, check_range, printable
@@ -97,6 +97,9 @@ def outcome(behaviour, sentence, replies, options):
     if behaviour == "ner" or not options.roundtrip:
         return items, dropped, why, None
     for item in items:
+        if item["kind"] == "content" and occurs(item["answer"], item["question"]):      # no test of the answer
+            dropped["answer that its question tells"] += 1
+            continue
         schema = prompts.choices(sentence, item) if options.schema else None
         key, body = request(prompts.again(sentence, item), 0, options, schema)
         same = key in replies and agree(replies[key]["reply"], item["answer"])

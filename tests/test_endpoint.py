@@ -691,8 +691,8 @@ def test_a_question_is_kept_if_it_is_answered_alike_again(tmp_path, run):
     def respond(behaviour, sentence, *more):
         if behaviour != "answer":
             return perfect(behaviour, sentence, *more)
-        sentence, question = sentence.split("\nQuestion: ")
-        return "Good" if question.startswith("Good") else f"The {sentence.split()[0].upper()}."
+        sentence, asked = sentence.split("\nQuestion: ")
+        return "Good" if asked.startswith("Good") else f"The {sentence.split()[0].upper()}."
     with teacher(respond) as server:
         said, found = run(server, "--roundtrip")
         asked = server.asked.total()
@@ -706,6 +706,11 @@ def test_a_question_is_kept_if_it_is_answered_alike_again(tmp_path, run):
         kinds = [body["response_format"]["json_schema"]["schema"] for body in server.bodies[2:]]
         assert kinds[0] == {"enum": prompts.spans(lines[0], PROMPTS.edges)}
         assert kinds[1] == {"enum": ["good", "bad", "neutral"]}
+        told = json.dumps({"entities": [], "questions": [question(question="Who is Anna?", answer="Anna")]})
+        server.respond = lambda *job: told              # a question that tells its answer tests nothing
+        said, (records,) = run(server, "--roundtrip", "--limit=1", "--model=tells")
+        assert records[0]["questions"] == [] and "          1  qra: answer that its question tells" in said
+        assert sum(body["model"] == "tells" for body in server.bodies) == 2
 
 
 def test_answers_agree_whatever_their_case_and_articles():
