@@ -2,11 +2,12 @@
 
     python brd.py annotate my.txt --teacher http://localhost:11434/v1 --model qwen3
 
-Each sentence is asked about twice, once for each reading behaviour. Raw replies are kept in
-annotations.replies.jsonl: a run that was killed continues from them, and a better parser needs no new
-request. A reply that cannot be used is asked for again, TRIES times in all, the first at temperature 0 and
-the others at WARM with another seed. A sentence without usable replies is named and gets no record; what
-follows it is a new paragraph: the sentences of a paragraph are neighbours in the text.
+Each sentence is asked about twice, once for each reading behaviour; with --roundtrip its questions are asked
+again. Raw replies are kept in annotations.replies.jsonl: a run that was killed continues from them, and a
+better parser needs no new request. A reply that is late or cannot be used is asked for again, TRIES times in
+all, the first at temperature 0 and the others at WARM with another seed. A sentence without usable replies is
+named and gets no record; what follows it is a new paragraph: the sentences of a paragraph are neighbours in
+the text.
 """
 import argparse
 import json
@@ -14,8 +15,8 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from adapters.endpoint import ask_all, endpoint_url, read_replies, secret_key
-from adapters.prompts import EXAMPLES, FIELDS, messages, parse
+from adapters.endpoint import ask_all, endpoint_url, probe, read_replies, secret_key
+from adapters.prompts import FIELDS, agree, occurs, parse, read_prompts
 from adapters.sentences import END, MAX_SENTENCE, sentences
 from data.annotations import write_annotations
 from data.cli import CONTROL, check_range, printable
@@ -23,6 +24,7 @@ from data.files import digest
 from data.own_text import paragraphs, read_text
 
 TRIES, WARM, UNASKED = 3, 0.7, "not asked yet"
+LIMITS = "max_tokens", "max_completion_tokens"      # of a body: a reply that can be used fits any
 
 
 def parse_arguments(arguments):
@@ -37,7 +39,10 @@ def parse_arguments(arguments):
     add("--parallel", type=int, default=8, metavar="N", help="requests in flight [%(default)s]")
     add("--timeout", type=float, default=120, metavar="S", help="seconds without a byte [%(default)s]")
     add("--retries", type=int, default=6, metavar="N", help="after a failed request [%(default)s]")
-    add("--max_tokens", type=int, default=2048, metavar="N", help="of a reply and its thoughts [%(default)s]")
+    add("--max_tokens", type=int, default=500, metavar="N", help="of a reply and its thoughts [%(default)s]")
+    add("--schema", action="store_true", help="bind each reply to a JSON schema made of its sentence")
+    add("--roundtrip", action="store_true", help="keep a question if the model answers it alike again")
+    add("--prompts", default=Path(__file__).with_name("prompts.txt"), metavar="FILE", help="your own prompts")
     add("--body", default="{}", metavar="JSON", help="fields to add to each request, null "
         """removes one: '{"temperature": null, "reasoning_effort": "low"}'""")
     add("--dry_run", action="store_true", help="print the first prompts, send nothing")
@@ -51,29 +56,60 @@ def parse_arguments(arguments):
     except (ValueError, TypeError):
         raise ValueError(f"--body={options.body}, expected a JSON object") from None
     options.url, options.secret = endpoint_url(options.teacher), secret_key()
+    options.prompts = read_prompts(options.prompts)
     return options
 
 
-def request(behaviour, sentence, k, options):
-    """Try number k -> (key, body): the hash that names its reply, and the JSON object to send."""
-    body = {"model": options.model, "messages": messages(behaviour, sentence), "seed": k,
-            "temperature": WARM if k else 0, "max_tokens": options.max_tokens, **options.body}
-    body = {name: value for name, value in body.items() if value is not None}
-    return digest([body, k]), body
+def request(messages, k, options, schema=None):
+    """Try number k of a chat -> (key, body): the hash that names its reply, and the JSON object to send."""
+    body = {"model": options.model, "messages": messages, "seed": k, "temperature": WARM if k else 0,
+            "max_tokens": options.max_tokens}
+    if schema:
+        named = {"name": "reading", "strict": True, "schema": schema}
+        body["response_format"] = {"type": "json_schema", "json_schema": named}
+    body = {name: value for name, value in {**body, **options.body}.items() if value is not None}
+    return digest([{name: value for name, value in body.items() if name not in LIMITS}, k]), body
+
+
+def short(reply, options):
+    """Whether a reply was cut off at a limit lower than that of now."""
+    return reply["finish"] == "length" and reply["max_tokens"] < options.max_tokens
 
 
 def outcome(behaviour, sentence, replies, options):
     """What the replies give -> (items, dropped, why) as prompts.parse gives them, and the request to send
-    now, None if a reply can be used or all TRIES are spent."""
+    now, None if a reply can be used or all TRIES are spent, and its questions have been asked again."""
+    prompts, kept, send = options.prompts, [], None
+    messages = prompts.messages(behaviour, sentence)
+    schema = prompts.schema(behaviour, sentence) if options.schema else None
     for k in range(TRIES):
-        key, body = request(behaviour, sentence, k, options)
-        if key not in replies:
+        key, body = request(messages, k, options, schema)
+        if key in replies:
+            reply = replies[key]
+            items, dropped, why = parse(behaviour, sentence, reply["reply"], prompts, reply["finish"])
+            if why is None:
+                break
+        if key not in replies or short(reply, options):
+            send = send or (key, body)
+    else:
+        if send:
+            return [], Counter(), UNASKED, send
+    if behaviour == "ner" or not options.roundtrip:
+        return items, dropped, why, None
+    for item in items:
+        if item["kind"] == "content" and occurs(item["answer"], item["question"]):      # no test of the answer
+            dropped["answer that its question tells"] += 1
+            continue
+        schema = prompts.choices(sentence, item) if options.schema else None
+        key, body = request(prompts.again(sentence, item), 0, options, schema)
+        same = key in replies and agree(replies[key]["reply"], item["answer"])
+        if key not in replies or not same and short(replies[key], options):
             return [], Counter(), UNASKED, (key, body)
-        reply = replies[key]
-        items, dropped, why = parse(behaviour, sentence, reply["reply"], reply["finish"])
-        if why is None:
-            break
-    return items, dropped, why, None
+        if same:
+            kept.append(item)
+        else:
+            dropped["another answer when asked again"] += 1
+    return kept, dropped, why, None
 
 
 def collect(text, replies, failures, options):
@@ -119,14 +155,15 @@ def main(arguments=None):
     if options.dry_run:
         say(f"{len(jobs):,} requests to {options.url}; nothing is sent. The first of each behaviour:")
         for behaviour, line in jobs[:len(FIELDS)]:
-            body = request(behaviour, line, 0, options)[1]
+            body = outcome(behaviour, line, {}, options)[3][1]
             for turn in body.pop("messages"):
                 print(f"{turn['role']}: {turn['content']}\n")
             say(json.dumps(body))
         return
     def next_request(job):
         if job is None:                 # an example of the prompt, under a key that no reply has
-            return request("ner", next(iter(EXAMPLES)), len(replies), options)
+            example = next(iter(options.prompts.examples))
+            return request(options.prompts.messages("ner", example), len(replies), options)
         return outcome(*job, replies, options)[3]
     path = options.out.with_suffix(".replies.jsonl")
     if options.out.exists() and not path.exists():
@@ -134,16 +171,23 @@ def main(arguments=None):
                          "another --out")
     path.parent.mkdir(parents=True, exist_ok=True)
     replies = read_replies(path)
-    known, total, todo = len(replies), sum(map(len, text)), list(filter(next_request, jobs))
+    known, total, todo = dict(replies), sum(map(len, text)), list(filter(next_request, jobs))
     say(f"{total:,} sentences, {len(jobs):,} readings, {len(jobs) - len(todo):,} of them settled by {path}")
+    if todo:
+        probe(options)
     failures, retries, problem = ask_all(todo, next_request, replies, path, options)
     annotated, missing, dropped = collect(text, replies, failures, options)
     kept = sum(len(record[field]) for records in annotated for record in records for field in FIELDS.values())
-    tokens = sum(sum(reply["tokens"]) for reply in list(replies.values())[known:])
+    new = [reply for key, reply in replies.items() if "key" in reply and reply is not known.get(key)]
+    read, written = (sum(reply["tokens"][i] for reply in new) for i in (0, 1))
+    cut_off, names = sum(reply["finish"] == "length" for reply in new), {reply["by"] for reply in new}
+    if others := names - {options.model, None}:
+        say(f"--model={options.model}, but the replies are of {', '.join(map(str, sorted(others)))}")
     for why, line in dict.fromkeys((why, line) for line, problems in missing for why in problems):
         if not why.endswith(UNASKED):
             say(f"not annotated, {why}: {line}")
-    say(f"{len(replies) - known:,} replies, {tokens:,} tokens; {len(retries):,} requests repeated", retries)
+    say(f"{len(new):,} replies, {cut_off:,} cut off, {read:,} tokens read, {written:,} written; "
+        f"{len(retries):,} requests repeated", retries)
     say(f"{total:,} sentences: {total - len(missing):,} annotated, {len(missing):,} not",
         [problems[0] for _, problems in missing])
     say(f"{kept + dropped.total():,} entities and questions: {kept:,} kept, {dropped.total():,} not",

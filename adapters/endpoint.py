@@ -10,21 +10,27 @@ twice. The API key is taken from the environment, sent in one header, and remove
 import contextlib
 import json
 import os
+import queue
 import random
 import re
+import socket
+import ssl
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 import zlib
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections import deque
 from http.client import HTTPException
 
 from data.cli import brief, printable, progress
 from data.files import digest
 
 BACKOFF, LONGEST_WAIT = 1.0, 300    # seconds before the first retry, doubled each time; the longest wait
-GIVE_UP = 8                         # jobs in a row without a reply that end a run
+GIVE_UP = 8                         # requests in a row without a reply that end a run
+PROBE, GRACE = 2, 5                 # seconds: for a first sign of the server, for what is in flight at the end
+LATE = "TimeoutError"               # begins what `post` says of a request without a reply in time
 MAX_BODY = 1 << 20                  # bytes of an answer; a common one has two thousand
 CUT = "length", "max_tokens", "max_output_tokens", "model_length"       # finish_reason at --max_tokens
 PARTS = "content", "reasoning_content", "reasoning", "thinking", "refusal"      # of a message
@@ -97,12 +103,13 @@ OPENER = urllib.request.build_opener(Answers, Proxies)
 
 
 def completion(text):
-    """A chat completion, or the events of a stream (str) -> {"reply": str, "finish", "tokens": [in, out]};
-    the reply is the first of PARTS that is not empty. ERRORS for another text."""
-    said, finish, usage = dict.fromkeys(PARTS, ""), None, None
+    """A chat completion, or the events of a stream (str) -> {"reply": str, "finish", "tokens": [in, out],
+    "by": the model's true name}; the reply is the first of PARTS that is not empty. ERRORS for another
+    text."""
+    said, finish, usage, by = dict.fromkeys(PARTS, ""), None, None, None
     streamed = re.findall(r"^data: *(\{.*)", text, re.MULTILINE)
     for chunk in map(json.loads, streamed or [text]):
-        usage = chunk.get("usage") or usage
+        usage, by = chunk.get("usage") or usage, chunk.get("model") or by
         for choice in chunk["choices"][:1]:
             finish, message = choice.get("finish_reason") or finish, choice.get("message") or choice["delta"]
             for name in PARTS:
@@ -118,7 +125,8 @@ def completion(text):
         finish = f"refusal: {said[name]:.80}"
     reply = f"<think>{said[name]}" if finish == "length" and name != PARTS[0] else said[name]
     counts = map((usage if isinstance(usage, dict) else {}).get, ("prompt_tokens", "completion_tokens"))
-    return {"reply": reply, "finish": finish, "tokens": [n if isinstance(n, int) else 0 for n in counts]}
+    tokens = [n if isinstance(n, int) else 0 for n in counts]
+    return {"reply": reply, "finish": finish, "tokens": tokens, "by": by}
 
 
 def post(body, options, parse=completion, most=MAX_BODY):
@@ -135,7 +143,8 @@ def post(body, options, parse=completion, most=MAX_BODY):
             data = zlib.decompressobj(47).decompress(data, most)                    # gzip or zlib
     except (OSError, HTTPException, zlib.error) as error:
         cause = error.reason if isinstance(error, urllib.error.URLError) else error
-        return None, hide(brief(cause, 10**4), options.secret)[:120], 0.0
+        late = None if isinstance(cause, TimeoutError) else 0.0         # the same again would be late again
+        return None, hide(brief(cause, 10**4), options.secret)[:120], late
     text, what = data.decode("utf-8-sig", "replace"), f"HTTP {status}"
     if status < 300:
         with contextlib.suppress(*ERRORS):
@@ -153,12 +162,30 @@ def post(body, options, parse=completion, most=MAX_BODY):
     return None, f"{what}: {said}".rstrip(": "), None if in_vain else wait
 
 
+def probe(options):
+    """ValueError if there is no server at the address. Any answer will do, and so will none in PROBE seconds
+    where the connection was accepted: the server is busy."""
+    try:
+        OPENER.open(options.url.replace("/chat/completions", "/models"), timeout=PROBE).close()
+    except (OSError, HTTPException) as error:
+        cause = getattr(error, "reason", error)
+        absent = isinstance(cause, (ConnectionRefusedError, socket.gaierror, ssl.SSLError))
+        if absent or "handshake" in str(cause):         # of TLS, with a server that speaks http
+            raise ValueError(f"{options.url}: {brief(cause)}; is the server running, and is --teacher its "
+                             "address (http or https, name, port)?") from None
+
+
 def ask(body, options, stop, retries, **reading):
     """One request, repeated --retries times at most -> (reply, None), or (None, what went wrong). Before each
     it waits as the server asks in Retry-After, plus BACKOFF, doubled each time and multiplied by a random
-    number. stop: an Event that ends the waiting; retries: a list, gets the reasons; reading: of `post`."""
+    number. A request that was late is not repeated. Where a server refuses a schema it is asked without one.
+    stop: an Event that ends the waiting; retries: a list, gets the reasons; reading: of `post`."""
     for k in range(options.retries + 1):
         reply, why, wait = post(body, options, **reading)
+        if "response_format" in body and re.match("HTTP 4(00|22)", why or ""):
+            retries.append("HTTP 400 with --schema, sent without it")
+            body = {name: value for name, value in body.items() if name != "response_format"}
+            reply, why, wait = post(body, options, **reading)
         if wait is None or k == options.retries:
             break
         retries.append(why)
@@ -167,48 +194,98 @@ def ask(body, options, stop, retries, **reading):
     return reply, why
 
 
+class Flight:
+    """The requests in flight, a thread for each, and what comes of them; see `ask_all`."""
+
+    def __init__(self, file, replies, options):
+        self.file, self.replies, self.options = file, replies, options
+        self.failures, self.retries, self.streak = {}, [], 0
+        self.flying, self.most = 0, options.parallel    # requests in flight, and how many may be
+        self.stop, self.answers = threading.Event(), queue.SimpleQueue()
+
+    def send(self, job, key, body):
+        """Sends a request. A daemon's thread does not keep a program that was stopped from its end."""
+        def work(most):
+            try:
+                answer = ask(body, self.options, self.stop, self.retries)
+            except Exception as error:                  # raised by `take`
+                answer = None, error
+            self.answers.put((job, key, most, *answer))
+        self.flying += 1
+        threading.Thread(target=work, args=[self.most], daemon=True).start()
+
+    def take(self, timeout=None):
+        """Waits for an answer -> (its job, whether the job may go on). One that is late counts as a reply
+        that cannot be used, in this run alone, and halves the number in flight, once for those sent
+        together."""
+        job, key, most, reply, why = self.answers.get(timeout=timeout)
+        self.flying -= 1
+        if isinstance(why, Exception):
+            raise why
+        if reply:
+            self.streak = 0
+            self.failures.pop(job, None)
+            self.add(key, job, reply)
+            return job, True
+        self.failures[job] = f"no reply, {why}"
+        late = why.startswith(LATE)
+        if late:
+            self.replies[key] = {"reply": "", "finish": "no reply within --timeout", "tokens": [0, 0]}
+            self.retries.append(why)
+        if late and most == self.most > 1:
+            self.most //= 2
+            self.retries.append(f"after which {self.most} are in flight, not {most}")
+        self.streak += not late or most == 1
+        return job, late
+
+    def add(self, key, job, reply):
+        asked = {"model": self.options.model, "max_tokens": self.options.max_tokens}
+        self.replies[key] = keep(self.file, {"key": key, "job": job, **asked, **reply}, self.options.secret)
+
+    def check(self, request):
+        """After GIVE_UP failures in a row: ValueError unless this request, (key, body), is answered."""
+        if self.streak >= GIVE_UP:
+            self.streak, (key, body) = 0, request(None)
+            reply, why, _ = post(body, self.options)
+            if why:
+                raise ValueError(f"{self.options.url}: {GIVE_UP} requests in a row without a reply: {why}"
+                                 "; check --teacher (many addresses end in /v1), --model and OPENAI_API_KEY")
+            self.add(key, None, reply)
+
+
 def ask_all(jobs, next_request, replies, path, options):
     """Sends the requests of all jobs, and adds what comes to the file and to `replies`.
 
     A job is a tuple that JSON can hold; next_request(job): the (key, body) to send for it now, or None.
-    options: url, secret, model, timeout (seconds), retries, parallel. Returns (failures, retries, problem):
-    {job: what went wrong}, reasons of retries, and the exception that ended the run early or None. After
-    GIVE_UP failures in a row next_request(None) is sent once, which any endpoint that works answers: where it
-    fails too the run ends, else the jobs alone were refused. At the end requests in flight are waited for."""
-    failures, retries, problem, streak = {}, [], None, 0
-    pool, stop = ThreadPoolExecutor(options.parallel), threading.Event()
-
-    def add(key, job, reply):
-        reply = {"key": key, "model": options.model, "job": job, **reply}
-        replies[key] = keep(file, reply, options.secret)
-
-    def work(job):
-        while not stop.is_set() and (request := next_request(job)):
-            reply, why = ask(request[1], options, stop, retries)
-            if why:
-                failures[job] = f"no reply, {why}"
-                return why
-            add(request[0], job, reply)
-
-    with open(path, "ab", buffering=0) as file:
+    options: url, secret, model, max_tokens, timeout (seconds), retries, parallel. Returns (failures, retries,
+    problem): {job: what went wrong}, reasons of retries, and the exception that ended the run early or None.
+    After GIVE_UP failures in a row next_request(None) is sent once, which any endpoint that works answers:
+    where it fails too the run ends, else the jobs alone were refused. At the end, and after Ctrl-C, requests
+    in flight are waited for, GRACE seconds at most."""
+    problem, waiting = None, deque(jobs)
+    with open(path, "ab", buffering=0) as file, progress(None, "replies", total=len(jobs)) as bar:
+        flight = Flight(file, replies, options)
         try:
-            futures = [pool.submit(work, job) for job in jobs]
-            for future in progress(as_completed(futures), "replies", total=len(jobs)):
-                streak = streak + 1 if future.result() else 0
-                if streak == GIVE_UP:
-                    streak, (key, body) = 0, next_request(None)
-                    reply, why, _ = post(body, options)
-                    if why:
-                        raise ValueError(f"{options.url}: {GIVE_UP} requests in a row without a reply: {why}"
-                                         "; check --teacher (many addresses end in /v1), --model and "
-                                         "OPENAI_API_KEY")
-                    add(key, None, reply)
+            while waiting or flight.flying:
+                while waiting and flight.flying < flight.most:
+                    job = waiting.popleft()
+                    if request := next_request(job):
+                        flight.send(job, *request)
+                    else:
+                        bar.update()
+                if flight.flying:
+                    job, more = flight.take()
+                    if more:
+                        waiting.appendleft(job)
+                    flight.check(next_request)
         except KeyboardInterrupt:
             print("stopping after the replies in flight", file=sys.stderr, flush=True)
             problem = KeyboardInterrupt("stopped; the same command goes on from there")
         except (ValueError, OSError) as error:
             problem = error
-        finally:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-    return failures, retries, problem
+        flight.stop.set()
+        end = time.monotonic() + GRACE
+        with contextlib.suppress(queue.Empty, ValueError, OSError):
+            while flight.flying:
+                flight.take(max(0, end - time.monotonic()))
+    return flight.failures, flight.retries, problem

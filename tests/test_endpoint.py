@@ -7,10 +7,14 @@ import itertools
 import json
 import random
 import re
+import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 import traceback
+import urllib.error
 import urllib.request
 from collections import Counter
 from http.client import BadStatusLine
@@ -23,10 +27,16 @@ import pytest
 
 from adapters import annotate, endpoint, prompts
 from data.annotated import KINDS, check_record, read_annotations
+from data.annotations import TYPES
 
 ROOT = Path(annotate.__file__).parents[1]
 KEY, PATH = "sk-a-key-to-be-kept-1234", "/v1/chat/completions"
 BROKEN = "Clara sold 5 lamps in Rome."
+PROMPTS = prompts.read_prompts(ROOT / "adapters" / "prompts.txt")
+
+
+def parse(behaviour, sentence, reply, finish=None):
+    return prompts.parse(behaviour, sentence, reply, PROMPTS, finish)
 
 
 def write_text(folder, n):                              # n sentences, three a paragraph, no two alike
@@ -46,7 +56,7 @@ def question(kind="content", question="Who flew?", answer="Ann", **more):
 
 
 def truth(behaviour, sentence):
-    if sentence in prompts.EXAMPLES:
+    if sentence in PROMPTS.examples:
         return []
     who, _, n, _, _, place = sentence.rstrip(".").split()
     if behaviour == "ner":
@@ -78,7 +88,7 @@ def teacher(respond):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.socket.listen(64)
     server.respond, server.closing, server.bodies, server.headers = respond, threading.Event(), [], set()
-    server.asked, server.sent = Counter(), Counter()
+    server.asked, server.sent, server.late = Counter(), Counter(), []
     server.handle_error = lambda *_: None               # a client that has gone is not an error here
     server.url = f"http://127.0.0.1:{server.server_port}/v1"
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
@@ -93,12 +103,16 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         server, body = self.server, json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        behaviour = "ner" if body["messages"][0] == prompts.messages("ner", "")[0] else "qra"
-        job = behaviour, body["messages"][-1]["content"].removeprefix("Sentence: "), body.get("seed")
+        behaviour = "ner" if '"entities"' in body["messages"][0]["content"] else "qra"
+        if "\nQuestion:" in body["messages"][-1]["content"]:
+            behaviour = "answer"
+        job = behaviour, re.sub("^(Sentence|Satz): ", "", body["messages"][-1]["content"]), body.get("seed")
         server.asked[job] += 1                          # no lock: each job has one request at a time
         server.bodies.append(body)
         server.headers.add((self.path, self.headers.get("Authorization")))
         said = server.respond(*job, server.asked[job])
+        if said == "HANG":
+            server.late.append(job)
         if said in ("HANG", "DROP"):
             return said == "DROP" or server.closing.wait(5)
         if isinstance(said, str):
@@ -150,11 +164,11 @@ def expected(lines, left_out=()):
 
 def test_the_examples_in_the_prompts_are_accepted():
     for behaviour, field in prompts.FIELDS.items():
-        *chat, last = prompts.messages(behaviour, "Anna left.")
+        *chat, last = PROMPTS.messages(behaviour, "Anna left.")
         assert last == {"role": "user", "content": "Sentence: Anna left."} and len(chat) == 6
         for asked, told in zip(chat[::2], chat[1::2]):
             sentence = asked["content"].rpartition("Sentence: ")[2]
-            items, dropped, why = prompts.parse(behaviour, sentence, told["content"])
+            items, dropped, why = parse(behaviour, sentence, told["content"])
             assert (dropped, why) == ({}, None) and items == json.loads(told["content"])[field]
             assert behaviour == "ner" or {item["kind"] for item in items} == set(KINDS)
 
@@ -192,7 +206,7 @@ def test_an_item_is_valid_or_has_a_reason(behaviour, problem, items):
     other = entity("Anna") if behaviour == "ner" else question(question="Who is it?")
     empty = {"paragraph": 0, "sentence": 0, "text": SAID, "entities": [], "questions": []}
     for item in items:
-        found, dropped, why = prompts.parse(behaviour, SAID, json.dumps({field: [other, item]}))
+        found, dropped, why = parse(behaviour, SAID, json.dumps({field: [other, item]}))
         assert dropped == ({problem: 1} if problem else {}) and len(found) + dropped.total() == 2
         assert why is None and all(set(kept) == set(prompts.ITEMS[behaviour]) for kept in found)
         check_record({**empty, field: found})
@@ -202,7 +216,7 @@ def test_a_span_occurs_in_whole_words_and_a_reply_is_usable_or_not():
     there = ["Ann", "Anna", "Ann and", "New York", "York to", "père", "東京", "25 May", "sad", "May, _sad_."]
     absent = ["An", "ew York", "new york", "New  York", "pèr", "5 May", "Bob", ".*", "York,"]
     assert [span for span in there + absent if prompts.occurs(span, SAID)] == there
-    parse, bob, ann = prompts.parse, [entity("Bob")], [entity(), entity(about="x")]
+    bob, ann = [entity("Bob")], [entity(), entity(about="x")]
     assert parse("ner", SAID, '{"entities": []}') == ([], {}, None)         # there may be none
     assert parse("qra", SAID, '{"questions": []}')[2] == "no valid item"
     assert parse("ner", SAID, json.dumps({"entities": bob}))[::2] == ([], "no valid item")
@@ -222,7 +236,8 @@ def test_a_misbehaving_server_costs_nothing_but_time(tmp_path, run):
         assert counts(said) == [60, 59, 1, 1] and "          1  ner: no JSON object" in said
         total, kept, dropped, table = counts(said, "questions: ")
         assert total - dropped == kept == 59 * 4 and dropped == table > 0
-        assert set(server.sent.values()) == {1}                     # no reply was asked for twice
+        assert set(server.sent.values()) == {0, 1}                  # no reply was asked for twice
+        assert all(nth == 1 for nth in Counter(server.late).values())           # nor what was late
         assert {"HTTP 429", "HTTP 500", "TimeoutError: timed out"} <= {line.split("  ")[-1] for line in said}
         assert sum(server.sent.values()) == len(endpoint.read_replies(tmp_path / "a.replies.jsonl"))
         asked, (again, same) = server.asked.total(), run(server)    # all is there: nothing is asked for
@@ -269,7 +284,7 @@ def test_a_broken_reply_is_asked_for_three_times_and_kept(tmp_path, run, monkeyp
         assert counts(said) == [3, 2, 1, 1] and found == expected(lines, lines[1:2])
         tries = [body for body in server.bodies if lines[1] in body["messages"][-1]["content"]][:3]
         assert [(body["seed"], body["temperature"]) for body in tries] == [(0, 0), (1, 0.7), (2, 0.7)]
-        monkeypatch.setattr(annotate, "parse", lambda *job: old(*job[:2], perfect(*job)))   # a better parser
+        monkeypatch.setattr(annotate, "parse", lambda *job: old(*job[:2], perfect(*job), PROMPTS))   # a better parser
         asked = server.asked.total()
         assert run(server)[1] == expected(lines) and server.asked.total() == asked      # sends no request
 
@@ -294,8 +309,8 @@ def test_waits_are_as_long_as_asked_and_grow(monkeypatch):
     answers = [(429, {"Retry-After": "7"}, ""), (500, {}, ""), (408, {"Retry-After": "soon"}, ""),
                (200, {}, "<html>"), (200, {}, '{"choices": [{"message": {"content": ["a"]}}]}'),
                (429, {"Retry-After": "9" * 5000}, ""), "done", *[(500, {}, "out of\nmemory")] * 7]
-    body, retries, waits = {"messages": prompts.messages("ner", "Ann left.")}, [], []
-    stop, done = SimpleNamespace(wait=waits.append), {"reply": "done", "finish": "stop", "tokens": [500, 50]}
+    body, retries, waits = {"messages": PROMPTS.messages("ner", "Ann left.")}, [], []
+    stop, done = SimpleNamespace(wait=waits.append), {"reply": "done", "finish": "stop", "tokens": [500, 50], "by": None}
     with teacher(lambda *job: answers[job[-1] - 1]) as server:
         options = SimpleNamespace(url=endpoint.endpoint_url(server.url), secret=KEY, timeout=5, retries=6)
         assert endpoint.ask(body, options, stop, retries) == (done, None)
@@ -324,17 +339,17 @@ def test_a_completion_is_read_in_every_shape():
             ({"content": None, "reasoning_content": "a b"}, "a b"), ({"content": "", "reasoning": "a b"}, "a b"),
             ({"content": [{"type": "output_text", "text": "a b"}]}, "a b"), ({"content": "", "thinking": "a"}, "a"),
             ({"content": "a b", "reasoning": "c"}, "a b"), ({"content": "Done.", "reasoning": "{}"}, "Done.")):
-        assert endpoint.completion(chat(message)) == {"reply": reply, "finish": "stop", "tokens": [500, 50]}
+        assert endpoint.completion(chat(message)) == {"reply": reply, "finish": "stop", "tokens": [500, 50], "by": None}
     refused = endpoint.completion(chat({"content": None, "refusal": "I cannot."}))
     assert refused["finish"] == "refusal: I cannot."
     thought = {"content": None, "reasoning_content": '{"entities": []} or'}
     for finish in ("length", "max_tokens", "MAX_TOKENS"):
-        cut = {"reply": '<think>{"entities": []} or', "finish": "length", "tokens": [500, 50]}
+        cut = {"reply": '<think>{"entities": []} or', "finish": "length", "tokens": [500, 50], "by": None}
         assert endpoint.completion(chat(thought, finish)) == cut
-    assert endpoint.completion(stream("a b  c\n")) == {"reply": "a b  c\n", "finish": "stop", "tokens": [9, 0]}
+    assert endpoint.completion(stream("a b  c\n")) == {"reply": "a b  c\n", "finish": "stop", "tokens": [9, 0], "by": None}
     for usage in ("null", "[]", '{"prompt_tokens": "many", "completion_tokens": null}'):
         text = f'{{"choices": [{{"message": {{"content": "a"}}}}], "usage": {usage}}}'
-        assert endpoint.completion(text) == {"reply": "a", "finish": None, "tokens": [0, 0]}
+        assert endpoint.completion(text) == {"reply": "a", "finish": None, "tokens": [0, 0], "by": None}
     for text in ("", "null", "[]", "{}", '{"choices": null}', '{"choices": []}', '{"choices": [{}]}', "<html>",
                  '{"choices": [{"message": {"content": null}}]}', 'data: {"error": "no"}', "[" * 10 ** 5,
                  'data: {"choices": [{"delta": {"content": "torn"}}]}', chat({"content": ""}, "error"), chat({"content": 7}), chat({"content": [{"type": "text"}]})):
@@ -406,7 +421,7 @@ def test_300_requests_to_a_server_that_misbehaves(tmp_path, run, monkeypatch):
         kept = endpoint.read_replies(tmp_path / "a.replies.jsonl")
         kept_lines = (tmp_path / "a.replies.jsonl").read_bytes().splitlines()
         assert set(valid.values()) == {0, 1} and len(kept) == len(kept_lines) == valid.total()
-        assert any(job[1] in prompts.EXAMPLES for job in valid)         # an example was answered in between
+        assert any(job[1] in PROMPTS.examples for job in valid)         # an example was answered in between
         before, again = server.asked.copy(), run(server)
         asked = {job[:2] for job in server.asked - before if job[1] in lines}
         assert asked == {job for job, fate in lost.items() if fate not in ("cut", "empty")}
@@ -416,7 +431,7 @@ def test_300_requests_to_a_server_that_misbehaves(tmp_path, run, monkeypatch):
 
 def test_an_endpoint_that_refuses_all_is_given_up_in_its_own_words(tmp_path, run):
     lines = write_text(tmp_path, 30)
-    error, refused = (404, {}, f"too long \x1b[31mred\nline {KEY}" + "x" * 500), [*lines[20:], *prompts.EXAMPLES]
+    error, refused = (404, {}, f"too long \x1b[31mred\nline {KEY}" + "x" * 500), [*lines[20:], *PROMPTS.examples]
     with teacher(lambda *job: error if job[1] in refused else perfect(*job)) as server:
         with pytest.raises(ValueError) as caught:
             run(server, "--parallel=1")
@@ -479,16 +494,23 @@ def test_a_bad_key_is_refused_unseen_and_a_placeholder_spoils_no_reply(tmp_path,
             assert run(server, f"--model=m{key}")[1] == expected(lines) and server.headers == {(PATH, header)}
 
 
-def test_an_endpoint_that_is_not_there_is_given_up(tmp_path, capsys):
+def test_a_server_that_is_not_there_is_said_at_once(tmp_path, capsys, monkeypatch):
     write_text(tmp_path, 30)
-    url = "http://127.0.0.1:1/v1"                                   # nobody listens there
-    with pytest.raises(ValueError, match="8 requests in a row without a reply: ConnectionRefusedError"):
-        annotate.main(command(tmp_path, url, "--retries=1"))
-    capsys.readouterr()
-    with pytest.raises(ValueError, match="not one sentence was annotated"):             # fewer than 8
-        annotate.main(command(tmp_path, url, "--retries=1", "--limit=2"))
-    said = capsys.readouterr().out
-    assert counts(said.splitlines()) == [2, 0, 2, 2] and "2  ner: no reply, ConnectionRefusedError" in said
+    monkeypatch.setattr(endpoint, "PROBE", 0.2)
+    monkeypatch.setattr(endpoint, "ask_all", None)                  # nothing is asked
+    silent = socket.create_server(("127.0.0.1", 0))                 # accepts, and says nothing
+    with teacher(perfect) as server, silent:
+        for url, why in (("http://127.0.0.1:1/v1", "ConnectionRefusedError"), (server.url.replace("http", "https"), "SSL"),
+                         (f"https://127.0.0.1:{silent.getsockname()[1]}/v1", "TimeoutError: .*handshake")):
+            with pytest.raises(ValueError, match=f"completions: {why}.*is the server running") as caught:
+                annotate.main(command(tmp_path, url))
+            assert "\n" not in str(caught.value)
+        assert server.asked.total() == 0
+    options = SimpleNamespace(url=endpoint.endpoint_url("http://no-such-host/v1"))
+    for error, said in ((socket.gaierror("unknown"), 1), (TimeoutError("timed out"), 0), (ConnectionResetError(), 0)):
+        monkeypatch.setattr(endpoint.OPENER, "open", Mock(side_effect=urllib.error.URLError(error)))
+        with pytest.raises(ValueError, match="gaierror") if said else contextlib.nullcontext():
+            endpoint.probe(options)
 
 
 def test_a_dry_run_prints_the_prompts_and_sends_nothing(tmp_path, capsys):
@@ -497,7 +519,7 @@ def test_a_dry_run_prints_the_prompts_and_sends_nothing(tmp_path, capsys):
     out = capsys.readouterr().out
     assert out.startswith("6 requests to http://localhost:1/v1/chat/completions; nothing is sent.")
     assert out.count(f"Sentence: {lines[0]}") == 2 and KEY not in out
-    assert '{"model": "m", "temperature": 0, "max_tokens": 2048, "top_k": 5}' in out
+    assert '{"model": "m", "temperature": 0, "max_tokens": 500, "top_k": 5}' in out
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -524,3 +546,216 @@ def test_a_torn_line_is_cut_off_and_a_bad_one_named(tmp_path):
             endpoint.read_replies(path)
     with pytest.raises(OSError, match="disk full"):
         endpoint.keep(SimpleNamespace(name="a.jsonl", write=lambda data: len(data) // 2), {"key": "1"}, "")
+
+
+# --- small models -------------------------------------------------------------------------------------------
+
+def test_what_is_late_is_tried_in_another_way_with_fewer_in_flight(tmp_path, run):
+    lines = write_text(tmp_path, 6)
+    with teacher(lambda *job: "HANG" if job[2] == 0 and job[1] in lines[:3] else perfect(*job)) as server:
+        said, found = run(server, "--timeout=0.3", "--parallel=4")
+        assert found == expected(lines)
+        assert {job[:3] for job in server.asked if job[1] in lines[:3]} == {
+            (behaviour, line, seed) for behaviour in prompts.FIELDS for line in lines[:3] for seed in (0, 1)}
+        assert max(server.asked.values()) == 1 and "          6  TimeoutError: timed out" in said
+        assert "          1  after which 2 are in flight, not 4" in said
+        kept = endpoint.read_replies(tmp_path / "a.replies.jsonl")
+        assert len(kept) == 12                          # what was late is not in the file: it may be asked again
+    with teacher(lambda *job: "HANG") as server:
+        with pytest.raises(ValueError, match="8 requests in a row without a reply: TimeoutError"):
+            run(server, "--timeout=0.1", "--parallel=2", "--model=hangs")
+
+
+def test_complete_items_of_a_list_that_was_cut_off_are_kept(tmp_path, run):
+    three = [entity("Ann"), entity("Anna"), entity("New York", "place")]
+    whole = json.dumps({"entities": three})
+    rest = {"the rest of a list that was cut off at --max_tokens": 1}
+    for end, n in ((1, 3), (2, 3), (3, 2), (40, 2), (100, 1)):
+        assert parse("ner", SAID, "Here: " + whole[:-end], "length") == (three[:n], rest, None)
+        assert parse("ner", SAID, "<think>" + whole[:-end], "length")[0] == []
+        assert parse("ner", SAID, whole[:-end], "stop")[0] == []
+    assert parse("ner", SAID, whole, "length") == (three, {}, None)
+    for text in ('{"entities": [', '{"entities": [{"text": "Ann', "", "{" * 10 ** 5, '{"entities": [' + "[" * 10 ** 5):
+        assert parse("ner", SAID, text, "length") == ([], {}, "no JSON object, cut off at --max_tokens")
+    lines = write_text(tmp_path, 1)
+    cut = lambda *job: (200, {}, chat({"content": perfect(*job)[:-3]}, "length"))  # noqa: E731
+    with teacher(cut) as server:
+        said, (records,) = run(server)
+    assert [len(records[0][field]) for field in prompts.FIELDS.values()] == [1, 1]
+    assert said[1].startswith("2 replies, 2 cut off, ") and counts(said, "questions: ") == [4, 2, 2, 2]
+
+
+def test_a_limit_that_changed_asks_again_for_what_it_spoiled_alone(tmp_path, run):
+    lines = write_text(tmp_path, 3)
+    spoilt = lambda *job: (200, {}, chat({"content": '{"questions": ['}, "length"))  # noqa: E731
+    with teacher(lambda *job: spoilt() if job[:2] == ("qra", lines[1]) else perfect(*job)) as server:
+        run(server, "--max_tokens=20")
+        assert server.asked.total() == 5 + 3
+        run(server, "--max_tokens=20", "--timeout=7", "--retries=1", "--parallel=3")
+        run(server, "--max_tokens=10", '--body={"max_completion_tokens": 5}')
+        assert server.asked.total() == 5 + 3
+        server.respond = perfect
+        assert run(server)[1] == expected(lines) and server.asked.total() == 5 + 3 + 1
+        assert server.bodies[-1]["max_tokens"] == 500 and server.bodies[-1]["seed"] == 0
+        assert run(server, '--body={"top_p": 0.5}')[1] == expected(lines)               # another request
+        assert server.asked.total() == 5 + 3 + 1 + 6
+
+
+def test_sigterm_writes_what_there_is_though_requests_hang(tmp_path):
+    lines = write_text(tmp_path, 30)
+    program = ("import sys; from adapters import annotate, endpoint; from data.cli import run_command\n"
+               "endpoint.GRACE = 0.2; run_command(lambda: annotate.main(sys.argv[1:]))")
+    hangs, hung = lambda job: job[1] in lines[10:], threading.Event()  # noqa: E731
+    with teacher(lambda *job: (hung.set() or "HANG") if hangs(job) else perfect(*job)) as server:
+        process = subprocess.Popen([sys.executable, "-c", program, *command(tmp_path, server.url)], cwd=ROOT,
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert hung.wait(60)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        out, error = process.communicate(timeout=4)     # the server would hang for five seconds
+    assert process.returncode == 130 and "the same command goes on from there" in error
+    assert "Traceback" not in error and counts(out.splitlines())[0] == 30
+    found = [record["text"] for paragraph in read_annotations(tmp_path / "a.jsonl") for record in paragraph]
+    assert 6 <= len(found) and found == lines[:len(found)]
+
+
+def test_the_true_name_of_the_model_is_noted_and_said(tmp_path, run):
+    lines = write_text(tmp_path, 1)
+    named = lambda *job: (200, {}, json.dumps({"model": "m-135.gguf", **json.loads(chat({"content": perfect(*job)}))}))  # noqa: E731
+    with teacher(named) as server:
+        said, found = run(server)
+        assert found == expected(lines) and said[1] == "--model=m, but the replies are of m-135.gguf"
+        again, _ = run(server, "--model=m-135.gguf")
+        assert not any("but the replies" in line for line in again)
+    kept = endpoint.read_replies(tmp_path / "a.replies.jsonl").values()
+    assert [(reply["model"], reply["by"]) for reply in kept] == [("m", "m-135.gguf")] * 2 + [("m-135.gguf",) * 2] * 2
+
+
+# --- a schema of each sentence ------------------------------------------------------------------------------
+
+def bound(node):
+    """All enums and patterns of a schema, in the order of the items."""
+    found = [node[name] for name in ("enum", "pattern") if name in node]
+    for part in [*node.get("properties", {}).values(), *node.get("prefixItems", [])]:
+        found += bound(part)
+    return found
+
+
+def test_a_schema_allows_what_can_be_used():
+    sentence = 'Ann and Mr. Wu left New York on 25 May, "sad" but well-fed; Ann\'s père took 東京.'
+    found = prompts.spans(sentence, PROMPTS.edges)
+    assert {"Ann", "Mr. Wu", "New York", "25 May", "sad", "well-fed", "père", "東京"} < set(found)
+    assert not {"and", "on", "s", "May,", "York on", "and Mr", '"sad"', "May, \"sad", "well"} & set(found)
+    assert all(prompts.occurs(span, sentence) for span in found) and len(set(found)) == len(found)
+    assert len(prompts.spans("word other " * 900, PROMPTS.edges)) <= prompts.SPANS
+    ner, qra = (PROMPTS.schema(behaviour, sentence)["properties"][field] for behaviour, field in prompts.FIELDS.items())
+    texts = [item["properties"]["text"]["enum"] for item in ner["prefixItems"]]
+    assert sum(texts, []) == found and 1 < len(texts) <= prompts.MOST               # each in one part
+    for item, (kind, starts, answers) in zip(qra["prefixItems"], PROMPTS.slots, strict=True):
+        fields = item["properties"]
+        assert list(fields) == item["required"] == list(prompts.ITEMS["qra"]) and fields["kind"] == {"const": kind}
+        pattern, given = fields["question"]["pattern"], fields["answer"]["enum"]
+        assert set(given) <= set(found) if answers == ["copied"] else given == answers
+        for start in starts:
+            written = question(kind, f"{start} did it?", given[0])
+            assert re.search(pattern, written["question"])
+            assert prompts.item_problem("qra", written, sentence, PROMPTS.fixed()) is None
+            assert not any(re.search(pattern, bad) for bad in (f"{start}ever did?", f"{start} a? b?", "Q: Who?"))
+    assert bound(PROMPTS.schema("ner", "..."))[0] == ["..."]
+
+
+def test_a_schema_is_sent_and_left_out_where_a_server_refuses_it(tmp_path, run):
+    lines = write_text(tmp_path, 2)
+    with teacher(perfect) as server:
+        assert run(server, "--schema")[1] == expected(lines)
+        for body in server.bodies:
+            sentence = body["messages"][-1]["content"].removeprefix("Sentence: ")
+            behaviour = "ner" if body["messages"][0] == PROMPTS.messages("ner", "")[0] else "qra"
+            sent = body["response_format"]
+            assert sent["type"] == "json_schema" and sent["json_schema"]["strict"] is True
+            assert sent["json_schema"]["schema"] == json.loads(json.dumps(PROMPTS.schema(behaviour, sentence)))
+    with teacher(None) as server:
+        server.respond = lambda *job: (400, {}, "no") if "response_format" in server.bodies[-1] else perfect(*job)
+        said, found = run(server, "--schema", "--model=old", "--parallel=1", "--retries=0")
+        assert found == expected(lines) and len(server.bodies) == 8
+        assert "          4  HTTP 400 with --schema, sent without it" in said
+        run(server, "--schema", "--model=old")
+        assert len(server.bodies) == 8
+
+
+# --- the round trip -----------------------------------------------------------------------------------------
+
+def test_a_question_is_kept_if_it_is_answered_alike_again(tmp_path, run):
+    lines = write_text(tmp_path, 3)
+
+    def respond(behaviour, sentence, *more):
+        if behaviour != "answer":
+            return perfect(behaviour, sentence, *more)
+        sentence, asked = sentence.split("\nQuestion: ")
+        return "Good" if asked.startswith("Good") else f"The {sentence.split()[0].upper()}."
+    with teacher(respond) as server:
+        said, found = run(server, "--roundtrip")
+        asked = server.asked.total()
+        assert asked == 6 + 6 and counts(said, "questions: ") == [12, 9, 3, 3]
+        assert "          3  qra: another answer when asked again" in said
+        assert [record["questions"] for p in found for record in p] == [truth("qra", line)[:1] for line in lines]
+        assert run(server, "--roundtrip")[1] == found and server.asked.total() == asked     # from the file
+        assert run(server)[1] == expected(lines) and server.asked.total() == asked          # all of them again
+        server.bodies.clear()
+        assert run(server, "--roundtrip", "--schema", "--limit=1")[1] == [found[0][:1]]
+        kinds = [body["response_format"]["json_schema"]["schema"] for body in server.bodies[2:]]
+        assert kinds[0] == {"enum": prompts.spans(lines[0], PROMPTS.edges)}
+        assert kinds[1] == {"enum": ["good", "bad", "neutral"]}
+        told = json.dumps({"entities": [], "questions": [question(question="Who is Anna?", answer="Anna")]})
+        server.respond = lambda *job: told              # a question that tells its answer tests nothing
+        said, (records,) = run(server, "--roundtrip", "--limit=1", "--model=tells")
+        assert records[0]["questions"] == [] and "          1  qra: answer that its question tells" in said
+        assert sum(body["model"] == "tells" for body in server.bodies) == 2
+
+
+def test_answers_agree_whatever_their_case_and_articles():
+    for reply, answer in (("Bergen.", "Bergen"), ("hill clinic", "the Hill Clinic"), ('"No"', "No"), ("to Oslo", "Oslo"),
+                          ("<think>No?</think>Yes.", "Yes"), ("seven hours", "the seven hours")):
+        assert prompts.agree(reply, answer)
+    for reply, answer in (("", "Bergen"), ("Yes", "No"), ("Berg", "Bergen"), ("He flew to Oslo", "Oslo"), ("the", "a")):
+        assert not prompts.agree(reply, answer)
+
+
+# --- a file of prompts --------------------------------------------------------------------------------------
+
+def test_prompts_of_another_language_are_read_from_a_file(tmp_path, run):
+    text = (ROOT / "adapters" / "prompts.txt").read_text(encoding="utf-8")
+    assert all(name in PROMPTS.tasks["ner"] for name in TYPES) and all(k in PROMPTS.tasks["qra"] for k in KINDS)
+    german = re.sub(r"\[example\].*", "[example]\nAnna fährt nach Köln.\nAnna | person | Reisende\n"
+                    "content | Köln | Wohin fährt Anna?\ncontent | Nein | Bleibt Anna?\n", text, flags=re.DOTALL)
+    german = german.replace("| No", "| Nein").replace("Does, Do, Did, Can, Will", "Bleibt").replace("Sentence:", "Satz:")
+    (tmp_path / "de.txt").write_text("\ufeff" + german, encoding="utf-8")
+    read = prompts.read_prompts(tmp_path / "de.txt")
+    assert list(read.examples) == ["Anna fährt nach Köln."] and read.fixed() == ["Yes", "Nein"]
+    chat = read.messages("qra", "Ben bleibt.")
+    assert chat[0]["content"].endswith("\n\nSatz: Anna fährt nach Köln.") and chat[-1]["content"] == "Satz: Ben bleibt."
+    assert json.loads(chat[1]["content"])["questions"][1] == question(question="Bleibt Anna?", answer="Nein")
+    assert prompts.parse("qra", "Ben bleibt.", json.dumps({"questions": [question(answer="No")]}), read)[0] == []
+    write_text(tmp_path, 1)
+    with teacher(perfect) as server:
+        run(server)
+        run(server, "--prompts", str(ROOT / "adapters" / "prompts.txt"))
+        assert server.asked.total() == 2                # the same prompts
+        run(server, "--prompts", str(tmp_path / "de.txt"))
+        assert len(server.bodies) == 4                  # others are other requests
+
+
+@pytest.mark.parametrize("old, new, error", [
+    ("[qra]", "[qar]", r"\d+: \[qar\], expected \[example\] or one of .*'qra'"), ("[ner]", "x\n[ner]", r"\d+: expected \[ner\]"),
+    ("[labels]\nSentence:\nQuestion:", "", r" no section \[labels\]"), ("Question:\n", "", " 1 lines in .labels., expected"),
+    ("Hill Clinic |", "Hill clinic |", r"\d+: entity not in the sentence: Hill clinic"),
+    ("attitude | Is", "mood | Is", r"\d+: mood | Is.*expected kind | beginnings | answers"),
+    ("Rome | place | start", "Rome | town | start", r"\d+: unknown type"), ("Rome | place | start", "Rome", r"\d+: a field"),
+    ("clock | thing |", "clock | thing", r"\d+: a field is missing")])
+def test_a_mistake_in_a_file_of_prompts_is_named(tmp_path, old, new, error):
+    text = (ROOT / "adapters" / "prompts.txt").read_text(encoding="utf-8")
+    assert old in text
+    (tmp_path / "p.txt").write_text(text.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"p\.txt:{error}") as caught:
+        prompts.read_prompts(tmp_path / "p.txt")
+    assert "\n" not in str(caught.value)

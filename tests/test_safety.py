@@ -119,7 +119,7 @@ def test_the_key_is_in_no_error(monkeypatch, tmp_path, failure):
     monkeypatch.setattr(endpoint.OPENER, "open", fail)
     options = SimpleNamespace(url="http://localhost:1/v1/chat/completions", secret=key, timeout=1.0)
     reply, why, wait = endpoint.post({"model": "m", "messages": []}, options)
-    assert (reply, wait) == (None, 0.0) and why.endswith("no [key]") and key not in why
+    assert reply is None and not wait and why.endswith("no [key]") and key not in why
     with open(tmp_path / "r.jsonl", "ab", buffering=0) as file:
         kept = endpoint.keep(file, {"key": "1", "reply": f"it is {key}", "finish": key}, key)
     assert key not in (tmp_path / "r.jsonl").read_text(encoding="utf-8") + json.dumps(kept)
