@@ -13,7 +13,6 @@ teacher is what experiments/answers.py opens; a student a folder of GPT.save or 
 paper's, which has no leak (--leak=0). A stopped run goes on.
 """
 
-import importlib
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby, product
@@ -236,7 +235,8 @@ def rouge_of(stemmed):
     """The function (text, reference) -> Rouge-L F; stemmed: of the package rouge_score."""
     if not stemmed:
         return rouge_l
-    scorer = importlib.import_module("rouge_score.rouge_scorer").RougeScorer(["rougeL"], use_stemmer=True)
+    from rouge_score import rouge_scorer
+    scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
     return lambda text, reference: scorer.score(reference, text)["rougeL"].fmeasure
 
 
