@@ -218,11 +218,11 @@ def finished_model(name, config):
 
 def train_model(name, model, mix, tokens, config, tokenizer, look=None, objective="kd"):
     """Trains a model and keeps it in out_dir/name, with its tokenizer, losses and the tokens it has seen.
-    objective: what it learns from a TeacherCache in the mix, see td_distill.cached_loss."""
+    objective: what it learns from a TeacherCache in the mix, see td_distill.cached_loss; or a loss of fit."""
     folder, before = Path(config.out_dir) / name, model.extra.get("tokens_seen", 0)
     if objective in ("td", "td0", "improve"):
         td_distill.add_heads(model, config.seed)
-    loss = partial(loss_terms, objective=objective)
+    loss = objective if callable(objective) else partial(loss_terms, objective=objective)
     losses, curve, seen = fit(name, model, mix, tokens, config, folder, look, loss)
     model.td_heads = None                                          # training alone needs them
     model.extra = {"tokens_seen": before + seen, "losses": losses[:10], "loss_curve": thinned(losses),

@@ -1,9 +1,16 @@
-"""Prompts with responses from a JSONL file, as instruction data sets are published.
+"""Prompts with responses from a JSON file, as instruction data sets are published.
 
-    pairs = read_instructions("dolly.jsonl")       # [(prompt, response), ...]
+    pairs = read_instructions("dolly.jsonl")                        # [(prompt, response), ...]
+    pairs = read_instructions("question.jsonl", responses=False)     # without a response: (prompt, "")
 
 One object a line, or all in one array. The prompt is "instruction", and below it "input" or "context" if
-there is one, or it is "prompt"; the response is "output" or "response". Other fields are ignored.
+there is one, or it is "prompt", or "text"; the response is "output" or "response". "instances" is a list of
+objects with the fields that they do not share. Other fields are ignored.
+
+    Dolly      {"instruction", "context", "response", "category"}
+    SelfInst   {"id", "motivation_app", "instruction", "instances": [{"input", "output"}, ...]}
+    Vicuna     {"question_id", "text", "category"}, without references
+    MiniLLM's  {"instruction", "prompt", "input", "output"}: of all three
 """
 from data.cli import printable
 from data.own_text import json_rows, named
@@ -16,24 +23,31 @@ def field(record, *names):
     return next((record[name].strip() for name in names if isinstance(record.get(name), str)), "")
 
 
+def instances(place, record):
+    """Yields (place, prompt, response) for each instance of a row; ValueError for a row without a prompt."""
+    parts = record.get("instances", [{}])
+    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+        raise ValueError(f'{place}: expected "instances" to be a list of objects')
+    for part in parts:
+        part = record | part
+        asked, given = field(part, "instruction", "prompt", "text"), field(part, "input", "context")
+        if not asked:
+            raise ValueError(f'{place}: expected an object with "instruction" (and "input" or "context"), '
+                             '"prompt" or "text", not empty')
+        yield place, asked + (f"\n\n{given}" if given else ""), field(part, "output", "response")
+
+
 def read_instructions(path, responses=True):
-    """A file -> list of (prompt, response), two str each. Rows with an empty response are left out; a line
-    says how many. ValueError "file: line 3: ..." for a row without these fields or without a prompt.
-    responses: False where they may be missing, and are "" then."""
-    pairs, empty = [], []
+    """A file -> list of (prompt, response), two str each. Rows without a response are left out, a line says
+    how many; with responses=False they are kept, and it is "". ValueError "file: line 3: ..." for a row without
+    a prompt, and for a file that has nothing to give."""
     with named(path):
-        for place, record in json_rows(path):
-            asked, given = field(record, "instruction", "prompt"), field(record, "input", "context")
-            response = field(record, "output", "response")
-            if not asked or responses and not {"output", "response"} & set(record):
-                raise ValueError(f'{place}: expected an object with "instruction" (and "input" or "context") '
-                                 'or "prompt", not empty, and "output" or "response"')
-            if response or not responses:
-                pairs.append((asked + (f"\n\n{given}" if given else ""), response))
-            else:
-                empty.append(place)
+        rows = [row for place, record in json_rows(path) for row in instances(place, record)]
+        empty = [place for place, _, response in rows if responses and not response]
+        pairs = [(prompt, response) for _, prompt, response in rows if response or not responses]
         if not pairs:
-            raise ValueError("no prompts with responses; expected JSON objects, one a line or in an array")
+            raise ValueError("no prompts with responses; expected JSON objects, one a line or in an array"
+                             if responses else "no prompts; expected JSON objects, one a line or in an array")
     if empty:
-        print(printable(f"{path}: {len(empty):,} rows with an empty response left out, first {empty[0]}"))
+        print(printable(f"{path}: {len(empty):,} rows without a response left out, first {empty[0]}"))
     return pairs

@@ -23,7 +23,7 @@ ELSEWHERE = {"lr": "learning_rate", "batch_size": "step_tokens", "epochs": "stud
              "max_steps": "student_tokens", "students": "arms", "hidden_size": "n_embd", "num_layers": "n_layer",
              "num_heads": "n_head", "vocab_size": "n_vocab", "output": "out_dir", "overwrite": "redo"}
 EXTRAS = {"matplotlib": "plot", "transformers": "hf", "tokenizers": "hf", "safetensors": "hf",
-          "huggingface_hub": "hf", "pytest": "test", "hypothesis": "test"}
+          "huggingface_hub": "hf", "rouge_score": "rouge", "pytest": "test", "hypothesis": "test"}
 STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 tqdm.set_lock(threading.RLock())    # a process has a lock of its own, not a semaphore that all share
 

@@ -30,7 +30,8 @@ class Float32Muon(torch.optim.Muon):
 def make_optimizers(model, config):
     """Muon for the matrices inside the blocks, AdamW for embeddings, heads and vectors, at one learning rate.
     config: device, learning_rate and weight_decay, of the matrices, as in train.Config."""
-    matrices = [p for p in model.transformer.h.parameters() if p.dim() == 2]
+    blocks = [part for part in model.modules() if isinstance(part, torch.nn.ModuleList)]
+    matrices = list({p: None for part in blocks for p in part.parameters() if p.dim() == 2})
     chosen = {id(p) for p in matrices}  # embeddings go to AdamW: Muon moves the rows of rare tokens too far
     others, lr = [p for p in model.parameters() if id(p) not in chosen], config.learning_rate
     device, dtype = pick_device(config.device)

@@ -1,123 +1,355 @@
 """The experiment of the Bellman Distill paper (Yu et al. 2026): a teacher, a smaller student, instructions.
 
-    python -m experiments.pair --teacher=gpt2-xl --student=gpt2 --corpus=dolly.jsonl --p=0.8
+    python -m experiments.pair --teacher=SmolLM2 --corpus=dolly.jsonl --tests=selfinst.jsonl,vicuna.jsonl
+    python -m experiments.pair --teacher=gpt2-xl --student=gpt2 --corpus=dolly.jsonl --plain=my.txt --stemmed
+    python -m experiments.pair --cache=out_fill/cache --corpus=dolly.jsonl
 
-The student learns the responses (SFT, --start_tokens). The teacher answers every prompt --answers times, and
-a cache keeps the sets of its nucleus. From the SFT student start four others, --student_tokens each: more
-SFT, the teacher's answers alone, and their sets by two objectives. Test: Rouge-L on one prompt in ten, held
-out. Teacher and student are folders of GPT.save or in Hugging Face's format, or names to download (extra
-[hf]); they share a tokenizer. A stopped run goes on.
+The student is made with the teacher's tokenizer, or is a --student with the same one. It learns the responses
+(SFT, --start_tokens). The teacher, tuned on them before (--tune_tokens), answers every prompt --answers
+times, and a cache keeps the sets of its nucleus; or a --cache is there already. From the SFT student start
+four others, --student_tokens each: more SFT, the teacher's answers alone, and their sets by two objectives;
+each reads --plain text beside it. Test: Rouge-L on one prompt in ten, held out, and on those of --tests. A
+teacher is what experiments/answers.py opens; a student a folder of GPT.save or a GPT-2. p and alpha are the
+paper's, which has no leak (--leak=0). A stopped run goes on.
 """
 
-import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
+from itertools import groupby, product
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 import train
+from adapters.instructions import read_instructions
 from data.batches import DataMix, Rows
+from data.cache import TeacherCache, cache_hash
 from data.cli import parse_options, progress, run_command
+from data.documents import role_weights
 from data.figures import cell, mean_se, rouge_l
-from data.files import folder_lock, hash_of, open_run, read_json, weights_hash, write_json
+from data.files import (folder_lock, hash_of, is_finished, open_run, read_json, save_finished, weights_hash,
+                        write_json)
 from data.machine import pick_device
-from data.sets import draw_with_sets
-from experiments.answers import MAX_NEW, ROWS, answer_cache, as_document, encode_prompts, open_model
+from data.own_text import read_text, windows
+from data.tokenizer import Tokenizer
+from experiments.answers import (ANSWER, MAX_NEW, ROWS, TEXT, answer_cache, as_document, encode_prompts,
+                                 is_served, open_model, open_teacher)
 from experiments.teacher import K_CAP
+from model import GPT
+from td_distill import add_heads, weighted_mean
 
-DRAWS = 5                           # answers to a held-out prompt
+DRAWS, TOP_P, TOP_K = 5, 0.8, 1024  # answers to a prompt of a test; TOP_K spares sorting a large vocabulary
 OBJECTIVES = ("seqkd", "kd", "td")                     # of the students that learn from the cache
-FILES = dict.fromkeys(("sft", "more_sft", *OBJECTIVES, "cache", "stages", "results.json"), "see pair.py")
+FILES = dict.fromkeys(("teacher", "sft", "more_sft", *OBJECTIVES, "cache", "stages", "results.json"),
+                      "see pair.py")
 
 
 @dataclass
 class PairConfig(train.Config):
-    teacher: str = ""                # a folder, or the name of a GPT-2
-    student: str = ""                # the same
-    corpus: str = ""                 # JSONL of prompts with responses (adapters/instructions.py)
+    teacher: str = ""                # a folder, or the name of a model
+    cache: str = ""                  # or the folder of a cache that a teacher has filled
+    student: str = ""                # a folder, or the name of a GPT-2; "": made with the sizes below
+    corpus: str = ""                 # JSON of prompts with responses (adapters/instructions.py)
+    tests: str = ""                  # more such files, with commas between, to be tested on
+    stemmed: bool = False            # Rouge-L of word stems, the paper's (extra [rouge])
     out_dir: str = "out_pair"        # the folder of everything that this run makes
+    dtype: str = "auto"              # of a teacher of transformers: auto (as saved), float32 or bfloat16
+    model: str = ""                  # of a server: the model's name there
+    tokenizer: str = ""              # of a server: the folder of the model's tokenizer.json
+    parallel: int = 4                # of a server: requests in flight
+    timeout: float = 300.0           # of a server: seconds without a byte
     answers: int = 8                 # of the teacher to each prompt
-    learning_rate: float = 1e-4      # small: Muon moves a matrix by as much whatever its gradient
-    answer_weight: float = 1.0       # weight of an answer's tokens in the loss
+    k_cap: int = K_CAP               # most tokens of a set
+    tune_tokens: int = 0             # of the responses, on which the teacher is tuned first
+    tune_rate: float = 1e-5          # learning rate of that
+    plain: str = ""                  # a text, or a folder of texts, that students read after SFT
+    plain_share: float = 0.2         # part of their tokens that it is
+    plain_kd: float = 0.0            # part of its loss that is KD on the whole vocabulary; in the code: .5
+    learning_rate: float = 0.0       # 0: .003, or 1e-4 with a --student (Muon moves any matrix by as much)
+    p: float = 0.8                   # mass of the teacher's sets A_p
+    alpha: float = 0.1               # "td": the TD residual costs its square / (4 alpha)
+    answer_weight: float = 1.0       # weight of an answer's tokens in the loss, and of plain text
     text_weight: float = 0.0         # weight of a prompt's tokens
-    LEFT_OUT = ("corpus_share", "cache", "minutes", "test_paragraphs", "n_layer", "n_head", "n_embd",
-                "block_size", "tokenizer", "n_vocab", "init_from", "plain_share", "ner_share", "arms",
-                "arm_rate")
-    BOUNDS = {**train.Config.BOUNDS, "answers": (0,)}
+    LEFT_OUT = ("corpus_share", "minutes", "test_paragraphs", "n_vocab", "init_from", "ner_share",
+                "arms", "arm_rate")
+    PLACE = (*train.Config.PLACE, "parallel", "timeout")
+    CHOICES = {**train.Config.CHOICES, "dtype": ["auto", "float32", "bfloat16"]}
+    BOUNDS = {**train.Config.BOUNDS, **dict.fromkeys(("answers", "tune_rate", "timeout"), (0,)),
+              "k_cap": (0, 65535, "16 bits"), "parallel": (0, 1000), "learning_rate": (),
+              "plain_share": (0, 0.8), "plain_kd": (None, 1)}
+
+    def __post_init__(self):
+        super().__post_init__()
+        served = is_served(self.teacher)
+        if served and not (self.model and self.tokenizer):
+            raise ValueError("expected the --model and the --tokenizer of a server; --help explains them")
+        self.refuse(not served, "without a server", "model tokenizer parallel timeout")
+        self.refuse(served, "on a server, which gives answers alone", "dtype tune_tokens tune_rate plain_kd")
+        self.refuse(self.cache, "beside --cache", "teacher dtype answers k_cap tune_tokens tune_rate plain_kd")
+        self.refuse(self.student, "beside --student", "layout n_layer n_head n_embd block_size")
+        self.refuse(not self.plain, "without --plain", "plain_share plain_kd")
+        self.refuse(not self.tune_tokens, "without --tune_tokens", "tune_rate")
+        if not self.learning_rate:
+            self.learning_rate = 1e-4 if self.student else 0.003
 
 
-def encode_pairs(pairs, tokenizer, block_size):
-    """(prompts, rows): ids of the prompts with room for MAX_NEW tokens, and Rows of prompt, response and END.
-    Responses are cut to MAX_NEW tokens, then without END: one that is cut does not end there."""
-    prompts, documents = [], []
-    asked = encode_prompts([prompt for prompt, _ in pairs], tokenizer)
-    for prompt, response in zip(asked, tokenizer.encode_batch([" " + response for _, response in pairs])):
+def encode_pairs(prompts, responses, tokenizer, block_size):
+    """(prompts, rows): those prompts (ids) with room for MAX_NEW tokens, and Rows of prompt, response (str)
+    and END. Responses are cut to MAX_NEW tokens, then without END: one that is cut does not end there."""
+    kept, documents, lead = [], [], " "
+    if getattr(getattr(tokenizer, "template", None), "chat_template", None):
+        lead = ""                                       # the template ends where the answer begins
+    answers = tokenizer.encode_batch([lead + response for response in responses])
+    for prompt, answer in zip(prompts, answers):
         if len(prompt) + MAX_NEW <= block_size:
-            prompts.append(prompt)
-            documents.append(as_document(prompt, (response + [tokenizer.end])[:MAX_NEW], tokenizer))
-    if not prompts:
+            kept.append(prompt)
+            documents.append(as_document(prompt, (answer + [tokenizer.end])[:MAX_NEW], tokenizer))
+    if not kept:
         raise ValueError(f"no prompt leaves room for an answer of {MAX_NEW} tokens in {block_size}")
-    return prompts, Rows.pack(documents, tokenizer.n_vocab)
+    return kept, Rows.pack(documents, tokenizer.n_vocab)
 
 
-def test_answers(model, tokenizer, prompts, references):
-    """Rouge-L of answers drawn from the nucleus of .8, the mean of DRAWS a prompt -> {"value", "se", "n"}."""
-    scores = [[] for _ in prompts]
-    for at, seed in progress(list(product(range(0, len(prompts), ROWS), range(DRAWS))), "test"):
-        news = model.generate(prompts[at:at + ROWS], MAX_NEW, top_p=0.8, stop=tokenizer.end, seed=seed)
-        for i, new in enumerate(news, at):
-            answer = tokenizer.decode([t for t in new if t != tokenizer.end])
-            scores[i].append(rouge_l(answer, references[i]))
-    return mean_se([sum(row) / len(row) for row in scores])
+def encode_named(name, pairs, tokenizer, block_size):
+    """encode_pairs of pairs as read_instructions returns them; a line says how many have room."""
+    asked, responses = zip(*pairs)
+    prompts, rows = encode_pairs(encode_prompts(asked, tokenizer), responses, tokenizer, block_size)
+    print(f"{name}: {len(prompts):,} of {len(pairs):,} prompts leave room for an answer", flush=True)
+    return prompts, rows
 
 
-def train_pair(teacher, student, tokenizer, prompts, rows, config):
-    """Cache and students -> {name: model}, the teacher's too; rows: of prompts with responses."""
-    models, command = {"teacher": teacher}, f"python -m experiments.pair --teacher={config.teacher}"
-    draw, about = partial(draw_with_sets, teacher, stop=tokenizer.end), {"hash": weights_hash(teacher)}
-    cache = answer_cache(Path(config.out_dir) / "cache", draw, tokenizer, prompts, p=config.p, k_cap=K_CAP,
-                         about=about | {"params": teacher.num_params()}, seed=config.seed, made_by=command,
-                         answers=config.answers)
-    plans = [("sft", rows, config.start_tokens), ("more_sft", rows, config.student_tokens)]
-    plans += [(name, cache, config.student_tokens) for name in OBJECTIVES]
-    for name, source, tokens in plans:
-        start = train.finished_model("sft", config) or student
-        models[name] = train.finished_model(name, config) or train.train_model(
-            name, start, DataMix([source], [1.0]), tokens, config, tokenizer, objective=name)
+# --- the teacher: it is tuned, and gives what students read -----------------------------------------------
+
+
+def next_logits(teacher, ids, **options):
+    """ids (B, T) long -> logits (B, T, V) float32 of a GPT or an HFTeacher; options of the latter's model."""
+    if isinstance(teacher, GPT):
+        return teacher(ids)
+    logits = teacher.hf(input_ids=ids, use_cache=False, **options).logits[..., :teacher.n_vocab].float()
+    return F.pad(logits, (0, teacher.n_vocab - logits.size(-1)), value=-torch.inf)      # see HFTeacher.draw
+
+
+def response_loss(_, rows, batch, config, device, denominator, *, teacher):
+    """train.loss_terms of an HFTeacher, with logits in those columns alone where some row has a weight."""
+    ids, targets, weights = (t.to(device) for t in rows.batch(batch.documents, role_weights(config)))
+    columns = weights.any(0).nonzero()[:, 0]                                                       # (n,)
+    logits = next_logits(teacher, ids, logits_to_keep=columns)                                  # (B, n, V)
+    nll = F.cross_entropy(logits.flatten(0, 1), targets[:, columns].flatten(), reduction="none")
+    return {"hard": weighted_mean(nll, weights[:, columns].flatten(), denominator)}
+
+
+def tuned_teacher(teacher, tokenizer, rows, config):
+    """A GPT or an HFTeacher after config.tune_tokens of rows, kept in out_dir/teacher -> as open_teacher."""
+    out, folder = Path(config.out_dir), Path(config.out_dir) / "teacher"
+    if not is_finished(out, "teacher"):
+        own = isinstance(teacher, GPT)
+        model, loss = teacher, train.loss_terms
+        if not own:
+            model, loss = teacher.hf, partial(response_loss, teacher=teacher)
+        settings = replace(config, learning_rate=config.tune_rate)
+        train.fit("teacher", model.float(), DataMix([rows], [1.0]), config.tune_tokens, settings, folder,
+                  loss=loss)
+        save = model.save if own else model.save_pretrained
+        save(folder)
+        tokenizer.save(folder)
+        save_finished(out, "teacher", *sorted(folder.glob("model*")))
+        (folder / "training.pt").unlink(missing_ok=True)
+    return open_teacher(replace(config, teacher=str(folder)))
+
+
+def untested_parts(cache, tests, block_size):
+    """The documents of a cache whose prompts are in no test -> list of TeacherCache. ValueError where there
+    is none, and for one that is longer than the student's rows."""
+    asked = {tuple(prompt) for prompts, _ in tests.values() for prompt in prompts}
+    documents = (cache.document(i)[:2] for i in range(len(cache)))
+    free = [tuple(tokens[roles == TEXT].tolist()) not in asked for tokens, roles in documents]
+    parts, at = [], 0
+    for is_free, run in groupby(free):
+        end = at + len(list(run))
+        if is_free:
+            parts.append(cache.part(at, end))
+        at = end
+    if not parts:
+        raise ValueError(f"{cache.folder}: answers to prompts of the test alone, none to learn from")
+    if (longest := max(int(part.lengths.max()) for part in parts) - 1) > block_size:
+        raise ValueError(f"{cache.folder}: a document of {longest} tokens to predict, but the student's "
+                         f"block_size is {block_size}; try a larger --block_size")
+    print(f"{len(cache):,} answers of the teacher, {len(cache) - sum(free):,} to prompts of a test left out")
+    return parts
+
+
+# --- the students -----------------------------------------------------------------------------------------
+
+
+def read_plain(config, tokenizer, block_size):
+    """The text of config.plain as Rows whose tokens all weigh as answers do, or None without one."""
+    if not config.plain:
+        return None
+    rows = windows(tokenizer.encode(read_text(config.plain)), block_size, tokenizer.n_vocab)
+    rows.roles[:] = ANSWER
+    return rows
+
+
+def dense_loss(model, source, batch, config, device, denominator, objective, taught):
+    """train.loss_terms, but for plain text; taught: (its Rows, a teacher). Of that, config.plain_kd is the
+    cross-entropy with the teacher's whole distribution, KL(teacher || student) and the teacher's entropy."""
+    plain, teacher = taught
+    if source is not plain:
+        return train.loss_terms(model, source, batch, config, device, denominator, objective)
+    ids, targets, weights = (t.to(device) for t in source.batch(batch.documents, role_weights(config)))
+    with torch.no_grad():
+        target = config.plain_kd * next_logits(teacher, ids).softmax(-1)                        # (B, T, V)
+        target.scatter_add_(-1, targets[..., None], torch.full_like(target[..., :1], 1 - config.plain_kd))
+    nll = F.cross_entropy(model(ids).flatten(0, 1), target.flatten(0, 1), reduction="none")     # (B * T,)
+    return {"plain": weighted_mean(nll, weights.flatten(), denominator)}
+
+
+def train_students(student, tokenizer, rows, parts, taught, config):
+    """-> {name: model}. rows: of prompts with responses; parts: list of TeacherCache; taught: (Rows of plain
+    text or None, the teacher or None)."""
+    models, plain = {}, taught[0]
+    plans = [("sft", [rows], config.start_tokens), ("more_sft", [rows], config.student_tokens)]
+    plans += [(name, parts, config.student_tokens) for name in OBJECTIVES]
+    for name, sources, tokens in plans:
+        models[name] = train.finished_model(name, config)
+        if models[name] is None:
+            start, loss = train.finished_model("sft", config) or student, name
+            sizes = [int((source.lengths - 1).sum()) for source in sources]
+            shares = [size / sum(sizes) for size in sizes]
+            if plain is not None and name != "sft":
+                shares = [(1 - config.plain_share) * share for share in shares] + [config.plain_share]
+                sources = [*sources, plain]
+            if config.plain_kd:
+                loss = partial(dense_loss, objective=name, taught=taught)
+                if name == "td":
+                    add_heads(start, config.seed)
+            models[name] = train.train_model(name, start, DataMix(sources, shares), tokens, config, tokenizer,
+                                             objective=loss)
     return models
+
+
+# --- the tests --------------------------------------------------------------------------------------------
+
+
+def rouge_of(stemmed):
+    """The function (text, reference) -> Rouge-L F; stemmed: of the package rouge_score."""
+    if not stemmed:
+        return rouge_l
+    from rouge_score import rouge_scorer
+    scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
+    return lambda text, reference: scorer.score(reference, text)["rougeL"].fmeasure
+
+
+def read_tests(held_out, config, tokenizer, block_size):
+    """The held-out pairs and those of config.tests -> {name: (prompts, references)}, lists of ids and of str,
+    cut as encode_pairs cuts them. ValueError for two files of one name."""
+    files = [file for file in config.tests.split(",") if file]
+    named = {"held out": held_out} | {Path(file).stem: read_instructions(file) for file in files}
+    if len(named) <= len(files):
+        raise ValueError(f"--tests={config.tests}: two files of one name, or \"held out\"; expected others")
+    tests, ends = {}, tokenizer.ends
+    for name, pairs in named.items():
+        prompts, rows = encode_named(name, pairs, tokenizer, block_size)
+        answers = [rows.document(d)[0][len(prompt):].tolist() for d, prompt in enumerate(prompts)]
+        tests[name] = prompts, [tokenizer.decode([t for t in a if t not in ends]) for a in answers]
+    return tests
+
+
+def test_answers(generate, tokenizer, tests, rouge):
+    """Rouge-L of answers, the mean of DRAWS a prompt -> {name of a test: {"value", "se", "n"}}.
+    generate(prompts, seed): lists of new ids; tests: as read_tests returns them; rouge: as rouge_of."""
+    found, ends = {}, tokenizer.ends
+    for name, (prompts, references) in tests.items():
+        scores = [[] for _ in prompts]
+        for at, seed in progress(list(product(range(0, len(prompts), ROWS), range(DRAWS))), f"test {name}"):
+            for i, new in enumerate(generate(prompts[at:at + ROWS], seed), at):
+                answer = tokenizer.decode([t for t in new if t not in ends])
+                scores[i].append(rouge(answer, references[i]))
+        found[name] = mean_se([sum(row) / len(row) for row in scores])
+    return found
+
+
+def run_pair(opened, student, tokenizer, pairs, config):
+    """Teacher, cache, students and their tests -> {name: figures}. opened: what open_teacher returns, None
+    where a cache is given; pairs: (to learn from, held out)."""
+    out, block = Path(config.out_dir), student.config.block_size
+    limit, rouge, results, teacher = block, rouge_of(config.stemmed), {}, None
+    if opened:
+        limit = min(block, opened[2])
+    prompts, rows = encode_named("to learn from", pairs[0], tokenizer, limit)
+    tests = read_tests(pairs[1], config, tokenizer, limit)
+    if opened:
+        if config.tune_tokens:
+            opened = tuned_teacher(opened[4], tokenizer, rows, config)
+        draw, _, _, about, teacher = opened
+        cache = answer_cache(out / "cache", draw, tokenizer, prompts, p=config.p, k_cap=config.k_cap,
+                             about=about, seed=config.seed, answers=config.answers,
+                             made_by=f"python -m experiments.pair --teacher={config.teacher}")
+        k_cap = TOP_K if teacher else config.k_cap
+        rouge_l = test_answers(lambda some, seed: draw(some, MAX_NEW, p=TOP_P, k_cap=k_cap, temperature=1.0,
+                                                       seed=seed)[0], tokenizer, tests, rouge)
+        results["teacher"] = {"params": about.get("params"), "tokens_seen": config.tune_tokens,
+                              "rouge_l": rouge_l}
+    else:
+        cache = TeacherCache(config.cache, tokenizer.n_vocab, tokenizer.hash)
+    parts = untested_parts(cache, tests, block)
+    taught = read_plain(config, tokenizer, block), teacher
+    for name, model in train_students(student, tokenizer, rows, parts, taught, config).items():
+        generate = partial(model.eval().generate, max_new_tokens=MAX_NEW, top_p=TOP_P, top_k=TOP_K,
+                           stop=tokenizer.ends)
+        results[name] = {"params": model.num_params(), "tokens_seen": model.extra["tokens_seen"],
+                         "rouge_l": test_answers(lambda some, seed: generate(some, seed=seed), tokenizer,
+                                                 tests, rouge)}
+    return results
+
+
+def open_student(config, tokenizer):
+    """The student, made with a tokenizer, or config.student; ValueError where that has another tokenizer."""
+    if not config.student:
+        return train.new_model(config.n_layer, config.n_embd, tokenizer, config)
+    student, own = open_model(config.student, pick_device(config.device)[0])
+    if own.hash != tokenizer.hash:
+        raise ValueError(f"teacher {config.teacher or config.cache} has {tokenizer}, student "
+                         f"{config.student} has {own}; expected one tokenizer")
+    return student
 
 
 def main(arguments=None):
     """The stages in order, results.json and its table; ValueError in one line for what cannot be done."""
     config = parse_options(PairConfig, arguments, __doc__)
-    if "" in (config.teacher, config.student, config.corpus):
-        raise ValueError("expected a --teacher, a --student and a --corpus; --help explains them")
+    if not config.corpus or not config.teacher + config.cache:
+        raise ValueError("expected a --corpus, and a --teacher or a --cache; --help explains them")
     torch.set_num_threads(config.threads or torch.get_num_threads())
-    both = [open_model(where, pick_device(config.device)[0]) for where in (config.teacher, config.student)]
-    (teacher, theirs), (student, tokenizer) = both
-    if theirs.hash != tokenizer.hash:
-        raise ValueError(f"teacher {config.teacher} has {theirs}, student {config.student} has {tokenizer}; "
-                         "expected one tokenizer")
-    pairs = importlib.import_module("adapters.instructions").read_instructions(config.corpus)
-    n, limit = -min(500, max(1, len(pairs) // 10)), min(model.config.block_size for model, _ in both)
-    (prompts, rows), (asked, right) = (encode_pairs(p, tokenizer, limit) for p in (pairs[:n], pairs[n:]))
-    right = [tokenizer.decode(right.document(d)[0][len(p):].tolist()) for d, p in enumerate(asked)]
-    out, hashes = Path(config.out_dir), [hash_of(Path(config.corpus)), *map(weights_hash, (teacher, student))]
+    rouge_of(config.stemmed)                                        # for its error
+    opened, tokenizer = None, None
+    if config.cache:
+        teacher, tokenizer = cache_hash(config.cache, config.p), Tokenizer.load(config.cache)
+    else:
+        opened = open_teacher(config)
+        tokenizer, teacher = opened[1], opened[3]
+    student, pairs = open_student(config, tokenizer), read_instructions(config.corpus)
+    n = -min(500, max(1, len(pairs) // 10))
+    out, files = Path(config.out_dir), [config.corpus, *config.tests.split(","), config.plain]
+    inputs = {"teacher's weights or cache": teacher, "student's weights": weights_hash(student),
+              "hash of texts": hash_of(*(Path(file) for file in files if file))}
     with folder_lock(out):
-        open_run(out, config.decisive() | {"hashes of text and models": hashes}, FILES, config.redo)
+        open_run(out, config.decisive() | inputs, FILES, config.redo)
         if not (out / "results.json").exists():
-            print(f"{len(prompts):,} prompts to learn from, {len(asked):,} to be tested on", flush=True)
-            models = train_pair(teacher, student, tokenizer, prompts, rows, config)
-            results = {name: {"params": m.num_params(), "tokens_seen": m.extra.get("tokens_seen", 0),
-                              "rouge_l": test_answers(m.eval(), tokenizer, asked, right)}
-                       for name, m in models.items()}
+            results = run_pair(opened, student, tokenizer, (pairs[:n], pairs[n:]), config)
             write_json(out / "results.json", {"pair": results, "config": config.decisive()})
         results = read_json(out / "results.json", "remove it, and the students are tested again")["pair"]
-    print(f"{'':12}{'parameters':>14}{'tokens':>12}{'Rouge-L':>18}")
+    show(results, config)
+
+
+def show(results, config):
+    """Prints the table of results.json."""
+    stems = ", of stems" if config.stemmed else ""
+    print(f"\nRouge-L{stems}; seed {config.seed}\n{'':12}{'parameters':>14}{'tokens':>12}"
+          + "".join(f"{name:>18.17}" for name in results["sft"]["rouge_l"]))
     for name, row in results.items():
-        print(f"{name:12}{row['params']:14,}{row['tokens_seen']:12,}{cell(row['rouge_l']):>18}")
+        params = f"{row['params']:,}" if row["params"] else "-"
+        print(f"{name:12}{params:>14}{row['tokens_seen']:12,}"
+              + "".join(f"{cell(figure):>18}" for figure in row["rouge_l"].values()))
 
 
 if __name__ == "__main__":

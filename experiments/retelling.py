@@ -9,13 +9,18 @@ which are learnt by students with and without BRD (Zhou et al., ACL 2025, orthog
 
 import dataclasses
 import random
+from functools import partial
 from pathlib import Path
 
 import brd
 import train
 from data import world
 from data.batches import DataMix
+from data.files import weights_hash
+from data.sets import draw_with_sets
 from experiments import claim_items, pair
+from experiments.answers import answer_cache
+from experiments.teacher import K_CAP
 
 # What each method learns from, the references or the teacher's answers with their sets, and its objective.
 METHODS = {"SFT": ("references", "seqkd"), "SeqKD": ("cache", "seqkd"), "top-p KD": ("cache", "kd"),
@@ -60,12 +65,16 @@ def source(method, tokenizer, config):
     right ways, or the cache of the teacher's answers to the same prompts."""
     rng, asked = random.Random("retelling answers"), exchanges(config.student_tokens // 50 + 1, "train", 1)
     pairs = [(prompt, world.pick(rng, right)) for prompt, right in asked]
-    prompts, rows = pair.encode_pairs(pairs, tokenizer, config.block_size)
+    prompts, responses = zip(*pairs)
+    prompts, rows = pair.encode_pairs(tokenizer.encode_batch(prompts), responses, tokenizer,
+                                      config.block_size)
     if METHODS[method][0] == "references":
         return rows
     teacher = train.finished_model("instructed", config)
-    return pair.answer_cache(Path(config.out_dir) / "cache", teacher, tokenizer, prompts, p=P, seed=1,
-                             made_by="python -m experiments.claims 5")
+    draw = partial(draw_with_sets, teacher, stop=tokenizer.end)
+    about = {"hash": weights_hash(teacher), "params": teacher.num_params()}
+    return answer_cache(Path(config.out_dir) / "cache", draw, tokenizer, prompts, p=P, k_cap=K_CAP,
+                        about=about, seed=1, made_by="python -m experiments.claims 5")
 
 
 def test(model, tokenizer, n=300, seed=1):

@@ -160,7 +160,7 @@ def test_a_teacher_that_was_stopped_goes_on(task, tmp_path, monkeypatch):
     (bench, "race --positions=3", "--positions=3"), (bench, "losses --positions=99999999", "(memory)"),
     (claims, "--tokens=9999999999", "(memory)"), (claims, "--n_layer=99999999", "bytes"),
     (claims, "--show=x --seeds=2", "other options beside it"), (pair, "--arms=kd", "unrecognized"),
-    (pair, "--teacher=x", "expected a --teacher, a --student and a --corpus"), (pair, "--answers=0", "--answers=0"),
+    (pair, "--teacher=x", "expected a --corpus, and a --teacher or a --cache"), (pair, "--answers=0", "--answers=0"),
     (teacher, "--cache=x", "unrecognized"), (teacher, "--teacher_layer=99999999", "bytes"),
     (teacher, "--teacher_tokens=9999999999", "(memory)")])
 def test_options_that_cannot_be_meant_are_refused_at_once(program, options, words, tmp_path, monkeypatch):
