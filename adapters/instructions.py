@@ -25,7 +25,7 @@ def field(record, *names):
 
 def instances(place, record):
     """Yields (place, prompt, response) for each instance of a row; ValueError for a row without a prompt."""
-    parts = record.get("instances", [{}])
+    parts = record.get("instances") or [{}]
     if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
         raise ValueError(f'{place}: expected "instances" to be a list of objects')
     for part in parts:
