@@ -1,18 +1,21 @@
 """The experiment of the Bellman Distill paper (Yu et al. 2026): a teacher, a smaller student, instructions.
 
-    python -m experiments.pair --teacher=SmolLM2 --corpus=dolly.jsonl --tests=selfinst.jsonl,vicuna.jsonl
+    python -m experiments.pair --teacher=HuggingFaceTB/SmolLM2-135M-Instruct --corpus=dolly.jsonl
     python -m experiments.pair --teacher=gpt2-xl --student=gpt2 --corpus=dolly.jsonl --plain=my.txt --stemmed
-    python -m experiments.pair --cache=out_fill/cache --corpus=dolly.jsonl
+    python -m experiments.pair --cache=out_fill/cache --corpus=dolly.jsonl --tests=selfinst.jsonl,vicuna.jsonl
 
 The student is made with the teacher's tokenizer, or is a --student with the same one. It learns the responses
 (SFT, --start_tokens). The teacher, tuned on them before (--tune_tokens), answers every prompt --answers
 times, and a cache keeps the sets of its nucleus; or a --cache is there already. From the SFT student start
 four others, --student_tokens each: more SFT, the teacher's answers alone, and their sets by two objectives;
-each reads --plain text beside it. Test: Rouge-L on one prompt in ten, held out, and on those of --tests. A
-teacher is what experiments/answers.py opens; a student a folder of GPT.save or a GPT-2. p and alpha are the
+each reads --plain text beside it. Test: Rouge-L on one prompt in ten, held out, and on those of --tests; no
+student learns from a prompt of a test.
+
+A teacher is what experiments/answers.py opens; a student a folder of GPT.save or a GPT-2. p and alpha are the
 paper's, which has no leak (--leak=0). A stopped run goes on.
 """
 
+import importlib
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby, product
@@ -22,7 +25,6 @@ import torch
 import torch.nn.functional as F
 
 import train
-from adapters.instructions import read_instructions
 from data.batches import DataMix, Rows
 from data.cache import TeacherCache, cache_hash
 from data.cli import parse_options, progress, run_command
@@ -31,18 +33,18 @@ from data.figures import cell, mean_se, rouge_l
 from data.files import (folder_lock, hash_of, is_finished, open_run, read_json, save_finished, weights_hash,
                         write_json)
 from data.machine import pick_device
-from data.own_text import read_text, windows
+from data.own_text import read_text, text_files, windows
 from data.tokenizer import Tokenizer
 from experiments.answers import (ANSWER, MAX_NEW, ROWS, TEXT, answer_cache, as_document, encode_prompts,
-                                 is_served, open_model, open_teacher)
+                                 is_own_model, is_served, open_model, open_teacher)
 from experiments.teacher import K_CAP
 from model import GPT
 from td_distill import add_heads, weighted_mean
 
 DRAWS, TOP_P, TOP_K = 5, 0.8, 1024  # answers to a prompt of a test; TOP_K spares sorting a large vocabulary
 OBJECTIVES = ("seqkd", "kd", "td")                     # of the students that learn from the cache
-FILES = dict.fromkeys(("teacher", "sft", "more_sft", *OBJECTIVES, "cache", "stages", "results.json"),
-                      "see pair.py")
+FILES = dict.fromkeys(("teacher", "sft", "more_sft", *OBJECTIVES, "cache", "stages", "tests.json",
+                       "results.json"), "see pair.py")
 
 
 @dataclass
@@ -52,7 +54,7 @@ class PairConfig(train.Config):
     student: str = ""                # a folder, or the name of a GPT-2; "": made with the sizes below
     corpus: str = ""                 # JSON of prompts with responses (adapters/instructions.py)
     tests: str = ""                  # more such files, with commas between, to be tested on
-    stemmed: bool = False            # Rouge-L of word stems, the paper's (extra [rouge])
+    stemmed: bool = False            # Rouge-L of stems of English words, the paper's (extra [rouge])
     out_dir: str = "out_pair"        # the folder of everything that this run makes
     dtype: str = "auto"              # of a teacher of transformers: auto (as saved), float32 or bfloat16
     model: str = ""                  # of a server: the model's name there
@@ -86,7 +88,9 @@ class PairConfig(train.Config):
             raise ValueError("expected the --model and the --tokenizer of a server; --help explains them")
         self.refuse(not served, "without a server", "model tokenizer parallel timeout")
         self.refuse(served, "on a server, which gives answers alone", "dtype tune_tokens tune_rate plain_kd")
-        self.refuse(self.cache, "beside --cache", "teacher dtype answers k_cap tune_tokens tune_rate plain_kd")
+        self.refuse(is_own_model(self.teacher), "on a folder of GPT.save", "dtype")
+        self.refuse(self.cache, "beside --cache",
+                    "teacher dtype answers k_cap tune_tokens tune_rate plain_kd")
         self.refuse(self.student, "beside --student", "layout n_layer n_head n_embd block_size")
         self.refuse(not self.plain, "without --plain", "plain_share plain_kd")
         self.refuse(not self.tune_tokens, "without --tune_tokens", "tune_rate")
@@ -94,28 +98,65 @@ class PairConfig(train.Config):
             self.learning_rate = 1e-4 if self.student else 0.003
 
 
-def encode_pairs(prompts, responses, tokenizer, block_size):
-    """(prompts, rows): those prompts (ids) with room for MAX_NEW tokens, and Rows of prompt, response (str)
-    and END. Responses are cut to MAX_NEW tokens, then without END: one that is cut does not end there."""
-    kept, documents, lead = [], [], " "
-    if getattr(getattr(tokenizer, "template", None), "chat_template", None):
+# --- the prompts ------------------------------------------------------------------------------------------
+
+
+def read_pairs(config):
+    """-> (pairs to learn from, {name of a test: pairs}); a pair is (prompt, response), two str. Held out is
+    the last tenth of config.corpus, 500 at most. ValueError for two tests of one name, and for no prompt
+    that is in no test."""
+    read = importlib.import_module("adapters.instructions").read_instructions
+    pairs, files = read(config.corpus), [file for file in config.tests.split(",") if file]
+    n = len(pairs) - min(500, max(1, len(pairs) // 10))
+    tests = {"held out": pairs[n:]} | {Path(file).stem: read(file) for file in files}
+    if len(tests) <= len(files):
+        raise ValueError(f"--tests={config.tests}: two files of one name, or \"held out\"; expected others")
+    tested = {prompt for some in tests.values() for prompt, _ in some}
+    free = [pair for pair in pairs if pair[0] not in tested]
+    if not free:
+        raise ValueError(f"{config.corpus}: no prompt is left to learn from, all are those of a test")
+    if len(free) < n:
+        print(f"{n - len(free):,} of {n:,} prompts to learn from left out: they are those of a test too")
+    return free, tests
+
+
+def encode_pairs(name, pairs, tokenizer, block_size):
+    """Pairs of read_pairs -> (prompts, rows): those prompts (ids) with room for MAX_NEW tokens, and Rows of
+    prompt, response and END; a line says how many. A response is cut to MAX_NEW tokens, END included: one
+    that is cut does not end there."""
+    lead, kept, documents = " ", [], []
+    if not isinstance(tokenizer, Tokenizer) and tokenizer.template.chat_template:
         lead = ""                                       # the template ends where the answer begins
+    asked, responses = zip(*pairs)
     answers = tokenizer.encode_batch([lead + response for response in responses])
-    for prompt, answer in zip(prompts, answers):
+    for prompt, answer in zip(encode_prompts(asked, tokenizer), answers):
         if len(prompt) + MAX_NEW <= block_size:
             kept.append(prompt)
             documents.append(as_document(prompt, (answer + [tokenizer.end])[:MAX_NEW], tokenizer))
     if not kept:
-        raise ValueError(f"no prompt leaves room for an answer of {MAX_NEW} tokens in {block_size}")
+        raise ValueError(f"{name}: no prompt leaves room for an answer of {MAX_NEW} tokens in {block_size}")
+    print(f"{name}: {len(kept):,} of {len(pairs):,} prompts leave room for an answer", flush=True)
     return kept, Rows.pack(documents, tokenizer.n_vocab)
 
 
-def encode_named(name, pairs, tokenizer, block_size):
-    """encode_pairs of pairs as read_instructions returns them; a line says how many have room."""
-    asked, responses = zip(*pairs)
-    prompts, rows = encode_pairs(encode_prompts(asked, tokenizer), responses, tokenizer, block_size)
-    print(f"{name}: {len(prompts):,} of {len(pairs):,} prompts leave room for an answer", flush=True)
-    return prompts, rows
+def encode_tests(tests, tokenizer, block_size):
+    """The tests of read_pairs -> {name: (prompts, references)}, lists of ids and of str, cut as encode_pairs
+    cuts them."""
+    encoded, ends = {}, tokenizer.ends
+    for name, pairs in tests.items():
+        prompts, rows = encode_pairs(name, pairs, tokenizer, block_size)
+        answers = [rows.document(d)[0][len(prompt):].tolist() for d, prompt in enumerate(prompts)]
+        encoded[name] = prompts, [tokenizer.decode([t for t in a if t not in ends]) for a in answers]
+    return encoded
+
+
+def read_plain(config, tokenizer, block_size):
+    """The text of config.plain as Rows whose tokens all weigh as answers do, or None without one."""
+    if not config.plain:
+        return None
+    rows = windows(tokenizer.encode(read_text(config.plain)), block_size, tokenizer.n_vocab)
+    rows.roles[:] = ANSWER
+    return rows
 
 
 # --- the teacher: it is tuned, and gives what students read -----------------------------------------------
@@ -181,15 +222,6 @@ def untested_parts(cache, tests, block_size):
 # --- the students -----------------------------------------------------------------------------------------
 
 
-def read_plain(config, tokenizer, block_size):
-    """The text of config.plain as Rows whose tokens all weigh as answers do, or None without one."""
-    if not config.plain:
-        return None
-    rows = windows(tokenizer.encode(read_text(config.plain)), block_size, tokenizer.n_vocab)
-    rows.roles[:] = ANSWER
-    return rows
-
-
 def dense_loss(model, source, batch, config, device, denominator, objective, taught):
     """train.loss_terms, but for plain text; taught: (its Rows, a teacher). Of that, config.plain_kd is the
     cross-entropy with the teacher's whole distribution, KL(teacher || student) and the teacher's entropy."""
@@ -240,44 +272,36 @@ def rouge_of(stemmed):
     return lambda text, reference: scorer.score(reference, text)["rougeL"].fmeasure
 
 
-def read_tests(held_out, config, tokenizer, block_size):
-    """The held-out pairs and those of config.tests -> {name: (prompts, references)}, lists of ids and of str,
-    cut as encode_pairs cuts them. ValueError for two files of one name."""
-    files = [file for file in config.tests.split(",") if file]
-    named = {"held out": held_out} | {Path(file).stem: read_instructions(file) for file in files}
-    if len(named) <= len(files):
-        raise ValueError(f"--tests={config.tests}: two files of one name, or \"held out\"; expected others")
-    tests, ends = {}, tokenizer.ends
-    for name, pairs in named.items():
-        prompts, rows = encode_named(name, pairs, tokenizer, block_size)
-        answers = [rows.document(d)[0][len(prompt):].tolist() for d, prompt in enumerate(prompts)]
-        tests[name] = prompts, [tokenizer.decode([t for t in a if t not in ends]) for a in answers]
-    return tests
+def test_answers(path, name, generate, figures, *, tokenizer, tests, rouge):
+    """Adds to the JSON in `path`, unless `name` is there: figures and "rouge_l", {name of a test: {"value",
+    "se", "n"}}, the mean of DRAWS answers a prompt.
 
-
-def test_answers(generate, tokenizer, tests, rouge):
-    """Rouge-L of answers, the mean of DRAWS a prompt -> {name of a test: {"value", "se", "n"}}.
-    generate(prompts, seed): lists of new ids; tests: as read_tests returns them; rouge: as rouge_of."""
+    generate(prompts, seed=): lists of new ids; tests: as encode_tests returns them; rouge: as rouge_of."""
+    results = {}
+    if path.exists():
+        results = read_json(path, "remove it, and all models are tested again")
+    if name in results:
+        return
     found, ends = {}, tokenizer.ends
-    for name, (prompts, references) in tests.items():
+    for test, (prompts, references) in tests.items():
         scores = [[] for _ in prompts]
-        for at, seed in progress(list(product(range(0, len(prompts), ROWS), range(DRAWS))), f"test {name}"):
-            for i, new in enumerate(generate(prompts[at:at + ROWS], seed), at):
+        for at, seed in progress(list(product(range(0, len(prompts), ROWS), range(DRAWS))), f"test {test}"):
+            for i, new in enumerate(generate(prompts[at:at + ROWS], seed=seed), at):
                 answer = tokenizer.decode([t for t in new if t not in ends])
                 scores[i].append(rouge(answer, references[i]))
-        found[name] = mean_se([sum(row) / len(row) for row in scores])
-    return found
+        found[test] = mean_se([sum(row) / len(row) for row in scores])
+    write_json(path, results | {name: {**figures, "rouge_l": found}})
 
 
-def run_pair(opened, student, tokenizer, pairs, config):
-    """Teacher, cache, students and their tests -> {name: figures}. opened: what open_teacher returns, None
-    where a cache is given; pairs: (to learn from, held out)."""
-    out, block = Path(config.out_dir), student.config.block_size
-    limit, rouge, results, teacher = block, rouge_of(config.stemmed), {}, None
-    if opened:
-        limit = min(block, opened[2])
-    prompts, rows = encode_named("to learn from", pairs[0], tokenizer, limit)
-    tests = read_tests(pairs[1], config, tokenizer, limit)
+def run_pair(opened, student, tokenizer, pairs, tests, config):
+    """Teacher, cache, students and their tests, which out_dir/tests.json keeps. opened: what open_teacher
+    returns, None where a cache is given; pairs, tests: as read_pairs returns them."""
+    out, block, teacher = Path(config.out_dir), student.config.block_size, None
+    limit = min(block, opened[2] if opened else block)
+    prompts, rows = encode_pairs("to learn from", pairs, tokenizer, limit)
+    tests, plain = encode_tests(tests, tokenizer, limit), read_plain(config, tokenizer, limit)
+    test = partial(test_answers, out / "tests.json", tokenizer=tokenizer, tests=tests,
+                   rouge=rouge_of(config.stemmed))
     if opened:
         if config.tune_tokens:
             opened = tuned_teacher(opened[4], tokenizer, rows, config)
@@ -286,21 +310,16 @@ def run_pair(opened, student, tokenizer, pairs, config):
                              about=about, seed=config.seed, answers=config.answers,
                              made_by=f"python -m experiments.pair --teacher={config.teacher}")
         k_cap = TOP_K if teacher else config.k_cap
-        rouge_l = test_answers(lambda some, seed: draw(some, MAX_NEW, p=TOP_P, k_cap=k_cap, temperature=1.0,
-                                                       seed=seed)[0], tokenizer, tests, rouge)
-        results["teacher"] = {"params": about.get("params"), "tokens_seen": config.tune_tokens,
-                              "rouge_l": rouge_l}
+        drawn = partial(draw, max_new=MAX_NEW, p=TOP_P, k_cap=k_cap, temperature=1.0)
+        test("teacher", lambda some, seed: drawn(some, seed=seed)[0],
+             {"params": about.get("params"), "tokens_seen": config.tune_tokens})
     else:
         cache = TeacherCache(config.cache, tokenizer.n_vocab, tokenizer.hash)
     parts = untested_parts(cache, tests, block)
-    taught = read_plain(config, tokenizer, block), teacher
-    for name, model in train_students(student, tokenizer, rows, parts, taught, config).items():
+    for name, model in train_students(student, tokenizer, rows, parts, (plain, teacher), config).items():
         generate = partial(model.eval().generate, max_new_tokens=MAX_NEW, top_p=TOP_P, top_k=TOP_K,
                            stop=tokenizer.ends)
-        results[name] = {"params": model.num_params(), "tokens_seen": model.extra["tokens_seen"],
-                         "rouge_l": test_answers(lambda some, seed: generate(some, seed=seed), tokenizer,
-                                                 tests, rouge)}
-    return results
+        test(name, generate, {"params": model.num_params(), "tokens_seen": model.extra["tokens_seen"]})
 
 
 def open_student(config, tokenizer):
@@ -327,16 +346,19 @@ def main(arguments=None):
     else:
         opened = open_teacher(config)
         tokenizer, teacher = opened[1], opened[3]
-    student, pairs = open_student(config, tokenizer), read_instructions(config.corpus)
-    n = -min(500, max(1, len(pairs) // 10))
-    out, files = Path(config.out_dir), [config.corpus, *config.tests.split(","), config.plain]
+    student, (pairs, tests) = open_student(config, tokenizer), read_pairs(config)
+    out, files = Path(config.out_dir), [config.corpus, *filter(None, config.tests.split(","))]
+    if config.plain:
+        files += text_files(config.plain)
     inputs = {"teacher's weights or cache": teacher, "student's weights": weights_hash(student),
-              "hash of texts": hash_of(*(Path(file) for file in files if file))}
+              "hash of texts": hash_of(*map(Path, files))}
     with folder_lock(out):
         open_run(out, config.decisive() | inputs, FILES, config.redo)
         if not (out / "results.json").exists():
-            results = run_pair(opened, student, tokenizer, (pairs[:n], pairs[n:]), config)
+            run_pair(opened, student, tokenizer, pairs, tests, config)
+            results = read_json(out / "tests.json", "remove it, and all models are tested again")
             write_json(out / "results.json", {"pair": results, "config": config.decisive()})
+            (out / "tests.json").unlink()
         results = read_json(out / "results.json", "remove it, and the students are tested again")["pair"]
     show(results, config)
 

@@ -54,6 +54,7 @@ def test_selfinst_and_vicuna_are_read_as_they_are_published(tmp_path, capsys):
     assert read_instructions(path, responses=False) == [("How do I rest?", "")]
     with pytest.raises(ValueError, match="question.jsonl: no prompts with responses"):
         read_instructions(path)
+    assert read_instructions(write(path, [{"instruction": "a", "instances": []}]), False) == [("a", "")]
     path = write(path, [{"instruction": "a"}, {"instruction": "b", "output": "c"}])
     assert read_instructions(path) == [("b", "c")] and "1 rows without a response" in capsys.readouterr().out
     assert read_instructions(path, responses=False) == [("a", ""), ("b", "c")]
@@ -118,15 +119,15 @@ SMALL = "--answers=2", "--n_layer=1", "--n_head=2", "--n_embd=16", "--block_size
 
 def test_responses_alone_are_learnt_and_long_ones_lose_their_end(folder):
     tokenizer, weights = Tokenizer.load(folder / "teacher"), role_weights(pair.PairConfig())
-    prompts, rows = pair.encode_named("x", read_instructions(folder / "x.jsonl")[:3], tokenizer, 256)
+    prompts, rows = pair.encode_pairs("x", read_instructions(folder / "x.jsonl")[:3], tokenizer, 256)
     for d, prompt in enumerate(prompts):
         ids, targets, w = (t[0].tolist() for t in rows.batch([d], weights))
         assert ids[:len(prompt)] == prompt and w[:len(prompt) - 1] == [0.0] * (len(prompt) - 1)
         assert tokenizer.decode(prompt).endswith("\n\nAnswer:")
         response = [t for t, one in zip(targets, w) if one]
         assert response[-1] == tokenizer.end and tokenizer.decode(response[:-1])[1:] in WORDS
-    asked = tokenizer.encode_batch(["cat:", "cat " * 300])
-    prompts, rows = pair.encode_pairs(asked, ["dog " * 300, "dog"], tokenizer, 256)
+    pairs = [("cat", "dog " * 300), ("cat " * 300, "dog")]
+    prompts, rows = pair.encode_pairs("x", pairs, tokenizer, 256)
     tokens, _ = rows.document(0)
     assert len(prompts) == len(rows) == 1 and len(tokens) == len(prompts[0]) + pair.MAX_NEW
     assert tokenizer.end not in tokens
@@ -153,6 +154,29 @@ def test_the_whole_recipe(folder, capsys):
     (out / "results.json").unlink()
     assert run(folder, *options) == results                        # goes on from the trained students
     assert before == {name: (out / name / "model.pt").read_bytes() for name in before}
+
+
+def test_a_model_that_was_tested_is_not_tested_again(folder, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+    with monkeypatch.context() as first, pytest.raises(KeyboardInterrupt):
+        first.setattr(train, "train_model", stopped)
+        run(folder, *SMALL, out="stopped")
+    kept = read_json(folder / "stopped" / "tests.json", "")
+    assert list(kept) == ["teacher"]
+    pair.write_json(folder / "stopped" / "tests.json", {"teacher": kept["teacher"] | {"params": 7}})
+    assert run(folder, *SMALL, out="stopped")["teacher"]["params"] == 7
+
+
+def test_no_student_learns_from_a_prompt_of_a_test(folder, tmp_path, capsys):
+    """Of twelve pairs the last is held out; its prompt, and that of another test, stand before it too."""
+    records = [{"prompt": word, "output": word} for word in [*WORDS[:6], *WORDS[:6]]]
+    path, more = write(tmp_path / "x.jsonl", records), write(tmp_path / "more.jsonl", records[:1])
+    pairs, tests = pair.read_pairs(pair.PairConfig(corpus=str(path), tests=str(more)))
+    assert [prompt for prompt, _ in pairs] == 2 * WORDS[1:5] and list(tests) == ["held out", "more"]
+    assert "3 of 11 prompts to learn from left out" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="x.jsonl: no prompt is left to learn from"):
+        pair.read_pairs(pair.PairConfig(corpus=str(write(path, records[:1]))))
 
 
 def test_a_student_is_made_with_the_tokenizer_of_its_teacher(folder):
@@ -195,7 +219,7 @@ def test_a_teacher_is_tuned_on_the_responses_first(folder):
     assert TeacherCache(folder / "tuned" / "cache").header["teacher"]["hash"] == weights_hash(tuned)
     assert results["teacher"]["tokens_seen"] == 3000 and not list((folder / "tuned").glob("*/training.pt"))
     pairs = read_instructions(folder / "x.jsonl")[:18]
-    _, rows = pair.encode_named("x", pairs, tokenizer, 256)
+    _, rows = pair.encode_pairs("x", pairs, tokenizer, 256)
     config, batch = pair.PairConfig(device="cpu"), Batch(0, np.arange(18), 0)
     before, after = (train.loss_terms(model, rows, batch, config, "cpu", 90.0)["hard"].item()
                      for model in (GPT2.load(folder / "teacher"), tuned))
@@ -207,19 +231,23 @@ def test_a_teacher_is_tuned_on_the_responses_first(folder):
 
 
 def test_plain_text_stands_beside_what_students_read_after_sft(folder, monkeypatch):
-    (folder / "plain.txt").write_text("A red cat and a blue dog. " * 200, encoding="utf-8")
+    """The text is a folder; the student could read more than the teacher does."""
+    (folder / "texts").mkdir()
+    (folder / "texts" / "plain.txt").write_text("A red cat and a blue dog. " * 200, encoding="utf-8")
     plans, heads, train_model = {}, {}, train.train_model
 
     def noted(name, model, mix, tokens, config, tokenizer, **options):
         plans[name], heads[name] = mix, getattr(model, "td_heads", None) is not None
         return train_model(name, model, mix, tokens, config, tokenizer, **options)
     monkeypatch.setattr(train, "train_model", noted)
-    run(folder, *SMALL, f"--plain={folder / 'plain.txt'}", "--plain_share=0.3", "--plain_kd=0.5", out="plain")
+    run(folder, *SMALL, f"--plain={folder / 'texts'}", "--plain_share=0.3", "--plain_kd=0.5",
+        "--block_size=384", out="plain")
     assert plans["sft"].shares == [1.0] and [name for name in heads if heads[name]] == ["td"]
     for name in ("more_sft", *pair.OBJECTIVES):
         assert plans[name].shares == pytest.approx([0.7, 0.3])
         rows = plans[name].sources[1]
         assert all(role_weights(pair.PairConfig())[rows.roles] == 1) and len(rows.tokens) > 1000
+        assert max(rows.lengths) == 256
 
 
 def test_kd_on_plain_text_is_cross_entropy_and_a_full_kl(folder):
@@ -290,7 +318,7 @@ def test_a_model_of_transformers_is_tuned_and_gives_the_tokenizer(folder, llama)
     """The loss at weighted columns is that of all logits; then the whole recipe, with dense KD."""
     teacher = pair.open_teacher(pair.PairConfig(teacher=str(llama), device="cpu"))[4]
     pairs, tokenizer = read_instructions(folder / "x.jsonl")[:18], teacher.tokenizer
-    prompts, rows = pair.encode_named("x", pairs, tokenizer, 256)
+    prompts, rows = pair.encode_pairs("x", pairs, tokenizer, 256)
     assert tokenizer.decode(prompts[0]).startswith("[Which") and "Answer:" not in tokenizer.decode(prompts[0])
     tokens, _ = rows.document(0)                            # no space behind the template
     assert tokenizer.decode(tokens[len(prompts[0]):-1]) == pairs[0][1] and tokens[-1] == tokenizer.end
@@ -324,10 +352,14 @@ def test_what_cannot_be_done_is_told(folder, tmp_path):
     Tokenizer("bpe", same.ranks, same.pattern, same.specials, SEP, END).save(tmp_path / "turned")
     refused(r"teacher .* end <\|end\|>.* student .* end <\|sep\|>.* one tokenizer",
             f"--student={tmp_path / 'turned'}")
-    path = write(tmp_path / "x.jsonl", [{"prompt": "cat " * 300, "response": "dog"}] * 3)
+    path = write(tmp_path / "x.jsonl", [{"prompt": "cat " * n, "response": "dog"} for n in (300, 301)])
     refused("no prompt leaves room for an answer of 128 tokens in 256", f"--corpus={path}", *SMALL)
     refused("two files of one name", f"--tests={folder / 'x.jsonl'},{path}", *SMALL)
     refused("expected a --corpus, and a --teacher or a --cache", teacher="")
+    refused("--dtype=bfloat16 has no effect on a folder of GPT.save", "--dtype=bfloat16", *SMALL)
+    (tmp_path / "none.txt").write_text(" ", encoding="utf-8")
+    refused("none.txt: empty; expected text", f"--plain={tmp_path / 'none.txt'}", *SMALL)
+    assert not (folder / "refused" / "cache").exists()              # told before work is done
 
 
 @pytest.mark.parametrize("options, message", [
