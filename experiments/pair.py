@@ -43,8 +43,8 @@ from td_distill import add_heads, weighted_mean
 
 DRAWS, TOP_P, TOP_K = 5, 0.8, 1024  # answers to a prompt of a test; TOP_K spares sorting a large vocabulary
 OBJECTIVES = ("seqkd", "kd", "td")                     # of the students that learn from the cache
-FILES = dict.fromkeys(("teacher", "sft", "more_sft", *OBJECTIVES, "cache", "stages", "tests.json",
-                       "results.json"), "see pair.py")
+FILES = dict.fromkeys(("teacher", "sft", "more_sft", *OBJECTIVES, "cache", "stages", "results.json"),
+                      "see pair.py")
 
 
 @dataclass
@@ -272,14 +272,14 @@ def rouge_of(stemmed):
     return lambda text, reference: scorer.score(reference, text)["rougeL"].fmeasure
 
 
-def test_answers(path, name, generate, figures, *, tokenizer, tests, rouge):
-    """Adds to the JSON in `path`, unless `name` is there: figures and "rouge_l", {name of a test: {"value",
-    "se", "n"}}, the mean of DRAWS answers a prompt.
+def test_answers(name, generate, figures, *, tokenizer, tests, config):
+    """Adds to results.json, unless `name` is there, its figures (dict) and "rouge_l", of the mean of DRAWS
+    answers a prompt: {name of a test: {"value", "se", "n"}}.
 
-    generate(prompts, seed=): lists of new ids; tests: as encode_tests returns them; rouge: as rouge_of."""
-    results = {}
+    generate(prompts, seed=): lists of new ids; tests: as encode_tests returns them."""
+    path, results, rouge = Path(config.out_dir) / "results.json", {}, rouge_of(config.stemmed)
     if path.exists():
-        results = read_json(path, "remove it, and all models are tested again")
+        results = read_json(path, "remove it, and all models are tested again")["pair"]
     if name in results:
         return
     found, ends = {}, tokenizer.ends
@@ -290,18 +290,18 @@ def test_answers(path, name, generate, figures, *, tokenizer, tests, rouge):
                 answer = tokenizer.decode([t for t in new if t not in ends])
                 scores[i].append(rouge(answer, references[i]))
         found[test] = mean_se([sum(row) / len(row) for row in scores])
-    write_json(path, results | {name: {**figures, "rouge_l": found}})
+    results[name] = {**figures, "rouge_l": found}
+    write_json(path, {"pair": results, "config": config.decisive()})
 
 
 def run_pair(opened, student, tokenizer, pairs, tests, config):
-    """Teacher, cache, students and their tests, which out_dir/tests.json keeps. opened: what open_teacher
-    returns, None where a cache is given; pairs, tests: as read_pairs returns them."""
+    """Teacher, cache, students and their tests. opened: what open_teacher returns, None where a cache is
+    given; pairs, tests: as read_pairs returns them."""
     out, block, teacher = Path(config.out_dir), student.config.block_size, None
     limit = min(block, opened[2] if opened else block)
     prompts, rows = encode_pairs("to learn from", pairs, tokenizer, limit)
     tests, plain = encode_tests(tests, tokenizer, limit), read_plain(config, tokenizer, limit)
-    test = partial(test_answers, out / "tests.json", tokenizer=tokenizer, tests=tests,
-                   rouge=rouge_of(config.stemmed))
+    test = partial(test_answers, tokenizer=tokenizer, tests=tests, config=config)
     if opened:
         if config.tune_tokens:
             opened = tuned_teacher(opened[4], tokenizer, rows, config)
@@ -330,11 +330,14 @@ def open_student(config, tokenizer):
     if own.hash != tokenizer.hash:
         raise ValueError(f"teacher {config.teacher or config.cache} has {tokenizer}, student "
                          f"{config.student} has {own}; expected one tokenizer")
+    if student.config.n_vocab != own.n_vocab:
+        raise ValueError(f"{config.student}: {student.config.n_vocab} embeddings, but {own.n_vocab} ids of "
+                         "tokens; expected one for each")
     return student
 
 
 def main(arguments=None):
-    """The stages in order, results.json and its table; ValueError in one line for what cannot be done."""
+    """The stages in order, and the table of results.json; ValueError in one line for what cannot be done."""
     config = parse_options(PairConfig, arguments, __doc__)
     if not config.corpus or not config.teacher + config.cache:
         raise ValueError("expected a --corpus, and a --teacher or a --cache; --help explains them")
@@ -354,13 +357,8 @@ def main(arguments=None):
               "hash of texts": hash_of(*map(Path, files))}
     with folder_lock(out):
         open_run(out, config.decisive() | inputs, FILES, config.redo)
-        if not (out / "results.json").exists():
-            run_pair(opened, student, tokenizer, pairs, tests, config)
-            results = read_json(out / "tests.json", "remove it, and all models are tested again")
-            write_json(out / "results.json", {"pair": results, "config": config.decisive()})
-            (out / "tests.json").unlink()
-        results = read_json(out / "results.json", "remove it, and the students are tested again")["pair"]
-    show(results, config)
+        run_pair(opened, student, tokenizer, pairs, tests, config)
+    show(read_json(out / "results.json", "")["pair"], config)
 
 
 def show(results, config):

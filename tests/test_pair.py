@@ -162,9 +162,10 @@ def test_a_model_that_was_tested_is_not_tested_again(folder, monkeypatch):
     with monkeypatch.context() as first, pytest.raises(KeyboardInterrupt):
         first.setattr(train, "train_model", stopped)
         run(folder, *SMALL, out="stopped")
-    kept = read_json(folder / "stopped" / "tests.json", "")
-    assert list(kept) == ["teacher"]
-    pair.write_json(folder / "stopped" / "tests.json", {"teacher": kept["teacher"] | {"params": 7}})
+    kept = read_json(folder / "stopped" / "results.json", "")
+    assert list(kept["pair"]) == ["teacher"]
+    kept["pair"]["teacher"]["params"] = 7
+    pair.write_json(folder / "stopped" / "results.json", kept)
     assert run(folder, *SMALL, out="stopped")["teacher"]["params"] == 7
 
 
@@ -352,6 +353,9 @@ def test_what_cannot_be_done_is_told(folder, tmp_path):
     Tokenizer("bpe", same.ranks, same.pattern, same.specials, SEP, END).save(tmp_path / "turned")
     refused(r"teacher .* end <\|end\|>.* student .* end <\|sep\|>.* one tokenizer",
             f"--student={tmp_path / 'turned'}")
+    GPT2(GPT2Config(same.n_vocab + 4, 256, 1, 2, 16)).save(tmp_path / "padded")
+    same.save(tmp_path / "padded")
+    refused(r"padded: \d+ embeddings, but \d+ ids of tokens", f"--student={tmp_path / 'padded'}")
     path = write(tmp_path / "x.jsonl", [{"prompt": "cat " * n, "response": "dog"} for n in (300, 301)])
     refused("no prompt leaves room for an answer of 128 tokens in 256", f"--corpus={path}", *SMALL)
     refused("two files of one name", f"--tests={folder / 'x.jsonl'},{path}", *SMALL)
