@@ -142,11 +142,11 @@ def encode_pairs(name, pairs, tokenizer, block_size):
 def encode_tests(tests, tokenizer, block_size):
     """The tests of read_pairs -> {name: (prompts, references)}, lists of ids and of str, cut as encode_pairs
     cuts them."""
-    encoded, ends = {}, tokenizer.ends
+    encoded = {}
     for name, pairs in tests.items():
         prompts, rows = encode_pairs(name, pairs, tokenizer, block_size)
-        answers = [rows.document(d)[0][len(prompt):].tolist() for d, prompt in enumerate(prompts)]
-        encoded[name] = prompts, [tokenizer.decode([t for t in a if t not in ends]) for a in answers]
+        answers = (tokens[roles == ANSWER] for tokens, roles in map(rows.document, range(len(rows))))
+        encoded[name] = prompts, [tokenizer.decode(answer) for answer in answers]
     return encoded
 
 
@@ -183,14 +183,14 @@ def tuned_teacher(teacher, tokenizer, rows, config):
     """A GPT or an HFTeacher after config.tune_tokens of rows, kept in out_dir/teacher -> as open_teacher."""
     out, folder = Path(config.out_dir), Path(config.out_dir) / "teacher"
     if not is_finished(out, "teacher"):
-        own = isinstance(teacher, GPT)
-        model, loss = teacher, train.loss_terms
-        if not own:
+        if isinstance(teacher, GPT):
+            model, save, loss = teacher, teacher.save, train.loss_terms
+        else:
             model, loss = teacher.hf, partial(response_loss, teacher=teacher)
+            save = model.save_pretrained
         settings = replace(config, learning_rate=config.tune_rate)
         train.fit("teacher", model.float(), DataMix([rows], [1.0]), config.tune_tokens, settings, folder,
                   loss=loss)
-        save = model.save if own else model.save_pretrained
         save(folder)
         tokenizer.save(folder)
         save_finished(out, "teacher", *sorted(folder.glob("model*")))
@@ -343,7 +343,7 @@ def main(arguments=None):
         raise ValueError("expected a --corpus, and a --teacher or a --cache; --help explains them")
     torch.set_num_threads(config.threads or torch.get_num_threads())
     rouge_of(config.stemmed)                                        # for its error
-    opened, tokenizer = None, None
+    opened = None
     if config.cache:
         teacher, tokenizer = cache_hash(config.cache, config.p), Tokenizer.load(config.cache)
     else:
