@@ -85,8 +85,8 @@ def write_model(hf, folder, kind, n_vocab, ends):
     torch.manual_seed(0)
     config = hf.AutoConfig.for_model(
         kind, vocab_size=n_vocab, hidden_size=16, intermediate_size=16, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=128, eos_token_id=None, bos_token_id=None,
-        pad_token_id=None, **KINDS[kind])
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=128, eos_token_id=None,
+        bos_token_id=None, pad_token_id=None, **KINDS[kind])
     model = hf.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(100)
@@ -197,6 +197,8 @@ def test_a_tokenizer_is_used_as_it_is(kind, hf, folders, tmp_path):
         assert tok.decode(tok.encode(text)) == decoded
         prompt = there.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True)
         assert tok.prompt_ids(text) == getattr(prompt, "input_ids", prompt)
+    for encode in (tok.encode, tok.prompt_ids):                             # half a character
+        assert encode("a\ud800b") == encode("a\ufffdb")
     assert tok.encode_batch(TEXTS) == [tok.encode(text) for text in TEXTS]
     ids = {name: there.convert_tokens_to_ids(name) for name in (EOS, START, STOP)}
     assert not set(ids.values()) & set(tok.encode(f"a{EOS} {STOP}")) and tok.decode([ids[STOP]]) == STOP
@@ -211,9 +213,15 @@ def test_a_tokenizer_is_used_as_it_is(kind, hf, folders, tmp_path):
         assert (back.hash, back.ends, back.end, str(back)) == (tok.hash, tok.ends, tok.end, str(tok))
         assert back.prompt_ids(TEXTS[1]) == tok.prompt_ids(TEXTS[1])
     assert hf.AutoTokenizer.from_pretrained(tmp_path)(TEXTS)["input_ids"] == tok.encode_batch(TEXTS)
-    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 7}', encoding="utf-8")
-    with pytest.raises(ValueError, match="was saved; restore tokenizer.json"):
-        Tokenizer.load(tmp_path)
+    for name, text, said in (
+            ("generation_config", '{"eos_token_id": 7}', "was saved; restore tokenizer.json"),
+            ("generation_config", "{", "JSONDecodeError"), ("tokenizer", "{", "EOF while parsing"),
+            ("tokenizer_config", "[1]", "AttributeError"),
+            ("tokenizer_config", '{"chat_template": "{% for"}', "TemplateSyntaxError")):
+        tok.save(tmp_path)
+        (tmp_path / f"{name}.json").write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match=f"{re.escape(str(tmp_path))}: cannot be opened .*{said}"):
+            Tokenizer.load(tmp_path)
 
 
 @pytest.mark.parametrize("generation, config, eos, expected", [
@@ -254,7 +262,7 @@ def test_what_cannot_be_a_teacher_is_told_in_one_line(hf, folders, tmp_path):
     for where in (tmp_path / "none", tmp_path, tmp_path / "model.gguf"):
         with pytest.raises(ValueError) as error:
             HFTeacher(where)
-        assert str(error.value).startswith(f"{where}: transformers cannot open it")
+        assert str(error.value).startswith(f"{where}: cannot be opened")
         assert "\n" not in str(error.value)
 
 
