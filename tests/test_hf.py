@@ -4,6 +4,7 @@ import json
 import re
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -301,6 +302,8 @@ class Server(BaseHTTPRequestHandler):
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.bodies.append(body)
+        if self.shape == "short" and len(body["prompt"]) > 99:
+            return self.send_error(400)
         drawing = {"p": 1.0 if self.shape == "no top_p" else max(body["top_p"], 1e-6), "k_cap": body["top_k"]}
         with self.lock:
             (new,), _ = self.mine.draw([body["prompt"]], body["max_tokens"], seed=body["seed"], **drawing)
@@ -321,8 +324,10 @@ class Server(BaseHTTPRequestHandler):
                      "top_logprobs": [{name.format(i): x for i, x in top} for top in tops]}
         text = self.mine.tokenizer.decode([t for t in new if t not in self.mine.tokenizer.specials.values()])
         text = "other" if self.shape == "other text" else text
-        content = json.dumps({"model": "true name", "choices": [
-            {"text": text, "finish_reason": finish, "logprobs": found}]}).encode()
+        text = None if self.shape == "no text" else text
+        choice = {"text": text, "finish_reason": finish, "logprobs": found}
+        content = {"model": "true name", "choices": [choice]}
+        content = json.dumps(None if self.shape == "no JSON object" else content).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
@@ -360,6 +365,7 @@ def test_a_server_gives_the_sets_of_the_model_behind_it(shape, served, folders):
     new, sets = draw(prompts, 30, seed=1, **drawing)
     assert any(answer[-1] in tokenizer.ends for answer in new)
     assert bodies[1]["prompt"] in prompts and len({body["seed"] for body in bodies[1:]}) == 4
+    assert {bodies[1][name] for name in ("repetition_penalty", "repeat_penalty")} == {1.0}
     for i, (prompt, answer, kept) in enumerate(zip(prompts, new, sets)):
         (right,), (their,) = mine.draw([prompt], 30, seed=1 + i, **drawing)
         assert answer == right
@@ -371,7 +377,8 @@ def test_a_server_gives_the_sets_of_the_model_behind_it(shape, served, folders):
 
 
 @pytest.mark.parametrize("shape, said", [
-    ("no ids", "no token ids in .* expected llama.cpp's"),
+    ("no ids", "no token ids in .* expected llama.cpp's"), ("no JSON object", "no token ids in null"),
+    ("no text", "no token ids in .* expected llama.cpp's"),
     ("other text", "expected the tokenizer of the model"),
     ("no top_p", "not in its set of p=0.3"), ("hides the end", "stops behind token .* without an end token")])
 def test_servers_that_cannot_fill_a_cache_are_told_in_one_line(shape, said, served, folders):
@@ -384,6 +391,39 @@ def test_servers_that_cannot_fill_a_cache_are_told_in_one_line(shape, said, serv
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="127.0.0.1:9/v1/completions: "):
         EndpointTeacher("http://127.0.0.1:9/v1", "m", folders["qwen2"])
+
+
+def test_a_prompt_that_a_server_refuses_is_told_before_the_others_are_answered(served, folders, tmp_path):
+    url, _, bodies = served("short")
+    command = ["fill", f"--teacher={url}", "--model=m", f"--tokenizer={folders['qwen2']}", "--max_new=2",
+               f"--prompts={tmp_path / 'p.jsonl'}", f"--out_dir={tmp_path / 'out'}"]
+
+    def fill(texts):
+        lines = [json.dumps({"prompt": text}) for text in texts]
+        (tmp_path / "p.jsonl").write_text("\n".join(lines), encoding="utf-8")
+        teacher.main(command)
+    with pytest.raises(ValueError, match="completions: HTTP 400"):
+        fill([*TEXTS * 9, "x y " * 40])
+    assert len(bodies) == 2                                                 # the first request, the longest
+    fill(TEXTS * 9)                                                         # no earlier run is in the way
+    assert len(TeacherCache(tmp_path / "out" / "cache")) == 36
+
+
+def test_a_drawn_token_is_in_its_set_and_no_request_is_waited_for_after_an_error(served, folders):
+    from adapters.logprobs import EndpointTeacher
+    remote, held = EndpointTeacher(served("vllm")[0], "m", folders["qwen2"]), threading.Event()
+    remote.request = lambda *_: ([(7, {5: -1.0, 6: -1.0, 7: -1.0})], "", "length", None)   # bfloat16: ties
+    assert remote.draw([[5]], 1, p=0.5, k_cap=9)[1][0][0][0].tolist() == [7, 5]
+
+    def request(prompt, *_):
+        if prompt == [5]:
+            raise ValueError("refused")
+        assert held.wait(60)
+    remote.request, began = request, time.monotonic()
+    with pytest.raises(ValueError, match="refused"):
+        remote.draw([[5], [6]], 1, p=0.5, k_cap=9)
+    assert time.monotonic() - began < 30
+    held.set()
 
 
 # --- without the extra ------------------------------------------------------------------------------------
