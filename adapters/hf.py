@@ -32,7 +32,8 @@ def library():
 
 def opened(where, read, **options):
     """read(where, ...) for a name, a folder or a .gguf file; ValueError of one line where it fails."""
-    place, _ = Path(where), library()                           # what is missing is named by run_command
+    library()                       # where it is missing, run_command says what brings it
+    place = Path(where)
     if place.suffix == ".gguf":
         where, options = place.parent, {"gguf_file": place.name, **options}
     try:
@@ -148,11 +149,11 @@ class HFTokenizer:
     @classmethod
     def read(cls, where, **gguf):
         """`load` without its error. where: a folder or a name; gguf: gguf_file, the name of a file in it."""
-        transformers, card = library(), Path(where) / "tokenizer_config.json"
+        transformers, file = library(), Path(where) / "tokenizer_config.json"
         ends = set() if gguf else end_ids(where)
-        if not gguf and card.is_file() and (saved := json.loads(card.read_bytes())).get("nanoreader_hash"):
-            hashed = saved.pop("nanoreader_hash")
-            tokenizer = cls(card.with_name("tokenizer.json").read_text(encoding="utf-8"), saved, ends)
+        saved = json.loads(file.read_bytes()) if file.is_file() and not gguf else {}
+        if hashed := saved.pop("nanoreader_hash", None):
+            tokenizer = cls(file.with_name("tokenizer.json").read_text(encoding="utf-8"), saved, ends)
             if tokenizer.hash != hashed:
                 raise ValueError(f"tokenizer {tokenizer.hash}, but {hashed} was saved; restore "
                                  "tokenizer.json and generation_config.json")

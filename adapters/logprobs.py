@@ -25,9 +25,8 @@ TOKEN_BYTES = 200       # of JSON for one of the most probable tokens, at most; 
 
 def token_id(name):
     """"token_id:17", as vLLM spells a token where return_tokens_as_token_ids is asked for -> 17."""
-    if not name.startswith("token_id:"):
-        raise ValueError(name)
-    return int(name.removeprefix("token_id:"))
+    _, number = name.split("token_id:")         # ValueError for the token "17" itself
+    return int(number)
 
 
 def read_completion(reply):
@@ -107,9 +106,8 @@ class EndpointTeacher:
             sets.append((ids[mask], values.numpy()[mask].clip(max=0)))
             if token in self.tokenizer.ends:
                 return new, sets
-        last = new[-1] if new else None
-        if finish == "stop" and last not in self.tokenizer.specials.values():
-            raise ValueError(f"{self.options.url}: an answer stops behind token {last} without an end token; "
+        if finish == "stop" and not set(new[-1:]) & set(self.tokenizer.specials.values()):
+            raise ValueError(f"{self.options.url}: an answer stops behind token {new[-1:]} without an end token; "
                              "expected it with its log-probabilities, as llama.cpp and vLLM report it")
         return new, sets
 
