@@ -107,7 +107,7 @@ class EndpointTeacher:
             if token in self.tokenizer.ends:
                 return new, sets
         if finish == "stop" and not set(new[-1:]) & set(self.tokenizer.specials.values()):
-            raise ValueError(f"{self.options.url}: an answer stops behind token {new[-1:]} without an end token; "
+            raise ValueError(f"{self.options.url}: an answer stops behind {new[-1:]} without an end token; "
                              "expected it with its log-probabilities, as llama.cpp and vLLM report it")
         return new, sets
 

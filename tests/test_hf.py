@@ -374,7 +374,7 @@ def test_a_server_gives_the_sets_of_the_model_behind_it(shape, served, folders):
 @pytest.mark.parametrize("shape, said", [
     ("no ids", "no token ids in .* expected llama.cpp's"), ("no text", "no token ids in .*"),
     ("other text", "expected the tokenizer of the model"),
-    ("no top_p", "not in its set of p=0.3"), ("hides the end", "stops behind token .* without an end token")])
+    ("no top_p", "not in its set of p=0.3"), ("hides the end", "stops behind .* without an end token")])
 def test_servers_that_cannot_fill_a_cache_are_told_in_one_line(shape, said, served, folders):
     from adapters.logprobs import EndpointTeacher
     url, mine, _ = served(shape)
