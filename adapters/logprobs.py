@@ -73,7 +73,7 @@ class EndpointTeacher:
         where ids are missing or beyond the tokenizer."""
         body = {"model": self.model, "prompt": prompt, "max_tokens": max_new, "logprobs": k_cap,
                 "temperature": 1.0, "top_p": p, "top_k": k_cap, "min_p": 0.0, "seed": seed % 2 ** 31,
-                "repetition_penalty": 1.0, "repeat_penalty": 1.0,       # vLLM's, llama.cpp's
+                "repetition_penalty": 1.0, "repeat_penalty": 1.0,       # vLLM's, llama.cpp's: off
                 "return_tokens_as_token_ids": True}
         most = (1 << 20) + TOKEN_BYTES * k_cap * max_new
         reply, why = ask(body, self.options, threading.Event(), [], parse=json.loads, most=most)
@@ -84,9 +84,9 @@ class EndpointTeacher:
         except ERRORS:
             raise ValueError(f"{self.options.url}: no token ids in {json.dumps(reply):.100}...; expected "
                              "llama.cpp's logprobs.content, or vLLM's return_tokens_as_token_ids") from None
-        most = max((i for token, top in found[0] for i in (token, *top)), default=0)
-        if most >= self.n_vocab:
-            raise ValueError(f"{self.options.url}: token {most}, but the tokenizer has {self.n_vocab} ids; "
+        largest = max((i for token, top in found[0] for i in (token, *top)), default=0)
+        if largest >= self.n_vocab:
+            raise ValueError(f"{self.options.url}: token {largest}, but the tokenizer has {self.n_vocab} ids; "
                              "expected the tokenizer of the model that is served")
         return found
 
