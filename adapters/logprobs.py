@@ -86,8 +86,8 @@ class EndpointTeacher:
                              "llama.cpp's logprobs.content, or vLLM's return_tokens_as_token_ids") from None
         largest = max((i for token, top in found[0] for i in (token, *top)), default=0)
         if largest >= self.n_vocab:
-            raise ValueError(f"{self.options.url}: token {largest}, but the tokenizer has {self.n_vocab} ids; "
-                             "expected the tokenizer of the model that is served")
+            raise ValueError(f"{self.options.url}: token {largest}, but the tokenizer has {self.n_vocab} "
+                             "ids; expected the tokenizer of the model that is served")
         return found
 
     def draw_one(self, prompt, max_new, p, k_cap, seed):
