@@ -341,6 +341,7 @@ def served(folders):
     def serve(shape):
         kind = type("Kind", (Server,), {"mine": mine, "shape": shape, "bodies": [], "lock": threading.Lock()})
         servers.append(ThreadingHTTPServer(("127.0.0.1", 0), kind))
+        servers[-1].daemon_threads = False                                  # server_close waits for replies
         threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
         return f"http://127.0.0.1:{servers[-1].server_port}/v1", mine, kind.bodies
     yield serve
