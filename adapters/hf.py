@@ -7,7 +7,6 @@
 
 Shapes: B prompts, T tokens of the longest prompt, V ids of the tokenizer, K tokens kept.
 """
-import contextlib
 import json
 from pathlib import Path
 
@@ -31,36 +30,26 @@ def library():
     return transformers
 
 
-def read_fast(where, **options):
-    """The tokenizer of tokenizer.json; without one transformers makes it of other files. (AutoTokenizer may
-    build that of the architecture anew, whatever tokenizer.json says.)"""
-    transformers = library()
-    whole = not options and transformers.utils.hub.has_file(where, "tokenizer.json")
-    return (transformers.PreTrainedTokenizerFast if whole else transformers.AutoTokenizer).from_pretrained(
-        where, **options)
-
-
 def opened(where, read, **options):
     """read(where, ...) for a name, a folder or a .gguf file; ValueError of one line where it fails."""
-    place, _ = Path(where), library()                           # what is missing is named by run_command
+    library()                       # where it is missing, run_command says what brings it
+    place = Path(where)
     if place.suffix == ".gguf":
         where, options = place.parent, {"gguf_file": place.name, **options}
     try:
         return read(str(where), **options)
-    except Exception as error:      # of transformers, the hub, its HTTP library, or the disk
-        raise ValueError(f"{place}: transformers cannot open it ({brief(error, 300)})") from None
+    except Exception as error:      # of transformers, tokenizers, jinja2, the hub, its HTTP library, the disk
+        raise ValueError(f"{place}: cannot be opened ({brief(error, 300)})") from None
 
 
 def end_ids(where):
     """The end ids of a model's generation_config.json and config.json (each int, list or none) -> set."""
-    transformers, found = library(), set()
-    for read in (lambda: transformers.GenerationConfig.from_pretrained(where).to_dict(),
-                 lambda: transformers.PretrainedConfig.get_config_dict(where)[0]):
-        card = {}
-        with contextlib.suppress(OSError):                      # there is no such file
-            card = read()
-        for ids in (card.get("eos_token_id"), (card.get("text_config") or {}).get("eos_token_id")):
-            found |= set(ids if isinstance(ids, list) else [ids]) - {None}
+    hub, found = library().utils.hub, set()
+    for name in ("generation_config.json", "config.json"):
+        if hub.has_file(where, name):
+            card = json.loads(Path(hub.cached_file(where, name)).read_bytes())
+            for ids in (card.get("eos_token_id"), (card.get("text_config") or {}).get("eos_token_id")):
+                found |= set(ids if isinstance(ids, list) else [ids]) - {None}
     return found
 
 
@@ -111,7 +100,7 @@ class HFTokenizer:
             turns, tokenize=False, add_generation_prompt=turns[-1]["role"] == "user")
         self.backend.encode_special_tokens = False              # those of the template are meant
         try:
-            return self.backend.encode(text, add_special_tokens=False).ids
+            return self.encode(text)
         finally:
             self.backend.encode_special_tokens = True
 
@@ -119,15 +108,16 @@ class HFTokenizer:
         """A prompt (str) by the chat template, or, where there is none, with ANSWER behind it -> ids.
         ValueError for one that spells a special token: nothing would tell it from the template's."""
         if not self.template.chat_template:
-            return self.backend.encode(prompt + ANSWER, add_special_tokens=True).ids
+            return self.encode(prompt + ANSWER, add_special_tokens=True)
         if spelled := next((name for name in self.specials if name in prompt), None):
             raise ValueError(f"the prompt {prompt[:40]!r}... spells {spelled}, a special token of the chat "
                              "template; change it or leave it out")
         return self.chat_ids([{"role": "user", "content": prompt}])
 
-    def encode(self, text):
-        """str -> list of int, without special tokens."""
-        return self.backend.encode(text, add_special_tokens=False).ids
+    def encode(self, text, add_special_tokens=False):
+        """str -> list of int; half a character becomes U+FFFD. Special tokens are those around a text."""
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
 
     def encode_batch(self, texts):
         """Iterable of str -> list of lists of int."""
@@ -154,26 +144,32 @@ class HFTokenizer:
         """The tokenizer of a folder that `save` wrote, of a model's folder, a file in it, a .gguf file, or of
         a name to download. ValueError of one line for no fast tokenizer, no end id, or a damaged file."""
         path = Path(where)
-        if path.is_file() and path.suffix != ".gguf":
-            path = where = path.parent
-        card = path / "tokenizer_config.json"
-        if card.is_file() and (saved := json.loads(card.read_bytes())).get("nanoreader_hash"):
-            text, hashed = (path / "tokenizer.json").read_text(encoding="utf-8"), saved.pop("nanoreader_hash")
-            tokenizer = cls(text, saved, end_ids(str(path)))
+        return opened(path.parent if path.is_file() and path.suffix != ".gguf" else where, cls.read)
+
+    @classmethod
+    def read(cls, where, **gguf):
+        """`load` without its error. where: a folder or a name; gguf: gguf_file, the name of a file in it."""
+        transformers, file = library(), Path(where) / "tokenizer_config.json"
+        ends = set() if gguf else end_ids(where)
+        saved = json.loads(file.read_bytes()) if file.is_file() and not gguf else {}
+        if hashed := saved.pop("nanoreader_hash", None):
+            tokenizer = cls(file.with_name("tokenizer.json").read_text(encoding="utf-8"), saved, ends)
             if tokenizer.hash != hashed:
-                raise ValueError(f"{path}: tokenizer {tokenizer.hash}, but {hashed} was saved; restore "
+                raise ValueError(f"tokenizer {tokenizer.hash}, but {hashed} was saved; restore "
                                  "tokenizer.json and generation_config.json")
             return tokenizer
-        fast = opened(where, read_fast)
-        if not getattr(fast, "is_fast", False):
-            raise ValueError(f"{where}: {type(fast).__name__} is no fast one; expected a tokenizer.json")
+        kind = transformers.AutoTokenizer       # may build the architecture's anew, despite tokenizer.json
+        if not gguf and transformers.utils.hub.has_file(where, "tokenizer.json"):
+            kind = transformers.PreTrainedTokenizerFast
+        fast = kind.from_pretrained(where, **gguf)
+        if not fast.is_fast:
+            raise ValueError(f"{type(fast).__name__} is no fast tokenizer; expected a tokenizer.json")
         card = {name: getattr(fast, name) for name in NAMED if getattr(fast, name)}
         card |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
         if fast.chat_template:
             card["chat_template"] = fast.get_chat_template()
         fast.backend_tokenizer.no_truncation()
         fast.backend_tokenizer.no_padding()
-        ends = end_ids(str(where)) if path.suffix != ".gguf" else set()
         return cls(fast.backend_tokenizer.to_str(), card, ends | {fast.eos_token_id} - {None})
 
 
@@ -197,18 +193,15 @@ class HFTeacher:
         sizes = self.hf.config.get_text_config()
         self.block_size = getattr(sizes, "max_position_embeddings", None) or UNLIMITED
 
-    def num_params(self):
-        return self.hf.num_parameters()
-
     def about(self):
         """What the header of a cache says of the teacher: dict of "hash", "params" and "name"."""
-        return {"hash": weights_hash(self.hf), "params": self.num_params(), "name": self.name}
+        return {"hash": weights_hash(self.hf), "params": self.hf.num_parameters(), "name": self.name}
 
     @torch.no_grad()
     def draw(self, prompts, max_new, *, p, k_cap, temperature=1.0, seed=None):
         """Continues every prompt (ids) with up to max_new tokens, drawn from their top-p sets -> (new, sets),
         as data.sets.draw_with_sets; an answer ends with the first of the tokenizer's ends."""
-        limit, device, config = self.block_size - max_new, self.hf.device, self.hf.generation_config
+        limit, device = self.block_size - max_new, self.hf.device
         for i, prompt in enumerate(prompts):
             if not 1 <= len(prompt) <= limit:
                 raise ValueError(f"prompt {i} has {len(prompt)} tokens; expected 1 to {limit}")
@@ -228,11 +221,11 @@ class HFTeacher:
                 sets[row].append((tokens[row][mask[row]], log_probs[row][mask[row]]))
             return torch.full_like(logits, -torch.inf).scatter_reduce(1, kept[0], kept[1], "amax") # (B, V)
 
-        settings = type(config)(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, use_cache=True,
-                                max_new_tokens=max_new, eos_token_id=ends.tolist(), pad_token_id=end)
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             if seed is not None:
                 torch.manual_seed(seed)
-            found = self.hf.generate(ids, attention_mask=real, generation_config=settings,
-                                     logits_processor=[keep_sets])                            # (B, T + new)
+            found = self.hf.generate(                                                         # (B, T + new)
+                ids, attention_mask=real, max_new_tokens=max_new, do_sample=True, temperature=1.0, top_k=0,
+                top_p=1.0, eos_token_id=ends.tolist(), pad_token_id=end, use_cache=True,
+                logits_processor=[keep_sets])
         return [row[:len(kept)] for row, kept in zip(found[:, T:].tolist(), sets)], sets

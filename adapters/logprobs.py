@@ -8,7 +8,7 @@ as many as its --max-logprobs allows. The temperature is 1: servers report log-p
 """
 import json
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.pool import ThreadPool
 from types import SimpleNamespace
 
 import numpy as np
@@ -25,22 +25,25 @@ TOKEN_BYTES = 200       # of JSON for one of the most probable tokens, at most; 
 
 def token_id(name):
     """"token_id:17", as vLLM spells a token where return_tokens_as_token_ids is asked for -> 17."""
-    if not name.startswith("token_id:"):
-        raise ValueError(name)
-    return int(name.removeprefix("token_id:"))
+    _, number = name.split("token_id:")         # ValueError for the token "17" itself
+    return int(number)
 
 
-def drawn_tokens(choice):
-    """One choice of a completion -> [(id drawn, {id: log-probability} of the most probable tokens), ...].
+def read_completion(reply):
+    """A completion (JSON) -> (tokens, text, finish_reason, the model's true name or None); tokens: [(id
+    drawn, {id: log-probability} of the most probable tokens), ...]. ERRORS for another shape.
 
     llama.cpp has a list logprobs.content with an "id" in each token; vLLM has OpenAI's older lists
-    logprobs.tokens and logprobs.top_logprobs, whose names hold the ids. ERRORS for another shape."""
+    logprobs.tokens and logprobs.top_logprobs, whose names hold the ids."""
+    choice = reply["choices"][0]
     found = choice["logprobs"]
     if "content" in found:
-        return [(token["id"], {other["id"]: other["logprob"] for other in token["top_logprobs"]})
-                for token in found["content"]]
-    return [(token_id(name), {token_id(other): value for other, value in top.items()})
-            for name, top in zip(found["tokens"], found["top_logprobs"], strict=True)]
+        tokens = [(int(token["id"]), {int(one["id"]): float(one["logprob"]) for one in token["top_logprobs"]})
+                  for token in found["content"]]
+    else:
+        tokens = [(token_id(name), {token_id(other): float(value) for other, value in top.items()})
+                  for name, top in zip(found["tokens"], found["top_logprobs"], strict=True)]
+    return tokens, " ".join(choice["text"].split()), choice.get("finish_reason"), reply.get("model")
 
 
 class EndpointTeacher:
@@ -54,50 +57,47 @@ class EndpointTeacher:
         self.n_vocab, self.block_size = self.tokenizer.n_vocab, UNLIMITED
         url = endpoint_url(url).removesuffix("/chat/completions") + "/completions"
         self.options = SimpleNamespace(url=url, secret=secret_key(), timeout=timeout, retries=0)
-        reply = self.request(self.tokenizer.encode(PROBE), PROBED, 1e-6, 1, 1, threading.Event())
-        self.options.retries, self.name = retries, str(reply.get("model") or model)
-        specials = self.tokenizer.specials.values()
-        ids = [token for token, _ in self.tokens(reply) if token not in specials]
-        texts = [" ".join(text.split()) for text in (reply["choices"][0]["text"], self.tokenizer.decode(ids))]
-        if texts[0] != texts[1]:
-            raise ValueError(f"{url}: it answers {texts[0]!r:.60}, but its ids are {texts[1]!r:.60} by "
-                             f"{tokenizer}; expected the tokenizer of the model that is served")
+        tokens, text, _, name = self.request(self.tokenizer.encode(PROBE), PROBED, 1e-6, 1, 1)
+        self.options.retries, self.name = retries, name or model
+        ids = [token for token, _ in tokens if token not in self.tokenizer.specials.values()]
+        if text != (own := " ".join(self.tokenizer.decode(ids).split())):
+            raise ValueError(f"{url}: it answers {text!r:.60}, but its ids are {own!r:.60} by {tokenizer}; "
+                             "expected the tokenizer of the model that is served")
 
     def about(self):
         """What the header of a cache says of the teacher: dict of "hash", "params" and "name"."""
         return {"hash": None, "params": None, "name": self.name}
 
-    def request(self, prompt, max_new, p, k_cap, seed, stop):
-        """One completion of a prompt (ids) -> the server's JSON; ValueError with what it says."""
+    def request(self, prompt, max_new, p, k_cap, seed):
+        """One completion of a prompt (ids) -> as read_completion; ValueError with what the server says, and
+        where ids are missing or beyond the tokenizer."""
         body = {"model": self.model, "prompt": prompt, "max_tokens": max_new, "logprobs": k_cap,
                 "temperature": 1.0, "top_p": p, "top_k": k_cap, "min_p": 0.0, "seed": seed % 2 ** 31,
+                "repetition_penalty": 1.0, "repeat_penalty": 1.0,       # vLLM's, llama.cpp's: off
                 "return_tokens_as_token_ids": True}
         most = (1 << 20) + TOKEN_BYTES * k_cap * max_new
-        reply, why = ask(body, self.options, stop, [], parse=json.loads, most=most)
+        reply, why = ask(body, self.options, threading.Event(), [], parse=json.loads, most=most)
         if why:
             raise ValueError(f"{self.options.url}: {why}")
-        return reply
-
-    def tokens(self, reply):
-        """drawn_tokens of a reply (JSON); ValueError where ids are missing or beyond the tokenizer."""
         try:
-            found = drawn_tokens(reply["choices"][0])
+            found = read_completion(reply)
         except ERRORS:
             raise ValueError(f"{self.options.url}: no token ids in {json.dumps(reply):.100}...; expected "
                              "llama.cpp's logprobs.content, or vLLM's return_tokens_as_token_ids") from None
-        most = max((i for token, top in found for i in (token, *top)), default=0)
-        if most >= self.n_vocab:
-            raise ValueError(f"{self.options.url}: token {most}, but the tokenizer has {self.n_vocab} ids; "
-                             "expected the tokenizer of the model that is served")
+        largest = max((i for token, top in found[0] for i in (token, *top)), default=0)
+        if largest >= self.n_vocab:
+            raise ValueError(f"{self.options.url}: token {largest}, but the tokenizer has {self.n_vocab} "
+                             "ids; expected the tokenizer of the model that is served")
         return found
 
-    def draw_one(self, prompt, max_new, p, k_cap, seed, stop):
+    def draw_one(self, prompt, max_new, p, k_cap, seed):
         """One answer -> (new, sets). ValueError for a token outside its set, and an end that is not told."""
         # A little less than p: rounding must not let a token be drawn that the set below leaves out.
-        reply, new, sets = self.request(prompt, max_new, max(p - 2 * SLACK, SLACK), k_cap, seed, stop), [], []
-        for token, top in self.tokens(reply):
-            best = sorted((-value, i) for i, value in top.items() if value > MASKED)[:k_cap]
-            values, ids = -torch.tensor([x for x, _ in best]), np.array([i for _, i in best], np.int64)
+        tokens, _, finish, _ = self.request(prompt, max_new, max(p - 2 * SLACK, SLACK), k_cap, seed)
+        new, sets = [], []
+        for token, top in tokens:                   # of equally probable ones, as in bfloat16, it comes first
+            best = sorted((-value, i != token, i) for i, value in top.items() if value > MASKED)[:k_cap]
+            values, ids = -torch.tensor([x for x, *_ in best]), np.array([i for *_, i in best], np.int64)
             mask = restrict_to_p(values, torch.ones(len(best), dtype=torch.bool), p).numpy()
             if token not in ids[mask]:
                 raise ValueError(f"{self.options.url}: drew token {token}, which is not in its set of p={p}, "
@@ -106,10 +106,8 @@ class EndpointTeacher:
             sets.append((ids[mask], values.numpy()[mask].clip(max=0)))
             if token in self.tokenizer.ends:
                 return new, sets
-        last = new[-1] if new else None
-        finish, specials = reply["choices"][0].get("finish_reason"), self.tokenizer.specials.values()
-        if finish == "stop" and last not in specials:
-            raise ValueError(f"{self.options.url}: an answer stops behind token {last} without an end token; "
+        if finish == "stop" and not set(new[-1:]) & set(self.tokenizer.specials.values()):
+            raise ValueError(f"{self.options.url}: an answer stops behind {new[-1:]} without an end token; "
                              "expected it with its log-probabilities, as llama.cpp and vLLM report it")
         return new, sets
 
@@ -118,11 +116,7 @@ class EndpointTeacher:
         as data.sets.draw_with_sets. A set ends at p, or where the server's list does."""
         if temperature != 1:
             raise ValueError(f"temperature={temperature}, but a server's log-probabilities are those of 1")
-        pool, stop = ThreadPoolExecutor(self.parallel), threading.Event()
-        try:
-            answers = list(pool.map(lambda i: self.draw_one(prompts[i], max_new, p, k_cap, seed + i, stop),
-                                    range(len(prompts))))
-        finally:                                        # also after Ctrl-C: no request waits for a retry
-            stop.set()
-            pool.shutdown(cancel_futures=True)
+        with ThreadPool(self.parallel) as pool:         # of daemons: nothing is waited for after Ctrl-C
+            answers = list(pool.imap(lambda i: self.draw_one(prompts[i], max_new, p, k_cap, seed + i),
+                                     range(len(prompts))))
         return [new for new, _ in answers], [sets for _, sets in answers]

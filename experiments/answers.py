@@ -167,6 +167,8 @@ def main(arguments=None):
             given = " ".join(f"--{name}={value}" for name, value in config.decisive().items()
                              if value != getattr(FillConfig, name))
             drawing = {name: getattr(config, name) for name in ("p", "k_cap", "temperature")}
+            if is_served(config.teacher):       # nobody knows its limit: what is too long is refused at once
+                draw([max(prompts, key=len)], config.max_new, seed=config.seed, **drawing)
             answer_cache(out / "cache", draw, tokenizer, prompts, about=about, seed=config.seed,
                          made_by=f"python -m experiments.teacher fill {given}", answers=config.answers,
                          max_new=config.max_new, **drawing)

@@ -4,6 +4,7 @@ import json
 import re
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -85,8 +86,8 @@ def write_model(hf, folder, kind, n_vocab, ends):
     torch.manual_seed(0)
     config = hf.AutoConfig.for_model(
         kind, vocab_size=n_vocab, hidden_size=16, intermediate_size=16, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=128, eos_token_id=None, bos_token_id=None,
-        pad_token_id=None, **KINDS[kind])
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=128, eos_token_id=None,
+        bos_token_id=None, pad_token_id=None, **KINDS[kind])
     model = hf.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(100)
@@ -135,15 +136,12 @@ def test_the_sets_are_those_of_a_plain_forward(kind, folders):
     assert len(sizes) > 2 and mine.block_size == 128 and tok.n_vocab == V + 3
 
 
-def test_answers_end_at_each_end_id_and_nothing_of_the_generation_config_matters(hf, folders):
+def test_answers_end_at_each_end_id_and_no_top_k_of_the_generation_config_matters(folders):
     from adapters.hf import HFTeacher
     mine = HFTeacher(folders["qwen2"])
-    settings = mine.hf.generation_config
-    assert settings.top_k != 3 and settings.repetition_penalty in (None, 1.0)
     new, sets = mine.draw([mine.tokenizer.encode(f"a{i}") for i in range(32)], 30, p=0.95, k_cap=500, seed=1)
     assert {answer[-1] for answer in new} >= mine.tokenizer.ends
-    for answer, kept in zip(new, sets):
-        assert not mine.tokenizer.ends & set(answer[:-1]) and len(kept) == len(answer)
+    assert max(list(kept[0]).index(token) for a, s in zip(new, sets) for token, kept in zip(a, s)) >= 3
 
 
 def small_config(folder, **options):
@@ -197,6 +195,8 @@ def test_a_tokenizer_is_used_as_it_is(kind, hf, folders, tmp_path):
         assert tok.decode(tok.encode(text)) == decoded
         prompt = there.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True)
         assert tok.prompt_ids(text) == getattr(prompt, "input_ids", prompt)
+    for encode in (tok.encode, tok.prompt_ids):                             # half a character
+        assert encode("a\ud800b") == encode("a\ufffdb")
     assert tok.encode_batch(TEXTS) == [tok.encode(text) for text in TEXTS]
     ids = {name: there.convert_tokens_to_ids(name) for name in (EOS, START, STOP)}
     assert not set(ids.values()) & set(tok.encode(f"a{EOS} {STOP}")) and tok.decode([ids[STOP]]) == STOP
@@ -211,9 +211,15 @@ def test_a_tokenizer_is_used_as_it_is(kind, hf, folders, tmp_path):
         assert (back.hash, back.ends, back.end, str(back)) == (tok.hash, tok.ends, tok.end, str(tok))
         assert back.prompt_ids(TEXTS[1]) == tok.prompt_ids(TEXTS[1])
     assert hf.AutoTokenizer.from_pretrained(tmp_path)(TEXTS)["input_ids"] == tok.encode_batch(TEXTS)
-    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 7}', encoding="utf-8")
-    with pytest.raises(ValueError, match="was saved; restore tokenizer.json"):
-        Tokenizer.load(tmp_path)
+    for name, text, said in (
+            ("generation_config", '{"eos_token_id": 7}', "was saved; restore tokenizer.json"),
+            ("generation_config", "{", "JSONDecodeError"), ("tokenizer", "{", "EOF while parsing"),
+            ("tokenizer_config", "[1]", "TypeError"),
+            ("tokenizer_config", '{"chat_template": "{% for"}', "TemplateSyntaxError")):
+        tok.save(tmp_path)
+        (tmp_path / f"{name}.json").write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match=f"{re.escape(str(tmp_path))}: cannot be opened .*{said}"):
+            Tokenizer.load(tmp_path)
 
 
 @pytest.mark.parametrize("generation, config, eos, expected", [
@@ -254,7 +260,7 @@ def test_what_cannot_be_a_teacher_is_told_in_one_line(hf, folders, tmp_path):
     for where in (tmp_path / "none", tmp_path, tmp_path / "model.gguf"):
         with pytest.raises(ValueError) as error:
             HFTeacher(where)
-        assert str(error.value).startswith(f"{where}: transformers cannot open it")
+        assert str(error.value).startswith(f"{where}: cannot be opened")
         assert "\n" not in str(error.value)
 
 
@@ -293,6 +299,8 @@ class Server(BaseHTTPRequestHandler):
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.bodies.append(body)
+        if self.shape == "short" and len(body["prompt"]) > 99:
+            return self.send_error(400)
         drawing = {"p": 1.0 if self.shape == "no top_p" else max(body["top_p"], 1e-6), "k_cap": body["top_k"]}
         with self.lock:
             (new,), _ = self.mine.draw([body["prompt"]], body["max_tokens"], seed=body["seed"], **drawing)
@@ -312,7 +320,7 @@ class Server(BaseHTTPRequestHandler):
             found = {"tokens": [name.format(t) for t in new],
                      "top_logprobs": [{name.format(i): x for i, x in top} for top in tops]}
         text = self.mine.tokenizer.decode([t for t in new if t not in self.mine.tokenizer.specials.values()])
-        text = "other" if self.shape == "other text" else text
+        text = {"other text": "other", "no text": None}.get(self.shape, text)
         content = json.dumps({"model": "true name", "choices": [
             {"text": text, "finish_reason": finish, "logprobs": found}]}).encode()
         self.send_response(200)
@@ -333,6 +341,7 @@ def served(folders):
     def serve(shape):
         kind = type("Kind", (Server,), {"mine": mine, "shape": shape, "bodies": [], "lock": threading.Lock()})
         servers.append(ThreadingHTTPServer(("127.0.0.1", 0), kind))
+        servers[-1].daemon_threads = False                                  # server_close waits for replies
         threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
         return f"http://127.0.0.1:{servers[-1].server_port}/v1", mine, kind.bodies
     yield serve
@@ -352,6 +361,7 @@ def test_a_server_gives_the_sets_of_the_model_behind_it(shape, served, folders):
     new, sets = draw(prompts, 30, seed=1, **drawing)
     assert any(answer[-1] in tokenizer.ends for answer in new)
     assert bodies[1]["prompt"] in prompts and len({body["seed"] for body in bodies[1:]}) == 4
+    assert {bodies[1][name] for name in ("repetition_penalty", "repeat_penalty")} == {1.0}
     for i, (prompt, answer, kept) in enumerate(zip(prompts, new, sets)):
         (right,), (their,) = mine.draw([prompt], 30, seed=1 + i, **drawing)
         assert answer == right
@@ -363,9 +373,9 @@ def test_a_server_gives_the_sets_of_the_model_behind_it(shape, served, folders):
 
 
 @pytest.mark.parametrize("shape, said", [
-    ("no ids", "no token ids in .* expected llama.cpp's"),
+    ("no ids", "no token ids in .* expected llama.cpp's"), ("no text", "no token ids in .*"),
     ("other text", "expected the tokenizer of the model"),
-    ("no top_p", "not in its set of p=0.3"), ("hides the end", "stops behind token .* without an end token")])
+    ("no top_p", "not in its set of p=0.3"), ("hides the end", "stops behind .* without an end token")])
 def test_servers_that_cannot_fill_a_cache_are_told_in_one_line(shape, said, served, folders):
     from adapters.logprobs import EndpointTeacher
     url, mine, _ = served(shape)
@@ -376,6 +386,39 @@ def test_servers_that_cannot_fill_a_cache_are_told_in_one_line(shape, said, serv
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="127.0.0.1:9/v1/completions: "):
         EndpointTeacher("http://127.0.0.1:9/v1", "m", folders["qwen2"])
+
+
+def test_a_prompt_that_a_server_refuses_is_told_before_the_others_are_answered(served, folders, tmp_path):
+    url, _, bodies = served("short")
+    command = ["fill", f"--teacher={url}", "--model=m", f"--tokenizer={folders['qwen2']}", "--max_new=2",
+               f"--prompts={tmp_path / 'p.jsonl'}", f"--out_dir={tmp_path / 'out'}"]
+
+    def fill(texts):
+        lines = [json.dumps({"prompt": text}) for text in texts]
+        (tmp_path / "p.jsonl").write_text("\n".join(lines), encoding="utf-8")
+        teacher.main(command)
+    with pytest.raises(ValueError, match="completions: HTTP 400"):
+        fill([*TEXTS * 9, "x y " * 40])
+    assert len(bodies) == 2                                                 # the first request, the longest
+    fill(TEXTS * 9)                                                         # no earlier run is in the way
+    assert len(TeacherCache(tmp_path / "out" / "cache")) == 36
+
+
+def test_a_drawn_token_is_in_its_set_and_no_request_is_waited_for_after_an_error(served, folders):
+    from adapters.logprobs import EndpointTeacher
+    remote, held = EndpointTeacher(served("vllm")[0], "m", folders["qwen2"]), threading.Event()
+    remote.request = lambda *_: ([(7, {5: -1.0, 6: -1.0, 7: -1.0})], "", "length", None)   # bfloat16: ties
+    assert remote.draw([[5]], 1, p=0.5, k_cap=9)[1][0][0][0].tolist() == [7, 5]
+
+    def request(prompt, *_):
+        if prompt == [5]:
+            raise ValueError("refused")
+        assert held.wait(60)
+    remote.request, began = request, time.monotonic()
+    with pytest.raises(ValueError, match="refused"):
+        remote.draw([[5], [6]], 1, p=0.5, k_cap=9)
+    assert time.monotonic() - began < 30
+    held.set()
 
 
 # --- without the extra ------------------------------------------------------------------------------------
