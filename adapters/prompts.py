@@ -62,8 +62,8 @@ class Prompts(NamedTuple):
 
     def fixed(self, kind="content"):
         """The answers to questions of a kind that are not copied, such as Yes and No: a list."""
-        given = [answers for known, _, answers in self.slots if known == kind and answers != ["copied"]]
-        return sum(given, [])
+        return [answer for slot, _, answers in self.slots if slot == kind
+                for answer in answers if answer != "copied"]
 
     def choices(self, sentence, item):
         """The JSON schema of the reply to `again`."""

@@ -1,10 +1,8 @@
 """An LLM as the teacher, against a server on this machine that misbehaves in the ways that real ones do."""
 
-import _thread
 import contextlib
 import itertools
 import json
-import random
 import re
 import signal
 import socket
@@ -30,7 +28,6 @@ from data.annotations import TYPES
 
 ROOT = Path(annotate.__file__).parents[1]
 KEY, PATH = "sk-a-key-to-be-kept-1234", "/v1/chat/completions"
-BROKEN = "Clara sold 5 lamps in Rome."
 PROMPTS = prompts.read_prompts(ROOT / "adapters" / "prompts.txt")
 
 
@@ -72,14 +69,6 @@ def chat(message, finish="stop"):
                        "usage": {"prompt_tokens": 500, "completion_tokens": 50}})
 
 
-def misbehaving(*job):
-    invented = entity("Zanzibar", "place") if job[0] == "ner" else question(answer="Zanzibar")
-    good, more = perfect(*job), perfect(*job, [invented])
-    answers = (429, {}, ""), (500, {}, ""), "HANG", good[:-9], more, good
-    answer = random.Random(str(job)).choices(answers, (10, 5, 5, 5, 5, 70))[0]
-    return "I cannot." if job[1] == BROKEN else answer
-
-
 @contextlib.contextmanager
 def teacher(respond):
     """respond(behaviour, sentence, seed, n-th time) -> a reply (str), "HANG", "DROP", or (status,
@@ -87,7 +76,7 @@ def teacher(respond):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.socket.listen(64)
     server.respond, server.closing, server.bodies, server.headers = respond, threading.Event(), [], set()
-    server.asked, server.sent, server.late = Counter(), Counter(), []
+    server.asked, server.sent = Counter(), Counter()
     server.handle_error = lambda *_: None               # a client that has gone is not an error here
     server.url = f"http://127.0.0.1:{server.server_port}/v1"
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
@@ -110,8 +99,6 @@ class Handler(BaseHTTPRequestHandler):
         server.bodies.append(body)
         server.headers.add((self.path, self.headers.get("Authorization")))
         said = server.respond(*job, server.asked[job])
-        if said == "HANG":
-            server.late.append(job)
         if said in ("HANG", "DROP"):
             return said == "DROP" or server.closing.wait(5)
         if isinstance(said, str):
@@ -227,22 +214,6 @@ def test_a_span_occurs_in_whole_words_and_a_reply_is_usable_or_not():
     assert parse("ner", SAID, "", "content_filter")[2] == "no JSON object, finish_reason content_filter"
 
 
-def test_a_misbehaving_server_costs_nothing_but_time(tmp_path, run):
-    lines = write_text(tmp_path, 60)
-    with teacher(misbehaving) as server:
-        said, found = run(server, "--timeout=0.6", "--retries=12")
-        assert found == expected(lines, [BROKEN])
-        assert counts(said) == [60, 59, 1, 1] and "          1  ner: no JSON object" in said
-        total, kept, dropped, table = counts(said, "questions: ")
-        assert total - dropped == kept == 59 * 4 and dropped == table > 0
-        assert set(server.sent.values()) == {0, 1}                  # no reply was asked for twice
-        assert all(nth == 1 for nth in Counter(server.late).values())           # nor what was late
-        assert {"HTTP 429", "HTTP 500", "TimeoutError: timed out"} <= {line.split("  ")[-1] for line in said}
-        assert sum(server.sent.values()) == len(endpoint.read_replies(tmp_path / "a.replies.jsonl"))
-        asked, (again, same) = server.asked.total(), run(server)    # all is there: nothing is asked for
-        assert server.asked.total() == asked and same == found and counts(again) == counts(said)
-
-
 def test_a_killed_run_asks_for_nothing_twice(tmp_path, run):
     lines, path = write_text(tmp_path, 60), tmp_path / "a.replies.jsonl"
     program = "import sys; from adapters import annotate; annotate.main(sys.argv[1:])"
@@ -259,15 +230,6 @@ def test_a_killed_run_asks_for_nothing_twice(tmp_path, run):
         assert run(server)[1] == expected(lines)
         assert server.sent.total() - len(server.sent) <= 8          # those in flight when it was killed
     assert len(path.read_bytes().splitlines()) == len(server.sent) == len(endpoint.read_replies(path))
-
-
-def test_ctrl_c_writes_what_there_is(tmp_path, capsys):
-    stop = ("ner", write_text(tmp_path, 60)[30])
-    with teacher(lambda *job: job[:2] == stop and _thread.interrupt_main() or perfect(*job)) as server:
-        with pytest.raises(KeyboardInterrupt):
-            annotate.main(command(tmp_path, server.url))
-    _, done, missing, _ = counts(capsys.readouterr().out.splitlines())
-    assert 0 < done == 60 - missing == sum(map(len, read_annotations(tmp_path / "a.jsonl")))
 
 
 def test_eight_are_in_flight_at_a_time(tmp_path, run):
@@ -625,14 +587,6 @@ def test_the_true_name_of_the_model_is_noted_and_said(tmp_path, run):
 
 # --- a schema of each sentence ------------------------------------------------------------------------------
 
-def bound(node):
-    """All enums and patterns of a schema, in the order of the items."""
-    found = [node[name] for name in ("enum", "pattern") if name in node]
-    for part in [*node.get("properties", {}).values(), *node.get("prefixItems", [])]:
-        found += bound(part)
-    return found
-
-
 def test_a_schema_allows_what_can_be_used():
     sentence = 'Ann and Mr. Wu left New York on 25 May, "sad" but well-fed; Ann\'s père took 東京.'
     found = prompts.spans(sentence, PROMPTS.edges)
@@ -653,7 +607,7 @@ def test_a_schema_allows_what_can_be_used():
             assert re.search(pattern, written["question"])
             assert prompts.item_problem("qra", written, sentence, PROMPTS.fixed()) is None
             assert not any(re.search(pattern, bad) for bad in (f"{start}ever did?", f"{start} a? b?", "Q: Who?"))
-    assert bound(PROMPTS.schema("ner", "..."))[0] == ["..."]
+    assert PROMPTS.schema("ner", "...")["properties"]["entities"]["prefixItems"][0]["properties"]["text"] == {"enum": ["..."]}
 
 
 def test_a_schema_is_sent_and_left_out_where_a_server_refuses_it(tmp_path, run):
