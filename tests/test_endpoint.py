@@ -520,6 +520,14 @@ def test_what_is_late_is_tried_in_another_way_with_fewer_in_flight(tmp_path, run
             run(server, "--timeout=0.1", "--parallel=2", "--model=hangs")
 
 
+def test_what_was_sent_together_and_is_late_halves_the_number_in_flight_once():
+    flight = endpoint.Flight(None, {}, SimpleNamespace(parallel=4))
+    for sent, left in ((4, 2), (4, 2), (2, 1), (1, 1)):
+        flight.answers.put((("ner", "Ann left."), "key", sent, None, "TimeoutError: timed out"))
+        assert flight.take() == (("ner", "Ann left."), True) and flight.most == left
+    assert flight.streak == 1               # only where one alone was late
+
+
 def test_complete_items_of_a_list_that_was_cut_off_are_kept(tmp_path, run):
     three = [entity("Ann"), entity("Anna"), entity("New York", "place")]
     whole = json.dumps({"entities": three})
@@ -621,7 +629,8 @@ def test_a_schema_is_sent_and_left_out_where_a_server_refuses_it(tmp_path, run):
             assert sent["type"] == "json_schema" and sent["json_schema"]["strict"] is True
             assert sent["json_schema"]["schema"] == json.loads(json.dumps(PROMPTS.schema(behaviour, sentence)))
     with teacher(None) as server:
-        server.respond = lambda *job: (400, {}, "no") if "response_format" in server.bodies[-1] else perfect(*job)
+        refused = {"ner": (400, {}, "no"), "qra": (422, {}, "no")}
+        server.respond = lambda *job: refused[job[0]] if "response_format" in server.bodies[-1] else perfect(*job)
         said, found = run(server, "--schema", "--model=old", "--parallel=1", "--retries=0")
         assert found == expected(lines) and len(server.bodies) == 8
         assert "          4  HTTP 400 with --schema, sent without it" in said
