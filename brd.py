@@ -258,8 +258,8 @@ def eval_reading(model, tokenizer, paragraphs, oracle=None, own_questions=True):
             sums[name][p] = [x + y for x, y in zip(sums[name][p], amounts)]
     for name in FIGURES if own_questions else FIGURES[:7]:
         _ = sums[name]                                          # also where there was nothing to count
-    kept = majorities(chain.from_iterable(paragraphs))
-    return {name: ratio_se(groups) | ({"groups": groups} if name in PAIRED else {}) | kept.get(name, {})
+    baselines = majorities(chain.from_iterable(paragraphs))
+    return {name: ratio_se(groups) | ({"groups": groups} if name in PAIRED else {}) | baselines.get(name, {})
             for name, groups in sums.items() if oracle or "raised." not in name}
 
 

@@ -24,7 +24,7 @@ from data.files import digest
 from data.own_text import paragraphs, read_text
 
 TRIES, WARM, UNASKED = 3, 0.7, "not asked yet"
-LIMITS = "max_tokens", "max_completion_tokens"      # of a body: a reply that can be used fits any
+LIMITS = "max_tokens", "max_completion_tokens"      # fields of a body that a reply is not found by
 
 
 def parse_arguments(arguments):
@@ -71,9 +71,10 @@ def request(messages, k, options, schema=None):
     return digest([{name: value for name, value in body.items() if name not in LIMITS}, k]), body
 
 
-def short(reply, options):
-    """Whether a reply was cut off at a limit lower than that of now."""
-    return reply["finish"] == "length" and reply["max_tokens"] < options.max_tokens
+def is_open(key, replies, options):
+    """Whether a request has no reply, or one that was cut off at a limit lower than that of now."""
+    reply = replies.get(key)
+    return not reply or reply["finish"] == "length" and reply["max_tokens"] < options.max_tokens
 
 
 def outcome(behaviour, sentence, replies, options):
@@ -89,9 +90,9 @@ def outcome(behaviour, sentence, replies, options):
             items, dropped, why = parse(behaviour, sentence, reply["reply"], prompts, reply["finish"])
             if why is None:
                 break
-        if key not in replies or short(reply, options):
+        if is_open(key, replies, options):
             send = send or (key, body)
-    else:
+    else:                               # no reply can be used
         if send:
             return [], Counter(), UNASKED, send
     if behaviour == "ner" or not options.roundtrip:
@@ -102,13 +103,13 @@ def outcome(behaviour, sentence, replies, options):
             continue
         schema = prompts.choices(sentence, item) if options.schema else None
         key, body = request(prompts.again(sentence, item), 0, options, schema)
-        same = key in replies and agree(replies[key]["reply"], item["answer"])
-        if key not in replies or not same and short(replies[key], options):
-            return [], Counter(), UNASKED, (key, body)
-        if same:
+        exact = item["answer"] in prompts.fixed(item["kind"])
+        if key in replies and agree(replies[key]["reply"], item["answer"], exact):
             kept.append(item)
+        elif is_open(key, replies, options):
+            return [], Counter(), UNASKED, (key, body)
         else:
-            dropped["another answer when asked again"] += 1
+            dropped["not answered alike when asked again"] += 1
     return kept, dropped, why, None
 
 
@@ -171,18 +172,17 @@ def main(arguments=None):
                          "another --out")
     path.parent.mkdir(parents=True, exist_ok=True)
     replies = read_replies(path)
-    known, total, todo = dict(replies), sum(map(len, text)), list(filter(next_request, jobs))
+    total, todo = sum(map(len, text)), list(filter(next_request, jobs))
     say(f"{total:,} sentences, {len(jobs):,} readings, {len(jobs) - len(todo):,} of them settled by {path}")
     if todo:
         probe(options)
-    failures, retries, problem = ask_all(todo, next_request, replies, path, options)
+    new, failures, retries, problem = ask_all(todo, next_request, replies, path, options)
     annotated, missing, dropped = collect(text, replies, failures, options)
     kept = sum(len(record[field]) for records in annotated for record in records for field in FIELDS.values())
-    new = [reply for key, reply in replies.items() if "key" in reply and reply is not known.get(key)]
     read, written = (sum(reply["tokens"][i] for reply in new) for i in (0, 1))
-    cut_off, names = sum(reply["finish"] == "length" for reply in new), {reply["by"] for reply in new}
-    if others := names - {options.model, None}:
-        say(f"--model={options.model}, but the replies are of {', '.join(map(str, sorted(others)))}")
+    cut_off = sum(reply["finish"] == "length" for reply in new)
+    if others := {reply["by"] for reply in new} - {options.model, None}:
+        say(f"--model={options.model}, but the replies are of {', '.join(sorted(others))}")
     for why, line in dict.fromkeys((why, line) for line, problems in missing for why in problems):
         if not why.endswith(UNASKED):
             say(f"not annotated, {why}: {line}")

@@ -1,7 +1,7 @@
 """Many requests to a chat endpoint that may be slow, busy or broken, and a file that keeps every reply.
 
     replies = read_replies("my.replies.jsonl")      # {key: {"reply": "{...}", "tokens": [600, 80], ...}}
-    failures, retries, problem = ask_all(jobs, next_request, replies, "my.replies.jsonl", options)
+    new, failures, retries, problem = ask_all(jobs, next_request, replies, "my.replies.jsonl", options)
 
 The server answers POST .../chat/completions as OpenAI's does (llama.cpp, Ollama, vLLM and others). A reply is
 appended to the file before it is parsed, under a key that is a hash of the request, so that none is sent
@@ -13,14 +13,11 @@ import os
 import queue
 import random
 import re
-import socket
-import ssl
 import sys
 import threading
 import time
 import urllib.error
 import urllib.request
-import zlib
 from collections import deque
 from http.client import HTTPException
 
@@ -29,8 +26,7 @@ from data.files import digest
 
 BACKOFF, LONGEST_WAIT = 1.0, 300    # seconds before the first retry, doubled each time; the longest wait
 GIVE_UP = 8                         # requests in a row without a reply that end a run
-PROBE, GRACE = 2, 5                 # seconds: for a first sign of the server, for what is in flight at the end
-LATE = "TimeoutError"               # begins what `post` says of a request without a reply in time
+PROBE, GRACE = 5, 5                 # seconds: to connect at the beginning, for what is in flight at the end
 MAX_BODY = 1 << 20                  # bytes of an answer; a common one has two thousand
 CUT = "length", "max_tokens", "max_output_tokens", "model_length"       # finish_reason at --max_tokens
 PARTS = "content", "reasoning_content", "reasoning", "thinking", "refusal"      # of a message
@@ -72,7 +68,9 @@ def keep(file, reply, secret):
 
 def endpoint_url(teacher):
     """"http://localhost:11434/v1" -> the address of its chat completions, or ValueError."""
-    if not re.fullmatch(r"https?://([\w.-]+|\[[\da-fA-F:]+\])(:\d{1,5})?(/[\w.~%/-]*)?", teacher, re.ASCII):
+    pattern = r"https?://([\w.-]+|\[[\da-fA-F:]+\])(:(?P<port>\d{1,5}))?(/[\w.~%/-]*)?"
+    found = re.fullmatch(pattern, teacher, re.ASCII)
+    if not found or int(found["port"] or 0) >= 2 ** 16:
         raise ValueError("--teacher: expected an address such as http://localhost:11434/v1, without a key")
     return teacher.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
 
@@ -103,30 +101,26 @@ OPENER = urllib.request.build_opener(Answers, Proxies)
 
 
 def completion(text):
-    """A chat completion, or the events of a stream (str) -> {"reply": str, "finish", "tokens": [in, out],
-    "by": the model's true name}; the reply is the first of PARTS that is not empty. ERRORS for another
-    text."""
-    said, finish, usage, by = dict.fromkeys(PARTS, ""), None, None, None
-    streamed = re.findall(r"^data: *(\{.*)", text, re.MULTILINE)
-    for chunk in map(json.loads, streamed or [text]):
-        usage, by = chunk.get("usage") or usage, chunk.get("model") or by
-        for choice in chunk["choices"][:1]:
-            finish, message = choice.get("finish_reason") or finish, choice.get("message") or choice["delta"]
-            for name in PARTS:
-                part = message.get(name) or ""
-                if not isinstance(part, str):           # a list of parts
-                    part = "".join(piece["text"] for piece in part if piece["type"].endswith("text"))
-                said[name] += part
-    if finish == "error" or not (finish or any(said.values())) or streamed and not finish:
-        raise ValueError                                # also where a stream breaks off
-    finish = "length" if str(finish).lower() in CUT else finish
+    """A chat completion (str) -> {"reply": str, "finish", "tokens": [in, out], "by": the model's true name};
+    the reply is the first of PARTS that is not empty. ERRORS for another text."""
+    answer, said = json.loads(text), {}
+    choice, usage, by = answer["choices"][0], answer.get("usage"), answer.get("model")
+    finish = choice.get("finish_reason")
+    for name in PARTS:
+        part = choice["message"].get(name) or ""
+        if not isinstance(part, str):                   # a list of parts
+            part = "".join(piece["text"] for piece in part if piece["type"].endswith("text"))
+        said[name] = part
+    if finish == "error" or not (finish or any(said.values())):
+        raise ValueError
+    finish = "length" if str(finish).lower() in CUT else finish and str(finish)
     name = next((name for name in PARTS if said[name].strip()), PARTS[0])
     if name == "refusal":
         finish = f"refusal: {said[name]:.80}"
     reply = f"<think>{said[name]}" if finish == "length" and name != PARTS[0] else said[name]
     counts = map((usage if isinstance(usage, dict) else {}).get, ("prompt_tokens", "completion_tokens"))
     tokens = [n if isinstance(n, int) else 0 for n in counts]
-    return {"reply": reply, "finish": finish, "tokens": tokens, "by": by}
+    return {"reply": reply, "finish": finish, "tokens": tokens, "by": by and str(by)}
 
 
 def post(body, options, parse=completion, most=MAX_BODY):
@@ -139,9 +133,7 @@ def post(body, options, parse=completion, most=MAX_BODY):
     try:
         with OPENER.open(request, timeout=options.timeout) as response:
             data, status = response.read(most), response.status
-        if response.headers.get("Content-Encoding", "identity") != "identity":      # packed, unasked
-            data = zlib.decompressobj(47).decompress(data, most)                    # gzip or zlib
-    except (OSError, HTTPException, zlib.error) as error:
+    except (OSError, HTTPException) as error:
         cause = error.reason if isinstance(error, urllib.error.URLError) else error
         late = None if isinstance(cause, TimeoutError) else 0.0         # the same again would be late again
         return None, hide(brief(cause, 10**4), options.secret)[:120], late
@@ -163,16 +155,15 @@ def post(body, options, parse=completion, most=MAX_BODY):
 
 
 def probe(options):
-    """ValueError if there is no server at the address. Any answer will do, and so will none in PROBE seconds
-    where the connection was accepted: the server is busy."""
+    """ValueError if no connection can be made to the address, or none of TLS to one of https. A server that
+    accepts it and says nothing in PROBE seconds is busy."""
     try:
         OPENER.open(options.url.replace("/chat/completions", "/models"), timeout=PROBE).close()
-    except (OSError, HTTPException) as error:
-        cause = getattr(error, "reason", error)
-        absent = isinstance(cause, (ConnectionRefusedError, socket.gaierror, ssl.SSLError))
-        if absent or "handshake" in str(cause):         # of TLS, with a server that speaks http
-            raise ValueError(f"{options.url}: {brief(cause)}; is the server running, and is --teacher its "
-                             "address (http or https, name, port)?") from None
+    except urllib.error.URLError as error:
+        raise ValueError(f"{options.url}: {brief(error.reason)}; is the server running, and is --teacher its "
+                         "address (http or https, name, port)?") from None
+    except (OSError, HTTPException):                    # after the connection
+        pass
 
 
 def ask(body, options, stop, retries, **reading):
@@ -199,7 +190,7 @@ class Flight:
 
     def __init__(self, file, replies, options):
         self.file, self.replies, self.options = file, replies, options
-        self.failures, self.retries, self.streak = {}, [], 0
+        self.failures, self.retries, self.new, self.streak = {}, [], [], 0
         self.flying, self.most = 0, options.parallel    # requests in flight, and how many may be
         self.stop, self.answers = threading.Event(), queue.SimpleQueue()
 
@@ -228,38 +219,43 @@ class Flight:
             self.add(key, job, reply)
             return job, True
         self.failures[job] = f"no reply, {why}"
-        late = why.startswith(LATE)
+        late = why.startswith("TimeoutError")           # as `post` begins
         if late:
-            self.replies[key] = {"reply": "", "finish": "no reply within --timeout", "tokens": [0, 0]}
+            self.replies[key] = {"reply": "", "finish": "no reply within --timeout"}
+            if most == self.most > 1:
+                self.most //= 2
+                why += f", from here on {self.most} in flight"
             self.retries.append(why)
-        if late and most == self.most > 1:
-            self.most //= 2
-            self.retries.append(f"after which {self.most} are in flight, not {most}")
-        self.streak += not late or most == 1
+        if not late or most == 1:
+            self.streak += 1
         return job, late
 
     def add(self, key, job, reply):
         asked = {"model": self.options.model, "max_tokens": self.options.max_tokens}
-        self.replies[key] = keep(self.file, {"key": key, "job": job, **asked, **reply}, self.options.secret)
+        reply = keep(self.file, {"key": key, "job": job, **asked, **reply}, self.options.secret)
+        self.replies[key] = reply
+        self.new.append(reply)
 
-    def check(self, request):
-        """After GIVE_UP failures in a row: ValueError unless this request, (key, body), is answered."""
-        if self.streak >= GIVE_UP:
-            self.streak, (key, body) = 0, request(None)
-            reply, why, _ = post(body, self.options)
-            if why:
-                raise ValueError(f"{self.options.url}: {GIVE_UP} requests in a row without a reply: {why}"
-                                 "; check --teacher (many addresses end in /v1), --model and OPENAI_API_KEY")
-            self.add(key, None, reply)
+    def check(self, next_request):
+        """After GIVE_UP failures in a row: ValueError unless an example, next_request(None), is answered."""
+        if self.streak < GIVE_UP:
+            return
+        self.streak = 0
+        key, body = next_request(None)
+        reply, why, _ = post(body, self.options)
+        if why:
+            raise ValueError(f"{self.options.url}: {GIVE_UP} requests in a row without a reply: {why}; check "
+                             "--teacher (many addresses end in /v1), --model and OPENAI_API_KEY")
+        self.add(key, None, reply)
 
 
 def ask_all(jobs, next_request, replies, path, options):
     """Sends the requests of all jobs, and adds what comes to the file and to `replies`.
 
     A job is a tuple that JSON can hold; next_request(job): the (key, body) to send for it now, or None.
-    options: url, secret, model, max_tokens, timeout (seconds), retries, parallel. Returns (failures, retries,
-    problem): {job: what went wrong}, reasons of retries, and the exception that ended the run early or None.
-    After GIVE_UP failures in a row next_request(None) is sent once, which any endpoint that works answers:
+    options: url, secret, model, max_tokens, timeout (seconds), retries, parallel. Returns (new,
+    failures, retries, problem): the replies that came, {job: what went wrong}, reasons of retries, and the
+    exception that ended the run early or None. After GIVE_UP failures in a row next_request(None) is sent once, which any endpoint that works answers:
     where it fails too the run ends, else the jobs alone were refused. At the end, and after Ctrl-C, requests
     in flight are waited for, GRACE seconds at most."""
     problem, waiting = None, deque(jobs)
@@ -288,4 +284,4 @@ def ask_all(jobs, next_request, replies, path, options):
         with contextlib.suppress(queue.Empty, ValueError, OSError):
             while flight.flying:
                 flight.take(max(0, end - time.monotonic()))
-    return flight.failures, flight.retries, problem
+    return flight.new, flight.failures, flight.retries, problem

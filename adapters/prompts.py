@@ -62,8 +62,8 @@ class Prompts(NamedTuple):
 
     def fixed(self, kind="content"):
         """The answers to questions of a kind that are not copied, such as Yes and No: a list."""
-        given = [answers for known, _, answers in self.slots if known == kind and answers != ["copied"]]
-        return sum(given, [])
+        return [answer for slot, _, answers in self.slots if slot == kind
+                for answer in answers if answer != "copied"]
 
     def choices(self, sentence, item):
         """The JSON schema of the reply to `again`."""
@@ -73,21 +73,21 @@ class Prompts(NamedTuple):
     def schema(self, behaviour, sentence):
         """The JSON schema (dict) of a reply about one sentence: a list of a fixed length, in which each entity
         and each copied answer is out of another part of the sentence, as a small model repeats itself."""
-        found, items, slots = spans(sentence, self.edges), [], self.slots
+        found, items = spans(sentence, self.edges), []
+
+        def parts(n):
+            return (found[i * len(found) // n:(i + 1) * len(found) // n] or found for i in range(n))
         if behaviour == "ner":
-            slots = [("", [], ["copied"])] * min(MOST, 1 + len(found) // 8)
-        parts, count = sum(answers == ["copied"] for _, _, answers in slots), 0
-        for kind, starts, answers in slots:
-            if answers == ["copied"]:
-                answers = found[count * len(found) // parts:(count + 1) * len(found) // parts] or found
-                count += 1
-            if behaviour == "ner":
-                items.append({"text": {"enum": answers}, "type": {"enum": TYPES},
+            for part in parts(min(MOST, 1 + len(found) // 8)):
+                items.append({"text": {"enum": part}, "type": {"enum": TYPES},
                               "about": {"type": "string", "maxLength": 30}})
-            else:
+        else:
+            copied = parts(sum(answers == ["copied"] for *_, answers in self.slots))
+            for kind, starts, answers in self.slots:
+                given = next(copied) if answers == ["copied"] else answers
                 start = "|".join(map(re.escape, starts)).replace("\\ ", " ")      # llama.cpp knows no "\ "
                 pattern = rf'^({start})( [^?"\\\n]{{2,60}})?\?$'
-                items.append({"kind": {"const": kind}, "answer": {"enum": answers},
+                items.append({"kind": {"const": kind}, "answer": {"enum": given},
                               "question": {"type": "string", "pattern": pattern}})
         return shape({FIELDS[behaviour]: {"type": "array", "prefixItems": list(map(shape, items)),
                                           "minItems": len(items), "maxItems": len(items)}})
@@ -111,14 +111,14 @@ def spans(sentence, edges):
 
 def read_prompts(path):
     """A file as prompts.txt, which explains itself -> Prompts. ValueError "file:line: ..." for a bad one."""
-    sections, name = [], None
+    sections, name = [], None                           # (name, [(line number, line), ...])
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.startswith("["):
             name = line.strip()[1:-1]
-            if name not in (*SECTIONS, "example"):
-                raise ValueError(f"{path}:{number}: {line:.60}, expected [example] or one of {SECTIONS}")
+            if name not in (*SECTIONS, "example") or name != "example" and name in dict(sections):
+                raise ValueError(f"{path}:{number}: {line:.60}, expected [example] or, once each, {SECTIONS}")
             sections.append((name, []))
-        elif not line.startswith("#") and (name or line.strip()):
+        elif not line.startswith("#") and (line.strip() or name in TASKS):
             if not name:
                 raise ValueError(f"{path}:{number}: expected [ner] or another section before this line")
             sections[-1][1].append((number, line.strip()))
@@ -128,20 +128,18 @@ def read_prompts(path):
     if len(labels := text["labels"].splitlines()) != 2:
         raise ValueError(f"{path}: {len(labels)} lines in [labels], expected those of sentence and question")
     prompts = Prompts({name: text[name] for name in TASKS}, labels, [], frozenset(text["edges"].split()), {})
-    slots = [pair for name, lines in sections for pair in lines if name == "slots" and pair[1]]
-    for number, line in slots:
+    for number, line in dict(sections)["slots"]:
         parts = [part.split(", ") for part in line.split(" | ")]
         if len(parts) != 3 or parts[0][0] not in KINDS:
             raise ValueError(f"{path}:{number}: {line:.60}, expected kind | beginnings | answers, kind: {KINDS}")
         prompts.slots.append((parts[0][0], *parts[1:]))
-    for name, lines in sections:
-        (_, sentence), *lines = [pair for pair in lines if pair[1]] or [(0, "")]
-        if name != "example" or not sentence:
-            continue
+    for (number, sentence), *lines in [lines for name, lines in sections if name == "example" and lines]:
+        if " | " in sentence:
+            raise ValueError(f"{path}:{number}: {sentence:.60}, expected the sentence of these items first")
         items = prompts.examples[sentence] = {behaviour: [] for behaviour in FIELDS}
         for number, line in lines:
             behaviour = "qra" if line.split(" | ")[0] in KINDS else "ner"
-            item = dict(zip(ITEMS[behaviour], line.split(" | ")))
+            item = dict(zip(ITEMS[behaviour], line.split(" | ", 2)))
             if problem := item_problem(behaviour, item, sentence, prompts.fixed()):
                 raise ValueError(f"{path}:{number}: {problem}: {line:.60}")
             items[behaviour].append(item)
@@ -200,8 +198,7 @@ def item_problem(behaviour, item, sentence, fixed):
 
 def closed(reply, field):
     """A reply that was cut off in its list, closed behind the last item that is complete; "" without one."""
-    end, begin = 0, re.search(rf'\{{\s*"{field}"\s*:\s*\[', reply)
-    place = begin
+    end, place = 0, re.search(rf'\{{\s*"{field}"\s*:\s*\[', reply)
     while place:
         try:
             end = json.JSONDecoder().raw_decode(reply, place.end())[1]
@@ -237,10 +234,11 @@ def parse(behaviour, sentence, reply, prompts, finish=None):
     return list(items.values()), dropped, None if usable else "no valid item"
 
 
-def agree(reply, answer):
-    """Whether a second answer is the first one: the same words, or one holds the other and at most as many
-    words besides; case, English articles and what is no word do not count."""
+def agree(reply, answer, exact):
+    """Whether a second answer is the first one: the same words, or, unless exact, one holds the other and at
+    most as many words besides; case, English articles and what is no word do not count."""
     words = [" ".join(word for word in re.findall(r"\w+", text.rpartition("</think>")[2].casefold())
                       if word not in ("a", "an", "the")) for text in (reply, answer)]
     less, more = sorted(words, key=len)
-    return bool(less) and f" {less} " in f" {more} " and len(more.split()) <= 2 * len(less.split())
+    holds = f" {less} " in f" {more} " and len(more.split()) <= 2 * len(less.split())
+    return bool(less) and (less == more or holds and not exact)
