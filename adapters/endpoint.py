@@ -101,18 +101,22 @@ OPENER = urllib.request.build_opener(Answers, Proxies)
 
 
 def completion(text):
-    """A chat completion (str) -> {"reply": str, "finish", "tokens": [in, out], "by": the model's true name};
-    the reply is the first of PARTS that is not empty. ERRORS for another text."""
-    answer, said = json.loads(text), {}
-    choice, usage, by = answer["choices"][0], answer.get("usage"), answer.get("model")
-    finish = choice.get("finish_reason")
-    for name in PARTS:
-        part = choice["message"].get(name) or ""
-        if not isinstance(part, str):                   # a list of parts
-            part = "".join(piece["text"] for piece in part if piece["type"].endswith("text"))
-        said[name] = part
-    if finish == "error" or not (finish or any(said.values())):
-        raise ValueError
+    """A chat completion, or the events of a stream (str) -> {"reply": str, "finish", "tokens": [in, out],
+    "by": the model's true name}; the reply is the first of PARTS that is not empty. ERRORS for another
+    text."""
+    said, finish, usage, by = dict.fromkeys(PARTS, ""), None, None, None
+    streamed = re.findall(r"^data: *(\{.*)", text, re.MULTILINE)
+    for chunk in map(json.loads, streamed or [text]):
+        usage, by = chunk.get("usage") or usage, chunk.get("model") or by
+        for choice in chunk["choices"][:1]:
+            finish, message = choice.get("finish_reason") or finish, choice.get("message") or choice["delta"]
+            for name in PARTS:
+                part = message.get(name) or ""
+                if not isinstance(part, str):           # a list of parts
+                    part = "".join(piece["text"] for piece in part if piece["type"].endswith("text"))
+                said[name] += part
+    if finish == "error" or not (finish or any(said.values())) or streamed and not finish:
+        raise ValueError                                # also where a stream breaks off
     finish = "length" if str(finish).lower() in CUT else finish and str(finish)
     name = next((name for name in PARTS if said[name].strip()), PARTS[0])
     if name == "refusal":
@@ -253,11 +257,11 @@ def ask_all(jobs, next_request, replies, path, options):
     """Sends the requests of all jobs, and adds what comes to the file and to `replies`.
 
     A job is a tuple that JSON can hold; next_request(job): the (key, body) to send for it now, or None.
-    options: url, secret, model, max_tokens, timeout (seconds), retries, parallel. Returns (new,
-    failures, retries, problem): the replies that came, {job: what went wrong}, reasons of retries, and the
-    exception that ended the run early or None. After GIVE_UP failures in a row next_request(None) is sent once, which any endpoint that works answers:
-    where it fails too the run ends, else the jobs alone were refused. At the end, and after Ctrl-C, requests
-    in flight are waited for, GRACE seconds at most."""
+    options: url, secret, model, max_tokens, timeout (seconds), retries, parallel. Returns (new, failures,
+    retries, problem): the replies that came, {job: what went wrong}, reasons of retries, and the exception
+    that ended the run early or None. After GIVE_UP failures in a row next_request(None) is sent once, which
+    any endpoint that works answers: where it fails too the run ends, else the jobs alone were refused. At the
+    end, and after Ctrl-C, requests in flight are waited for, GRACE seconds at most."""
     problem, waiting = None, deque(jobs)
     with open(path, "ab", buffering=0) as file, progress(None, "replies", total=len(jobs)) as bar:
         flight = Flight(file, replies, options)

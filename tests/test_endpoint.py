@@ -284,6 +284,14 @@ def test_waits_are_as_long_as_asked_and_grow(monkeypatch):
         assert asked + 2 ** k / 2 <= wait <= asked + 1.5 * 2 ** k
 
 
+def stream(text, end="stop"):
+    """A chat completion as the events of a stream, a word in each."""
+    deltas = [{"role": "assistant"}, *({"content": word} for word in re.findall(r"\S*\s*", text))]
+    chunks = [{"choices": [{"delta": delta, "finish_reason": None}]} for delta in deltas]
+    chunks += [{"choices": [{"delta": {}, "finish_reason": end}]}, {"choices": [], "usage": {"prompt_tokens": 9}}]
+    return ": busy\r\n\r\n" + "".join(f"data: {json.dumps(c)}\r\n\r\n" for c in chunks) + "data: [DONE]\r\n"
+
+
 def test_a_completion_is_read_in_every_shape():
     parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "a "},
              {"type": "text", "text": "b"}]
@@ -299,13 +307,16 @@ def test_a_completion_is_read_in_every_shape():
     for finish in ("length", "max_tokens", "MAX_TOKENS"):
         cut = {"reply": '<think>{"entities": []} or', "finish": "length", "tokens": [500, 50], "by": None}
         assert endpoint.completion(chat(thought, finish)) == cut
+    streamed = {"reply": "a b  c\n", "finish": "stop", "tokens": [9, 0], "by": None}
+    assert endpoint.completion(stream("a b  c\n")) == streamed
     odd = json.dumps({"model": {"id": 7}, "choices": [{"message": {"content": "a"}, "finish_reason": ["stop"]}]})
     assert endpoint.completion(odd) == {"reply": "a", "finish": "['stop']", "tokens": [0, 0], "by": "{'id': 7}"}
     for usage in ("null", "[]", '{"prompt_tokens": "many", "completion_tokens": null}'):
         text = f'{{"choices": [{{"message": {{"content": "a"}}}}], "usage": {usage}}}'
         assert endpoint.completion(text) == {"reply": "a", "finish": None, "tokens": [0, 0], "by": None}
     for text in ("", "null", "[]", "{}", '{"choices": null}', '{"choices": []}', '{"choices": [{}]}', "<html>",
-                 '{"choices": [{"message": {"content": null}}]}', "[" * 10 ** 5, chat({"content": ""}, "error"),
+                 '{"choices": [{"message": {"content": null}}]}', 'data: {"error": "no"}', "[" * 10 ** 5,
+                 'data: {"choices": [{"delta": {"content": "torn"}}]}', chat({"content": ""}, "error"),
                  chat({"content": 7}), chat({"content": [{"type": "text"}]})):
         with pytest.raises(endpoint.ERRORS):
             endpoint.completion(text)
@@ -323,6 +334,7 @@ MENDED = {
     "null": lambda good: [NULL, good], "drop": lambda good: ["DROP", good],
     "parts": lambda good: [(200, {}, chat({"content": [{"type": "text", "text": good}]}))],
     "thought": lambda good: [(200, {}, chat({"content": None, "reasoning_content": good}))],
+    "stream": lambda good: [(200, {}, stream(good))],
     "end": lambda good: [(200, {}, "\ufeff" + chat({"content": good}, "max_tokens"))]}
 LOST = {      # ... and what the report says of it
     "filter": (FILTER, "no reply, HTTP 400: .*The prompt was filtered.*content_filter"),
