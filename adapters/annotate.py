@@ -98,7 +98,7 @@ def outcome(behaviour, sentence, replies, options):
     if behaviour == "ner" or not options.roundtrip:
         return items, dropped, why, None
     for item in items:
-        if item["kind"] == "content" and occurs(item["answer"], item["question"]):      # no test of the answer
+        if item["kind"] == "content" and occurs(item["answer"], item["question"]):     # no test of the answer
             dropped["answer that its question tells"] += 1
             continue
         schema = prompts.choices(sentence, item) if options.schema else None

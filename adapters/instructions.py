@@ -39,8 +39,8 @@ def instances(place, record):
 
 def read_instructions(path, responses=True):
     """A file -> list of (prompt, response), two str each. Rows without a response are left out, a line says
-    how many; with responses=False they are kept, and it is "". ValueError "file: line 3: ..." for a row without
-    a prompt, and for a file that has nothing to give."""
+    how many; with responses=False they are kept, and it is "". ValueError "file: line 3: ..." for a row
+    without a prompt, and for a file that has nothing to give."""
     with named(path):
         rows = [row for place, record in json_rows(path) for row in instances(place, record)]
         empty = [place for place, _, response in rows if responses and not response]

@@ -71,8 +71,8 @@ class Prompts(NamedTuple):
         return {"enum": fixed if item["answer"] in fixed else spans(sentence, self.edges)}
 
     def schema(self, behaviour, sentence):
-        """The JSON schema (dict) of a reply about one sentence: a list of a fixed length, in which each entity
-        and each copied answer is out of another part of the sentence, as a small model repeats itself."""
+        """The JSON schema (dict) of a reply about one sentence: a list of a fixed length, in which each
+        entity and each copied answer is out of another part of the sentence: a small model repeats itself."""
         found, items = spans(sentence, self.edges), []
 
         def parts(n):
@@ -131,7 +131,8 @@ def read_prompts(path):
     for number, line in dict(sections)["slots"]:
         parts = [part.split(", ") for part in line.split(" | ")]
         if len(parts) != 3 or parts[0][0] not in KINDS:
-            raise ValueError(f"{path}:{number}: {line:.60}, expected kind | beginnings | answers, kind: {KINDS}")
+            raise ValueError(f"{path}:{number}: {line:.60}, expected kind | beginnings | answers, "
+                             f"kind: {KINDS}")
         prompts.slots.append((parts[0][0], *parts[1:]))
     for (number, sentence), *lines in [lines for name, lines in sections if name == "example" and lines]:
         if " | " in sentence:

@@ -28,7 +28,7 @@ def main(arguments=None):
     parser.add_argument("folder", help="a trained model, for example out/plain")
     parser.add_argument("text", nargs="?", default="", help="in quotes; none: a document begins")
     parser.add_argument("--tokens", type=int, default=100, help="new ones, at most [%(default)s]")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0: the most probable token [%(default)s]")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0: greedy [%(default)s]")
     parser.add_argument("--top_k", type=int, help="draw from so many tokens, the most probable ones")
     parser.add_argument("--top_p", type=float, help="draw from the smallest set with this probability")
     parser.add_argument("--seed", type=int, default=1, help="another one draws another text")

@@ -20,8 +20,9 @@ EVERY = 30               # seconds between two lines of progress where there is 
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 # What other programs call an option.
 ELSEWHERE = {"lr": "learning_rate", "batch_size": "step_tokens", "epochs": "student_tokens", "data": "corpus",
-             "max_steps": "student_tokens", "students": "arms", "hidden_size": "n_embd", "num_layers": "n_layer",
-             "num_heads": "n_head", "vocab_size": "n_vocab", "output": "out_dir", "overwrite": "redo"}
+             "max_steps": "student_tokens", "students": "arms", "hidden_size": "n_embd",
+             "num_layers": "n_layer", "num_heads": "n_head", "vocab_size": "n_vocab", "output": "out_dir",
+             "overwrite": "redo"}
 EXTRAS = {"matplotlib": "plot", "transformers": "hf", "tokenizers": "hf", "safetensors": "hf",
           "huggingface_hub": "hf", "rouge_score": "rouge", "pytest": "test", "hypothesis": "test"}
 STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
