@@ -141,17 +141,33 @@ def say(line, reasons=()):
         print(printable(text), flush=True)
 
 
-def main(arguments=None):
-    """The command. What stops it (ValueError, OSError, Ctrl-C) is raised after all is written."""
-    options, text = parse_arguments(arguments), []
-    limit, cut = options.limit, 0
-    for paragraph in paragraphs(read_text(options.text)):
+def report(new, retries, options):
+    """Says of the replies of this run whose they are, how many were cut off, and how long they are."""
+    if others := {reply["by"] for reply in new} - {options.model, None}:
+        say(f"--model={options.model}, but the replies are of {', '.join(sorted(others))}")
+    cut_off = sum(reply["finish"] == "length" for reply in new)
+    read, written = (sum(reply["tokens"][i] for reply in new) for i in (0, 1))
+    say(f"{len(new):,} replies, {cut_off:,} cut off, {read:,} tokens read, {written:,} written; "
+        f"{len(retries):,} requests repeated", retries)
+
+
+def read_sentences(path, limit):
+    """The first sentences of a text -> list of paragraphs, each a list of str; says how many were cut."""
+    text, cut = [], 0
+    for paragraph in paragraphs(read_text(path)):
         paragraph = " ".join(CONTROL.sub(" ", paragraph).split())
         text.append([sentence.strip() for sentence in sentences(paragraph)][:limit])
         limit -= len(text[-1])
         cut += sum(not END.search(line) for line in text[-1][:-1])
     if cut:
         say(f"cuts between words, in sentences of more than {MAX_SENTENCE} characters: {cut:,}")
+    return text
+
+
+def main(arguments=None):
+    """The command. What stops it (ValueError, OSError, Ctrl-C) is raised after all is written."""
+    options = parse_arguments(arguments)
+    text = read_sentences(options.text, options.limit)
     jobs = list(dict.fromkeys((behaviour, line) for lines in text for line in lines for behaviour in FIELDS))
     if options.dry_run:
         say(f"{len(jobs):,} requests to {options.url}; nothing is sent. The first of each behaviour:")
@@ -178,18 +194,13 @@ def main(arguments=None):
         probe(options)
     new, failures, retries, problem = ask_all(todo, next_request, replies, path, options)
     annotated, missing, dropped = collect(text, replies, failures, options)
-    kept = sum(len(record[field]) for records in annotated for record in records for field in FIELDS.values())
-    read, written = (sum(reply["tokens"][i] for reply in new) for i in (0, 1))
-    cut_off = sum(reply["finish"] == "length" for reply in new)
-    if others := {reply["by"] for reply in new} - {options.model, None}:
-        say(f"--model={options.model}, but the replies are of {', '.join(sorted(others))}")
+    report(new, retries, options)
     for why, line in dict.fromkeys((why, line) for line, problems in missing for why in problems):
         if not why.endswith(UNASKED):
             say(f"not annotated, {why}: {line}")
-    say(f"{len(new):,} replies, {cut_off:,} cut off, {read:,} tokens read, {written:,} written; "
-        f"{len(retries):,} requests repeated", retries)
     say(f"{total:,} sentences: {total - len(missing):,} annotated, {len(missing):,} not",
         [problems[0] for _, problems in missing])
+    kept = sum(len(record[field]) for records in annotated for record in records for field in FIELDS.values())
     say(f"{kept + dropped.total():,} entities and questions: {kept:,} kept, {dropped.total():,} not",
         dropped.elements())
     if annotated:                       # a wrong model name must not empty the file of a right one
