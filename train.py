@@ -268,10 +268,9 @@ def train_and_test(name, config, threads):
     return test_student(name, model, config, tokenizer)
 
 
-def train_students(names, config, workers):
+def train_students(names, config, threads, workers):
     """The common start, then every student -> {name: results}. A small student leaves a second core idle:
     workers train `plain` and `brd` side by side, then the arms, as many at a time as there are workers."""
-    threads = torch.get_num_threads()
     check_range("student_tokens", config.student_tokens, 0, machine.MEMORY // 100, "memory")
     if workers == 1:
         train_start(config, threads)
@@ -386,7 +385,8 @@ def main(arguments=None):
               f"{config.student_tokens:,} tokens a student{'' if arms else ', no arms'}", flush=True)
         if not own and config.student_tokens < READS_FROM:
             print(f"a student of fewer than {READS_FROM:,} tokens answers hardly any question", flush=True)
-        students = {"plain": read_plainly(config, text)} if own else train_students(names, config, workers)
+        students = ({"plain": read_plainly(config, text)} if own
+                    else train_students(names, config, threads, workers))
         results = {"students": students, "config": config.decisive() | {"arms": config.arms},
                    "seed": config.seed, "tokenizer": tokenizer.hash, "threads": threads,
                    "teacher": cache and cache.header["teacher"], "torch": torch.__version__}

@@ -96,7 +96,7 @@ def test_an_option_without_effect_is_refused(options, words, tmp_path):
 def test_more_tokens_than_memory_has_room_for_are_refused_before_any_training(monkeypatch):
     monkeypatch.setattr(train, "train_start", None)
     with pytest.raises(ValueError, match=r"--student_tokens=\d+, but expected more than 0 and at most .*memory"):
-        train.train_students(("plain",), Config(student_tokens=10 ** 15), 1)
+        train.train_students(("plain",), Config(student_tokens=10 ** 15), 1, 1)
 
 
 def test_help_tells_every_option_and_every_option_is_used(capsys):
@@ -505,12 +505,13 @@ def test_minutes_plan_the_tokens_once(tmp_path, monkeypatch):
 @pytest.mark.parametrize("threads, arms, students, later", [
     (1, "gold,kd,td", 2, 3), (2, "gold,kd,td", 1, 2), (4, "", 1, 0)])
 def test_minutes_pay_for_all(place, tmp_path, monkeypatch, threads, arms, students, later):
-    """A student's tokens are what is left by the arms, which read the cache; 15 s: the start, 30 s: a test."""
+    """A student's tokens are what is left by the arms, which read the cache; 15 s: the start, 30 s: a test. The
+    speed is measured with the threads of one student, and all are there for the training."""
     given, now = [], [0.0]
     options = [*TINY, "--student_tokens=1350000", f"--threads={threads}", f"--arms={arms}"]
 
-    def stop(names, config, workers):
-        given.append(config.student_tokens)
+    def stop(names, config, *shared):
+        given.extend([config.student_tokens, shared])
         raise KeyboardInterrupt
     monkeypatch.setattr(train, "planned_tokens", lambda *arguments: given.append(arguments[-3:]) or 90_000)
     monkeypatch.setattr(train, "train_students", stop)
@@ -518,7 +519,7 @@ def test_minutes_pay_for_all(place, tmp_path, monkeypatch, threads, arms, studen
     with pytest.raises(KeyboardInterrupt):
         train.main([*options, "--minutes=10", f"--out_dir={tmp_path / 'a'}"])
     arm_tokens = int(open_cache(place / "teacher", TOKENIZER())[0].lengths.sum())
-    assert given == [(600 - 15 - 30 * (students + later), students, later * arm_tokens), 90_000]
+    assert given == [(600 - 15 - 30 * (students + later), students, later * arm_tokens), 90_000, (threads, threads)]
 
 
 @pytest.mark.parametrize("arm", train.ARMS)
@@ -555,9 +556,8 @@ def test_arms_begin_when_brd_is_finished(monkeypatch, workers, groups):
         return SimpleNamespace(result=result)
     pool = contextlib.nullcontext(SimpleNamespace(submit=submit))
     monkeypatch.setattr(train.machine, "worker_pool", lambda n: pool if n == workers > 1 else None)
-    monkeypatch.setattr(train.torch, "get_num_threads", lambda: 6)
     monkeypatch.setattr(train, "train_start", lambda config, threads: calls.append(("start", threads)))
     monkeypatch.setattr(train, "train_and_test", lambda name, _, threads: calls.append((name, threads)) or name)
-    assert train.train_students(names, Config(), workers) == {name: name for name in names}
+    assert train.train_students(names, Config(), 6, workers) == {name: name for name in names}
     assert calls == [(name, 6 // workers) for name in ("start", *names)]
     assert workers == 1 or begun == [*groups, []]
