@@ -15,11 +15,11 @@ from pathlib import Path
 import brd
 import train
 from data import world
-from data.batches import DataMix
+from data.batches import DataMix, Rows
 from data.files import weights_hash
 from data.sets import draw_with_sets
-from experiments import claim_items, pair
-from experiments.answers import answer_cache
+from experiments import claim_items
+from experiments.answers import answer_cache, as_document
 from experiments.teacher import K_CAP
 
 # What each method learns from, the references or the teacher's answers with their sets, and its objective.
@@ -64,12 +64,11 @@ def source(method, tokenizer, config):
     """What a method learns from, about config.student_tokens tokens: Rows of references, each in one of the
     right ways, or the cache of the teacher's answers to the same prompts."""
     rng, asked = random.Random("retelling answers"), exchanges(config.student_tokens // 50 + 1, "train", 1)
-    pairs = [(prompt, world.pick(rng, right)) for prompt, right in asked]
-    prompts, responses = zip(*pairs)
-    prompts, rows = pair.encode_pairs(tokenizer.encode_batch(prompts), responses, tokenizer,
-                                      config.block_size)
+    prompts = tokenizer.encode_batch([prompt for prompt, _ in asked])
     if METHODS[method][0] == "references":
-        return rows
+        answers = tokenizer.encode_batch([" " + world.pick(rng, right) for _, right in asked])
+        return Rows.pack([as_document(prompt, answer + [tokenizer.end], tokenizer)
+                          for prompt, answer in zip(prompts, answers)], tokenizer.n_vocab)
     teacher = train.finished_model("instructed", config)
     draw = partial(draw_with_sets, teacher, stop=tokenizer.end)
     about = {"hash": weights_hash(teacher), "params": teacher.num_params()}
