@@ -101,7 +101,7 @@ def parts_of(claim):
     key = "agreement" if claim == "6" else "tasks"
     parts = [(task, [task], key, "") for task in tasks] + [("mean of tasks", tasks, key, "")]
     if claim not in ("6", "8"):
-        parts += [("bits a byte", [None], "bits", ""), ("without the text", tasks, "blank", "")]
+        parts.append(("without the text", tasks, "blank", ""))
     return parts
 
 
