@@ -107,8 +107,6 @@ def test(job):
         figures["tasks"] = {name: scored(model, tokenizer, task["items"]) for name, task in tasks.items()}
     if job.arm in CONTROL and job.seed != TUNING:
         figures["blank"] = {name: scored(model, tokenizer, task["blank"]) for name, task in tasks.items()}
-    if job.arm in AFTER:
-        figures["retelling"] = packed(retelling.test(model, tokenizer, seed=job.seed))
     if job.arm in ARMS:
         figures["near"] = near(tasks, mix_of(job).sources, tokenizer)
     write_json(job.test, figures)

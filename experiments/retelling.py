@@ -12,13 +12,11 @@ import random
 from functools import partial
 from pathlib import Path
 
-import brd
 import train
 from data import world
 from data.batches import DataMix, Rows
 from data.files import weights_hash
 from data.sets import draw_with_sets
-from experiments import claim_items
 from experiments.answers import answer_cache, as_document
 from experiments.teacher import K_CAP
 
@@ -29,15 +27,12 @@ RATE, P = 0.005, 0.8                # learning rate of all methods; the teacher'
 KINDS = tuple(kind for kind in world.KINDS if kind != "feel")
 
 
-def exchanges(n, split, seed):
-    """n questions about one of two people who did alike -> list of (prompt, the right answers)."""
-    rng, found = random.Random(f"retelling {split} {seed}"), []
+def exchanges(n):
+    """n questions about a fact of a paragraph -> list of (prompt, the right answers)."""
+    rng, found = random.Random("retelling train 1"), []
     while len(found) < n:
-        if split == "test":
-            paragraph, facts, _ = claim_items.scene(rng, 2, KINDS[len(found) % len(KINDS)])
-        else:
-            paragraph = world.draw_paragraph(rng, world.FULL)
-            facts = [f for f in paragraph.facts if f.kind in KINDS and not f.denied]
+        paragraph = world.draw_paragraph(rng, world.FULL)
+        facts = [f for f in paragraph.facts if f.kind in KINDS and not f.denied]
         if facts:
             fact = world.pick(rng, facts)
             kind = world.KINDS[fact.kind]
@@ -63,7 +58,7 @@ def instructed_teacher(reader, tokenizer, config):
 def source(method, tokenizer, config):
     """What a method learns from, about config.student_tokens tokens: Rows of references, each in one of the
     right ways, or the cache of the teacher's answers to the same prompts."""
-    rng, asked = random.Random("retelling answers"), exchanges(config.student_tokens // 50 + 1, "train", 1)
+    rng, asked = random.Random("retelling answers"), exchanges(config.student_tokens // 50 + 1)
     prompts = tokenizer.encode_batch([prompt for prompt, _ in asked])
     if METHODS[method][0] == "references":
         answers = tokenizer.encode_batch([" " + world.pick(rng, right) for _, right in asked])
@@ -74,12 +69,3 @@ def source(method, tokenizer, config):
     about = {"hash": weights_hash(teacher), "params": teacher.num_params()}
     return answer_cache(Path(config.out_dir) / "cache", draw, tokenizer, prompts, p=P, k_cap=K_CAP,
                         about=about, seed=1, made_by="python -m experiments.claims 5")
-
-
-def test(model, tokenizer, n=300, seed=1):
-    """1.0 for each of n questions about held-out facts whose greedy answer is a right sentence, else 0.0."""
-    asked = exchanges(n, "test", seed)
-    prompts = tokenizer.encode_batch([prompt for prompt, _ in asked])
-    texts = [tokenizer.decode([t for t in new if t != tokenizer.end]).strip()
-             for new in brd.continued(model, prompts, 24, {tokenizer.end})]
-    return [float(text in right) for text, (_, right) in zip(texts, asked)]
