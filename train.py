@@ -37,7 +37,6 @@ from data.machine import check_weights, pick_device
 from data.optimizers import make_optimizers
 from data.report import ARMS, FILES, STUDENTS, report
 from data.task_files import load_task
-from data.tokenizer import Tokenizer
 from model import GPT, GPTConfig
 
 DATA = Path(__file__).resolve().parent / "data"

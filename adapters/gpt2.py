@@ -1,7 +1,7 @@
 """GPT-2: its layers and published weights, and students as folders that transformers opens.
 
     model = GPT2.from_pretrained("gpt2-xl")                 # by name: huggingface_hub downloads it once
-    model = GPT2.from_pretrained("folder", n_vocab=50258)   # config.json, model*.safetensors (or .bin)
+    model = GPT2.from_pretrained("folder")                  # config.json, model*.safetensors (or .bin)
     python model.py export out_gpt2/plain out/hf            # a student of this layout, for transformers
 
 A field of config.json that asks for another architecture is refused, because only wrong logits would tell.
@@ -99,18 +99,12 @@ class GPT2(GPT):
         return self.transformer.wte(ids) + self.transformer.wpe.weight[position], None
 
     @classmethod
-    def from_pretrained(cls, where, n_vocab=None, device="cpu"):
-        """The model of a folder, or by name. ValueError for another architecture or damaged files. n_vocab:
-        grow to so many ids, for `<|sep|>`, which GPT-2 lacks; a new embedding is the mean of the old ones."""
+    def from_pretrained(cls, where, device="cpu"):
+        """The model of a folder, or by name. ValueError for another architecture or damaged files."""
         folder = locate(where)
         try:
             config, state = read_config(folder), read_weights(folder)
             wte = state["transformer.wte.weight"][:config.n_vocab]     # (V, C), without rows that fill it up
-            if n_vocab is not None:
-                if n_vocab < len(wte):
-                    raise ValueError(f"n_vocab is {n_vocab}, expected at least its {len(wte)} ids")
-                new = wte.mean(0, keepdim=True).expand(n_vocab - len(wte), -1)         # (n_vocab - V, C)
-                config.n_vocab, wte = n_vocab, torch.cat([wte, new])
             model = cls(config)
             model.load_state_dict(state | {"transformer.wte.weight": wte})
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:

@@ -72,11 +72,11 @@ def run_checks(jobs, stop=False, limit=30.0):
     return results
 
 
-def grade(folder, numbers):
+def grade(folder, numbers, limit):
     """Grades assignments and prints points and hints -> {number: {"name", "points", "out_of",
     "checks": a list of {"name", "points", "out_of", "failed", "hint"}}}."""
     graded = {}
-    for number, found in zip(numbers, run_checks([(number, folder) for number in numbers])):
+    for number, found in zip(numbers, run_checks([(number, folder) for number in numbers], limit=limit)):
         rows = [{"name": name, "points": 0 if found[name] else points, "out_of": points,
                  "failed": found[name], "hint": hint} for name, points, hint in read_checks(number)]
         for row in rows:
@@ -122,6 +122,7 @@ def main(arguments=None):
     parser.add_argument("number", nargs="?", type=int, choices=ASSIGNMENTS, help="of the assignment")
     parser.add_argument("--json", type=Path, help="a file for points and messages")
     parser.add_argument("--mutants", action="store_true", help="try the wrong answers of all assignments")
+    parser.add_argument("--limit", type=float, default=30.0, help="seconds that a check may take [30]")
     options = parser.parse_args(arguments)
     if options.mutants:
         found = [run_mutants(number) for number in ASSIGNMENTS]
@@ -133,7 +134,7 @@ def main(arguments=None):
                if options.number in (None, n) and (pages / f"{one.name}.md").is_file()]
     if not numbers:
         raise ValueError(f"{pages}: no page of an assignment; expected a folder of python -m course.make")
-    graded = grade(options.folder, numbers)
+    graded = grade(options.folder, numbers, options.limit)
     if options.json:
         sums = {name: sum(result[name] for result in graded.values()) for name in ("points", "out_of")}
         book = {"folder": options.folder, **sums, "assignments": graded}

@@ -59,20 +59,16 @@ def after(V, follow):
     return np.where(follow < 0, 0, V[..., follow])
 
 
-def bellman(Q, mdp, inside, policy=None):
-    """The paper's top-p soft Bellman operator: r(s,a) + gamma E_{a'}[Q(s',a') - log pi(a'|s')] -> (S, A), a'
-    drawn from policy (S, A), 0 outside the sets. None: from proj_p pi_Q, and the mean is V_p(s')."""
-    V = soft_value(Q, inside)                                                   # (S,)
-    if policy is not None:
-        V = (policy * (Q - np.log(np.where(policy > 0, policy, 1)))).sum(-1)
-    return mdp.reward + mdp.gamma * after(V, mdp.follow)
+def bellman(Q, mdp, inside):
+    """The paper's top-p soft Bellman operator: r(s,a) + gamma V_p(s') -> (S, A)."""
+    return mdp.reward + mdp.gamma * after(soft_value(Q, inside), mdp.follow)
 
 
-def solve(mdp, inside=True, policy=None):
-    """The operator's fixed point (S, A): Q* where all is inside, Q_p* inside the sets, Q^pi for a policy."""
+def solve(mdp, inside=True):
+    """The operator's fixed point (S, A): Q* where all is inside, Q_p* inside the sets."""
     Q, old = np.zeros(mdp.reward.shape), np.inf
     while distance(Q, old) > 1e-12:
-        Q, old = bellman(Q, mdp, inside, policy), Q
+        Q, old = bellman(Q, mdp, inside), Q
     return Q
 
 

@@ -6,7 +6,6 @@ import dataclasses
 import difflib
 import importlib
 import inspect
-import math
 import re
 import signal
 import sys

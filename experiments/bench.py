@@ -2,7 +2,6 @@
 
     python -m experiments.bench losses                        a loss at V = 50,257 (quick: --positions=256)
     python -m experiments.bench vocabulary                    a step at V = 49,153 and 151,936: time, memory
-    python -m experiments.bench members                       forward and backward pass with each loss
     python -m experiments.bench cache                         bytes a token of the sparse cache
     python -m experiments.bench race --nanogpt=../nanoGPT     training and generation beside nanoGPT
     python -m experiments.bench shakespeare --rounds=3        seconds to a loss, beside nanoGPT
@@ -30,7 +29,6 @@ import torch.nn.functional as F
 
 import td_distill
 from data.batches import DataMix, Rows
-from data.cache import TeacherCache
 from data.cache_tools import CacheWriter
 from data.cli import Options as Base, parse_options, progress, run_command
 from data.head import head_terms
@@ -38,7 +36,7 @@ from data.machine import MEMORY, worker_pool
 from data.optimizers import make_optimizers
 from data.sets import top_p_sets
 from model import GPT, GPTConfig
-from train import TEACHER, Config, fit
+from train import Config, fit
 
 
 @dataclass
@@ -176,34 +174,6 @@ def bench_vocabulary(options):
     return "a step of 1,024 tokens, three fifths drawn; 3 blocks, 128 channels", rows
 
 
-# --- members: a student of train.py on documents of data/teacher, from tokens to gradients, with each loss --
-
-MEMBERS = {"topp_forward_kl": td_distill.topp_forward_kl, "reverse_kl": td_distill.reverse_kl,
-           **{loss.__name__: loss for loss in (
-               td_distill.bellman_distill, td_distill.ls_iq, td_distill.soft_q, td_distill.stay,
-               td_distill.path_consistency, td_distill.retrace, td_distill.improve)}}
-
-
-def bench_members(options, documents=16):
-    """Each loss on the same documents; those of temporal differences with their heads."""
-    cache = TeacherCache(TEACHER)
-    rows = cache.batch(range(documents))
-    terminal, models = rows["tokens"] == cache.header["n_vocab"] - 1, {}
-    for name in MEMBERS:
-        models[name] = GPT(GPTConfig(cache.header["n_vocab"], block_size=384))
-        if name not in ("topp_forward_kl", "reverse_kl"):
-            td_distill.add_heads(models[name])
-
-    def timed(name, _):
-        def step():
-            student, teacher, _ = td_distill.cached_terms(models[name], rows, terminal, 0.95)
-            MEMBERS[name](student, teacher, teacher.mask.any(-1).float())[0].backward()
-        step()
-        return timeit(step, number=3)
-    size = f"{documents} documents of {rows['tokens'].size(1)} tokens"
-    return size, in_turns(MEMBERS, timed, options.rounds)
-
-
 # --- cache --------------------------------------------------------------------------------------------------
 
 def bench_cache(options, n=2000, p=0.8):
@@ -322,8 +292,8 @@ def bench_shakespeare(options):
                                                for row in in_turns(RIVALS, timed, options.rounds)]
 
 
-BENCHES = {"losses": bench_losses, "vocabulary": bench_vocabulary, "members": bench_members,
-           "cache": bench_cache, "race": bench_race, "shakespeare": bench_shakespeare}
+BENCHES = {"losses": bench_losses, "vocabulary": bench_vocabulary, "cache": bench_cache, "race": bench_race,
+           "shakespeare": bench_shakespeare}
 
 
 def main(arguments=None):

@@ -69,11 +69,11 @@ class Results:
                 self.near.setdefault((row["seed"], task), set()).update(indices)
 
     def credits(self, arm, task, key):
-        """[(n,) a seed]: NaN where not tested, or near to training text. task None: a figure of all tasks."""
+        """[(n,) a seed]: NaN where not tested, or near to training text."""
         rows = []
         for seed, run in self.runs[arm].items():
-            found = run[key] if task is None else run[key][task]
-            row = unpacked(found) if isinstance(found, str) else np.atleast_1d(np.array(found, float))
+            found = run[key][task]
+            row = unpacked(found) if isinstance(found, str) else np.array(found, float)
             row[[i for i in self.near.get((seed, task), ()) if i < len(row)]] = np.nan
             rows.append(row)
         return rows
@@ -92,16 +92,15 @@ class Results:
 def parts_of(claim):
     """The rows of a claim's table: [(label, tasks, key of the results, ending of the arms' names)]."""
     tasks = claim_items.LEARNT if claim == "8" else list(claim_items.TASKS)
-    if claim == "5":               # every method after plain text and BRD, on the blind tasks and its own
+    if claim == "5":               # every method after plain text and BRD
         return [*((f"{method}, blind", tasks, "tasks", f"+{method}") for method in METHODS),
-                *((f"{method}, own task", [None], "retelling", f"+{method}") for method in METHODS),
                 ("task distillation", claim_items.LEARNT, "tasks", ":relaxed"),
                 ("nothing, these tasks", claim_items.LEARNT, "tasks", ""),
                 ("nothing, blind", tasks, "tasks", "")]
     key = "agreement" if claim == "6" else "tasks"
     parts = [(task, [task], key, "") for task in tasks] + [("mean of tasks", tasks, key, "")]
     if claim not in ("6", "8"):
-        parts += [("bits a byte", [None], "bits", ""), ("without the text", tasks, "blank", "")]
+        parts.append(("without the text", tasks, "blank", ""))
     return parts
 
 

@@ -22,8 +22,7 @@ import torch
 
 import brd
 from data.cli import check_range, printable, progress, run_command
-from data.documents import course_tokenizer, plain_test
-from data.figures import bits_per_byte
+from data.documents import course_tokenizer
 from data.files import folder_lock, is_finished, open_run, read_json, sha256_of, write_json, write_text
 from data.machine import MEMORY, worker_pool
 from experiments import blind, claim_items, claim_tables, retelling
@@ -108,10 +107,7 @@ def test(job):
         figures["tasks"] = {name: scored(model, tokenizer, task["items"]) for name, task in tasks.items()}
     if job.arm in CONTROL and job.seed != TUNING:
         figures["blank"] = {name: scored(model, tokenizer, task["blank"]) for name, task in tasks.items()}
-    if job.arm in AFTER:
-        figures["retelling"] = packed(retelling.test(model, tokenizer, seed=job.seed))
     if job.arm in ARMS:
-        figures["bits"] = round(bits_per_byte(model, *plain_test(tokenizer)), 5)
         figures["near"] = near(tasks, mix_of(job).sources, tokenizer)
     write_json(job.test, figures)
 

@@ -108,8 +108,7 @@ def run(job):
     return figures
 
 
-DECODINGS = {"T=1": dict(temperature=1.0), "T=.7": dict(temperature=0.7),
-             "nucleus": dict(temperature=1.0, top_p=0.8), "greedy": dict(temperature=0)}
+DECODINGS = {"T=1": {}, "nucleus": dict(top_p=0.8), "greedy": dict(temperature=0)}
 DRAWS = 4                           # answers to a prompt at T = 1
 
 
@@ -134,7 +133,6 @@ def measure(model, task, numbers, seed):
         right = [task.judge(i, answer) for i, answer in zip(list(numbers) * n, answers)]
         figures |= {name: sum(right) / len(right), f"length {name}": sum(map(len, answers)) / len(answers)}
         if name == "T=1":
-            figures["teacher nll"] = answer_nll(task.teacher, list(zip(prompts, answers)))
             good = {(i, tuple(a)) for i, a, ok in zip(list(numbers) * n, answers, right) if ok}
             figures["distinct"] = len(good) / len(answers)
     figures["coverage"] = answer_nll(model, [(task.prompts[i], task.answers[i]) for i in numbers])
@@ -202,8 +200,8 @@ def compare(out, size, rows, options):
     return {key: (best[key[0]], [results[done[:len(KEY)]] for done in jobs]) for key, jobs in chosen.items()}
 
 
-PAIRED = ("T=1", "T=.7", "nucleus", "greedy", "coverage", "distinct", "length T=1")
-COLUMNS = (*PAIRED, "teacher nll", "cpu seconds")
+PAIRED = ("T=1", "nucleus", "greedy", "coverage", "distinct", "length T=1")
+COLUMNS = (*PAIRED, "cpu seconds")
 
 
 def line(label, cells):

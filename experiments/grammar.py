@@ -23,8 +23,6 @@ OPEN = 6                            # OPEN + type
 CLOSE = OPEN + len(TYPES)           # CLOSE + type
 SYMBOL = CLOSE + len(TYPES)         # SYMBOL + 12 * type + number
 N_VOCAB = SYMBOL + SYMBOLS * len(TYPES)
-NAMES = (["end", "=>", "<<", ">>", "copy", "back"] + ["(" + t for t in TYPES] + [t + ")" for t in TYPES]
-         + [f"{t}{number}" for t in TYPES for number in range(SYMBOLS)])
 
 # The policy. Shares of the types and of a type's symbols fall as 1, 1/2, 1/3, ..: a few likely tokens and a
 # long tail, all of it right, so that a top-p set cuts off right answers too.
@@ -123,8 +121,3 @@ def valid(prompt, answer):
     """True where the policy can give this answer: all duties in order, extras well formed, END at the end."""
     todo = duties(prompt)
     return walk(todo, answer) == (len(todo), [])
-
-
-def decode(ids):
-    """Ids as names for people."""
-    return " ".join(NAMES[i] for i in ids)

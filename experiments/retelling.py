@@ -12,14 +12,12 @@ import random
 from functools import partial
 from pathlib import Path
 
-import brd
 import train
 from data import world
-from data.batches import DataMix
+from data.batches import DataMix, Rows
 from data.files import weights_hash
 from data.sets import draw_with_sets
-from experiments import claim_items, pair
-from experiments.answers import answer_cache
+from experiments.answers import answer_cache, as_document
 from experiments.teacher import K_CAP
 
 # What each method learns from, the references or the teacher's answers with their sets, and its objective.
@@ -29,15 +27,12 @@ RATE, P = 0.005, 0.8                # learning rate of all methods; the teacher'
 KINDS = tuple(kind for kind in world.KINDS if kind != "feel")
 
 
-def exchanges(n, split, seed):
-    """n questions about one of two people who did alike -> list of (prompt, the right answers)."""
-    rng, found = random.Random(f"retelling {split} {seed}"), []
+def exchanges(n):
+    """n questions about a fact of a paragraph -> list of (prompt, the right answers)."""
+    rng, found = random.Random("retelling train 1"), []
     while len(found) < n:
-        if split == "test":
-            paragraph, facts, _ = claim_items.scene(rng, 2, KINDS[len(found) % len(KINDS)])
-        else:
-            paragraph = world.draw_paragraph(rng, world.FULL)
-            facts = [f for f in paragraph.facts if f.kind in KINDS and not f.denied]
+        paragraph = world.draw_paragraph(rng, world.FULL)
+        facts = [f for f in paragraph.facts if f.kind in KINDS and not f.denied]
         if facts:
             fact = world.pick(rng, facts)
             kind = world.KINDS[fact.kind]
@@ -63,24 +58,14 @@ def instructed_teacher(reader, tokenizer, config):
 def source(method, tokenizer, config):
     """What a method learns from, about config.student_tokens tokens: Rows of references, each in one of the
     right ways, or the cache of the teacher's answers to the same prompts."""
-    rng, asked = random.Random("retelling answers"), exchanges(config.student_tokens // 50 + 1, "train", 1)
-    pairs = [(prompt, world.pick(rng, right)) for prompt, right in asked]
-    prompts, responses = zip(*pairs)
-    prompts, rows = pair.encode_pairs(tokenizer.encode_batch(prompts), responses, tokenizer,
-                                      config.block_size)
+    rng, asked = random.Random("retelling answers"), exchanges(config.student_tokens // 50 + 1)
+    prompts = tokenizer.encode_batch([prompt for prompt, _ in asked])
     if METHODS[method][0] == "references":
-        return rows
+        answers = tokenizer.encode_batch([" " + world.pick(rng, right) for _, right in asked])
+        return Rows.pack([as_document(prompt, answer + [tokenizer.end], tokenizer)
+                          for prompt, answer in zip(prompts, answers)], tokenizer.n_vocab)
     teacher = train.finished_model("instructed", config)
     draw = partial(draw_with_sets, teacher, stop=tokenizer.end)
     about = {"hash": weights_hash(teacher), "params": teacher.num_params()}
     return answer_cache(Path(config.out_dir) / "cache", draw, tokenizer, prompts, p=P, k_cap=K_CAP,
                         about=about, seed=1, made_by="python -m experiments.claims 5")
-
-
-def test(model, tokenizer, n=300, seed=1):
-    """1.0 for each of n questions about held-out facts whose greedy answer is a right sentence, else 0.0."""
-    asked = exchanges(n, "test", seed)
-    prompts = tokenizer.encode_batch([prompt for prompt, _ in asked])
-    texts = [tokenizer.decode([t for t in new if t != tokenizer.end]).strip()
-             for new in brd.continued(model, prompts, 24, {tokenizer.end})]
-    return [float(text in right) for text, (_, right) in zip(texts, asked)]

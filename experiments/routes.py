@@ -90,9 +90,6 @@ class World(Base):
     def pairs(self):
         return 2 if self.task == "D" else 1
 
-    def student(self):
-        return GPT(self.shape)
-
 
 @dataclass(frozen=True)
 class Options(World):
@@ -118,7 +115,6 @@ class Prompts(NamedTuple):
     corridors: np.ndarray               # (n, 2, corridor) tokens, of each door
     items: np.ndarray                   # (n, 2, pairs, 2, 7): label, type, key (2), marks (3)
     tokens: np.ndarray                  # (n, P)
-    trap: np.ndarray                    # (n,) bool
 
 
 def draw_prompts(world, n, seed):
@@ -138,7 +134,7 @@ def draw_prompts(world, n, seed):
     corridors = SYMBOL + rng.integers(SYMBOLS, size=(n, 2, 0 if by_label else world.corridor))
     parts = [[np.full((n, 1), DOOR + d), corridors[:, d], items[:, d, i, :, :4].reshape(n, 8)]
              for d in range(2) for i in range(world.pairs)]
-    return Prompts(corridors, items, np.concatenate([*sum(parts, []), np.full((n, 1), GO)], 1), trap)
+    return Prompts(corridors, items, np.concatenate([*sum(parts, []), np.full((n, 1), GO)], 1))
 
 
 def script(world, prompts, choices):
@@ -216,7 +212,7 @@ def open_answers(out, world):
     folder = out / "teachers" / hash_of(repr(network))
     if not (folder / "config.json").exists():
         torch.manual_seed(1)
-        teacher = network.student()
+        teacher = GPT(network.shape)
         learn(teacher, ROWS["KD"], answers, network.steps, START_RATE, seed=1, cooldown=0.5)
         teacher.save(folder)
     return drawn_answers(GPT.load(folder), prompts, answers.ids.size(1))
@@ -225,8 +221,8 @@ def open_answers(out, world):
 @torch.no_grad()
 def measure(model, world, prompts, p=0.8):
     """What a model answers to these prompts, by enumeration -> dict. The probability of a right answer: T=1,
-    nucleus (of mass p), greedy, and traps (T=1 on traps). Of whole answers: kl, KL(scripted teacher without
-    lapses || student) in nats, and overlap, the sum of the smaller probability, 1 where they agree."""
+    nucleus (of mass p), greedy. Of whole answers: kl, KL(scripted teacher without lapses || student) in nats,
+    and overlap, the sum of the smaller probability, 1 where they agree."""
     figures, ask = {}, torch.from_numpy(prompts.tokens)
     for tokens, share in right_answers(world, prompts):
         tokens, share = torch.from_numpy(tokens), torch.from_numpy(share).float()
@@ -241,8 +237,7 @@ def measure(model, world, prompts, p=0.8):
                 "greedy": (logits.argmax(-1) == tokens).all(-1).float(), "overlap": torch.minimum(s, share),
                 "kl": torch.xlogy(share, share) - share * drawn[..., 0].log().sum(-1)}
         figures = {name: figures.get(name, 0) + value for name, value in each.items()}
-    figures["traps"] = figures["T=1"][torch.from_numpy(prompts.trap)]
-    return {name: float(value.mean()) for name, value in figures.items() if len(value)}
+    return {name: float(value.mean()) for name, value in figures.items()}
 
 
 def learn(model, row, answers, steps, rate, seed, cooldown):
@@ -289,7 +284,7 @@ def start(job):
     folder = job.out / "starts" / f"{hash_of(repr(world))}-{job.seed}"
     if not (folder / "config.json").exists():
         torch.manual_seed(100 + job.seed)
-        model = world.student()
+        model = GPT(world.shape)
         learn(model, ROWS["KD"], open_answers(job.out, world), world.start, START_RATE, 100 + job.seed, 0.0)
         model.save(folder)
     return folder
@@ -333,7 +328,7 @@ def compare(out, world, rows, options):
     return path
 
 
-PAIRED = ("T=1", "nucleus", "greedy", "traps", "kl", "overlap")
+PAIRED = ("T=1", "nucleus", "greedy", "kl", "overlap")
 
 
 def show(path):

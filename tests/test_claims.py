@@ -16,8 +16,9 @@ import train
 from data import world
 from data.batches import plan_batches
 from data.documents import course_tokenizer
+from data.files import open_run
 from experiments import blind, claim_arms, claim_items, claim_tables, claims, retelling
-from experiments.claim_arms import ARMS, CLAIMS, Job, Size
+from experiments.claim_arms import ARMS, CLAIMS, Job, Size, mix_of
 from model import GPT, GPTConfig
 
 TINY = Size(6000, 1500, 1000, 1000, 12, 1, 32, 1, 32)
@@ -45,7 +46,7 @@ def test_errors_are_those_of_the_formula():
 
 def rows_of(**credits):
     """Lines of a file of results: arm -> {seed: (credits of task who, tokens seen)}."""
-    return [{"arm": arm, "seed": seed, "tasks": {"who": signs}, "seen": seen, "bits": 1.0}
+    return [{"arm": arm, "seed": seed, "tasks": {"who": signs}, "seen": seen}
             for arm, runs in credits.items() for seed, (signs, seen) in runs.items()]
 
 
@@ -189,20 +190,20 @@ def test_near_duplicates_are_looked_for_in_what_an_arm_reads(read):
     assert claims.near({"t": task}, sources, tokenizer) == {"t": [0]}
 
 
-def test_only_right_sentences_count(models, monkeypatch):
-    asked = retelling.exchanges(40, "test", 1)
-    assert asked != retelling.exchanges(40, "test", 2)
-    for prompt, right in asked:
-        person = next(p for p in world.WORDS["person"] if right[0].startswith(p))
-        value = next(v for words in world.WORDS.values() for v in words if right[0].endswith(f" {v}."))
-        assert world.held_out(person, value) and person in prompt.split("In full")[1]
-        assert len(set(right)) == 3 and any(text[:-1] in prompt for text in right)
-        assert all(text.startswith(person) and text.endswith(f"{value}.") for text in right)
-    tokenizer, (student, _) = models
-    texts = [asked[0][1][2], asked[1][1][0] + " And more.", asked[0][1][0], ""]
-    monkeypatch.setattr(retelling.brd, "continued",
-                        lambda *_: [tokenizer.encode(" " + text) + [tokenizer.end] for text in texts])
-    assert retelling.test(student, tokenizer, 4) == [1, 0, 0, 0]
+def test_what_the_methods_learn_from(tmp_path):
+    """A reference is one of the right sentences behind its prompt; the teacher answers the same prompts."""
+    tokenizer, one = course_tokenizer("world", 1024), job("teacher", out=str(tmp_path))
+    open_run(tmp_path, {}, {})
+    claims.teach(one)
+    asked = retelling.exchanges(1000 // 50 + 1)
+    rows, cache = (mix_of(one._replace(arm=f"brd+{name}")).sources[0] for name in ("SFT", "SeqKD"))
+    assert len(rows) == len(cache) == len(asked)
+    for d, (prompt, right) in enumerate(asked):
+        (tokens, roles), (drawn, others, *_) = rows.document(d), cache.document(d)
+        n = len(tokenizer.encode(prompt))
+        for ids, of in ((tokens, roles), (drawn, others)):
+            assert tokenizer.decode(ids[:n]) == prompt and (of[:n] == 0).all() and (of[n:] > 0).all()
+        assert tokenizer.decode(tokens[n:-1]).strip() in right and tokens[-1] == tokenizer.end
 
 
 def test_methods_learn_the_answers_alone():

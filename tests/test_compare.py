@@ -188,7 +188,7 @@ def test_a_comparison_goes_on_where_it_was_stopped_and_prints_a_table(task, monk
     monkeypatch.setattr(compare, "worker_pool", InTurn)                             # faster than processes
     td_distill.main(command)
     again = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    assert [run["teacher nll"] for run in again] == [run["teacher nll"] for run in runs]
+    assert [run["coverage"] for run in again] == [run["coverage"] for run in runs]
     td_distill.main(["compare", f"--show={path}"])
     assert capsys.readouterr().out.splitlines()[-2] == first[-1]
     monkeypatch.setattr(compare, "SIZE", SMALL._replace(answers=1))

@@ -78,8 +78,10 @@ def test_what_hangs_or_dies_fails_alone_in_one_line(graded, what):
 def test_the_command_prints_points_and_writes_the_gradebook(copies, tmp_path, capsys, monkeypatch):
     checks = grade.read_checks(3)
     answers = dict.fromkeys(name for name, *_ in checks) | {checks[0][0]: "found 2, expected 3"}
-    monkeypatch.setattr(grade, "run_checks", lambda jobs: [answers for _ in jobs])
-    assert grade.main([str(copies[3]), "--json", str(tmp_path / "book.json")]) == 0     # its page is there
+    limits = []
+    monkeypatch.setattr(grade, "run_checks", lambda jobs, limit: limits.append(limit) or [answers for _ in jobs])
+    assert grade.main([str(copies[3]), "--json", str(tmp_path / "book.json"), "--limit=120"]) == 0
+    assert limits == [120]                              # and its page is there
     printed, total = capsys.readouterr().out, sum(points for _, points, _ in checks)
     left = total - checks[0][1]
     assert f"3-reading: {left} of {total} points" in printed

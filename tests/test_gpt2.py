@@ -175,20 +175,9 @@ def test_the_forms_in_which_weights_are_kept(how, hf, tmp_path):
     check_same_model(here, there.float())
 
 
-def test_new_ids_change_nothing_for_the_others(hf, tmp_path):
-    there = published(hf)
-    there.save_pretrained(tmp_path)
-    ids = torch.randint(0, 259, (2, 30), generator=torch.Generator().manual_seed(1))
-    logits, expected = GPT2.from_pretrained(tmp_path, n_vocab=261)(ids), there(ids).logits
-    assert logits.shape == (2, 30, 261) and (logits[..., :259] - expected).abs().max() < 1e-4
-    mean = expected.mean(-1, keepdim=True).expand(-1, -1, 2)
-    torch.testing.assert_close(logits[..., 259:], mean, rtol=1e-4, atol=1e-4)
-    check_refused(tmp_path, "n_vocab is 258, expected at least its 259 ids", n_vocab=258)
-
-
-def check_refused(where, said, **options):
+def check_refused(where, said):
     with pytest.raises(ValueError) as error:
-        GPT2.from_pretrained(where, **options)
+        GPT2.from_pretrained(where)
     assert said in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 400
 
 
@@ -233,7 +222,7 @@ def test_damaged_folders_are_refused_in_one_line(hf, tmp_path):
     save_file(load_file(path) | {"transformer.h.0.attn.lora.weight": torch.zeros(2)}, path)
     check_refused(tmp_path, "lora")
     save_file({name: w for name, w in there.state_dict().items() if name.startswith("transformer.h")}, path)
-    check_refused(tmp_path, "found None and None beside transformer.h.0.", n_vocab=261)
+    check_refused(tmp_path, "found None and None beside transformer.h.0.")
     path.write_bytes(b"\0" * 99)
     check_refused(tmp_path, "model.safetensors: ")
     path.rename(tmp_path / "optimizer.pt")

@@ -6,7 +6,15 @@ import re
 import pytest
 
 from experiments import grammar
-from experiments.grammar import END, N_VOCAB, NAMES, SYMBOL, answer, decode, prompt, valid
+from experiments.grammar import END, N_VOCAB, SYMBOL, SYMBOLS, TYPES, answer, prompt, valid
+
+# The tokens in the order of their ids, as the docstring of grammar.py writes them.
+NAMES = (["end", "=>", "<<", ">>", "copy", "back"] + ["(" + t for t in TYPES] + [t + ")" for t in TYPES]
+         + [f"{t}{number}" for t in TYPES for number in range(SYMBOLS)])
+
+
+def decode(ids):
+    return " ".join(NAMES[i] for i in ids)
 
 
 def ids(names):

@@ -13,6 +13,7 @@ from data.cache import MASKED
 from experiments import routes
 from experiments.routes import DOOR, DOT, END, GO, LABEL, N_VOCAB, TYPE, World
 from experiments.routes_arms import ROWS, by_class, guided, inputs, shuffled
+from model import GPT
 from tests.test_compare import InTurn
 
 A, D = World(), World(task="D")
@@ -30,7 +31,7 @@ def read_prompt(tokens, corridor):
     return doors
 
 
-@pytest.mark.parametrize("world", [A, D])
+@pytest.mark.parametrize("world", [A, D, World(trap=1.0), World(task="D", trap=1.0)])
 def test_right_answers_follow_from_the_prompt_and_one_table(world):
     prompts, facts, corridor = routes.draw_prompts(world, 300, 5), {}, 2 if world.task == "A" else 0
     found = list(routes.right_answers(world, prompts))
@@ -41,7 +42,7 @@ def test_right_answers_follow_from_the_prompt_and_one_table(world):
         assert len(answers) == len(found) and set(doors) == {DOOR, DOOR + 1}
         kinds = {tuple(sorted(kind - TYPE for kind, _ in pair.values()))
                  for _, pairs in doors.values() for pair in pairs}
-        assert not prompts.trap[i] or kinds == {(0, 3), (1, 1)}
+        assert world.trap < 1 or kinds == {(0, 3), (1, 1)}
         for door, *rest, end in answers:
             path, pairs = doors[door]
             assert rest[:corridor] == path and end == END and len(rest) == corridor + 7 * len(pairs)
@@ -71,7 +72,7 @@ def test_cached_answers_have_the_teachers_sets(world):
 
 def test_measures_are_those_of_plain_loops(one_thread):
     torch.manual_seed(3)
-    model, prompts = A.student(), routes.draw_prompts(A, 4, 6)
+    model, prompts = GPT(A.shape), routes.draw_prompts(A, 4, 6)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3)
@@ -111,7 +112,7 @@ def test_the_teacher_itself_measures_one(world):
                 probs[torch.arange(50), column, tokens[:, t]] += share * same
         return probs.log().clamp(min=-1e4).float()
     found = routes.measure(teacher, world, prompts)
-    expected = {"T=1": 1, "nucleus": 1, "greedy": 1, "kl": 0, "overlap": 1, "traps": 1}
+    expected = {"T=1": 1, "nucleus": 1, "greedy": 1, "kl": 0, "overlap": 1}
     assert found == pytest.approx(expected, abs=1e-5)
 
 
@@ -120,7 +121,7 @@ def terms(one_thread):
     """Terms of 6 documents with lapses, for a student with heads that are not 0."""
     torch.manual_seed(1)
     world = World(lapse=0.3)
-    model, answers = world.student(), routes.scripted_answers(world, routes.draw_prompts(world, 6, 1), 2)
+    model, answers = GPT(world.shape), routes.scripted_answers(world, routes.draw_prompts(world, 6, 1), 2)
     td.add_heads(model)
     torch.nn.init.normal_(model.td_heads.U.weight)
     return lambda name: (model, inputs(model, ROWS[name], *answers))
