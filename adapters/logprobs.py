@@ -4,7 +4,8 @@
     new, sets = teacher.draw(prompts, 128, p=0.8, k_cap=64, seed=1)       # as data.sets.draw_with_sets
 
 POST .../completions takes the prompt as ids and answers with the ids of the most probable tokens. vLLM gives
-as many as its --max-logprobs allows. The temperature is 1: servers report log-probabilities without it.
+as many as its --max-logprobs allows, and draws from p of the k_cap tokens, not of all: fewer where a set is
+cut. The temperature is 1: servers report log-probabilities without it.
 """
 import json
 import threading
@@ -57,7 +58,7 @@ class EndpointTeacher:
         self.n_vocab, self.block_size = self.tokenizer.n_vocab, UNLIMITED
         url = endpoint_url(url).removesuffix("/chat/completions") + "/completions"
         self.options = SimpleNamespace(url=url, secret=secret_key(), timeout=timeout, retries=0)
-        tokens, text, _, name = self.request(self.tokenizer.encode(PROBE), PROBED, 1e-6, 1, 1)
+        tokens, text, _, name = self.request(self.tokenizer.encode(PROBE), PROBED, p=1e-6, k_cap=1, seed=1)
         self.options.retries, self.name = retries, name or model
         ids = [token for token, _ in tokens if token not in self.tokenizer.specials.values()]
         if text != (own := " ".join(self.tokenizer.decode(ids).split())):
@@ -73,6 +74,7 @@ class EndpointTeacher:
         where ids are missing or beyond the tokenizer."""
         body = {"model": self.model, "prompt": prompt, "max_tokens": max_new, "logprobs": k_cap,
                 "temperature": 1.0, "top_p": p, "top_k": k_cap, "min_p": 0.0, "seed": seed % 2 ** 31,
+                "samplers": ["top_p", "top_k", "temperature"],          # llama.cpp: p of all, then the cap
                 "repetition_penalty": 1.0, "repeat_penalty": 1.0,       # vLLM's, llama.cpp's: off
                 "return_tokens_as_token_ids": True}
         most = (1 << 20) + TOKEN_BYTES * k_cap * max_new
@@ -95,7 +97,7 @@ class EndpointTeacher:
         # A little less than p: rounding must not let a token be drawn that the set below leaves out.
         tokens, _, finish, _ = self.request(prompt, max_new, max(p - 2 * SLACK, SLACK), k_cap, seed)
         new, sets = [], []
-        for token, top in tokens:                   # of equally probable ones, as in bfloat16, it comes first
+        for token, top in tokens:       # the one drawn is first among equals, of which bfloat16 makes many
             best = sorted((-value, i != token, i) for i, value in top.items() if value > MASKED)[:k_cap]
             values, ids = -torch.tensor([x for x, *_ in best]), np.array([i for *_, i in best], np.int64)
             mask = restrict_to_p(values, torch.ones(len(best), dtype=torch.bool), p).numpy()

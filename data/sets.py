@@ -47,6 +47,7 @@ def draw_with_sets(model, prompts, max_new, *, p, k_cap, temperature=1.0, stop=N
     """Continues every prompt with tokens drawn from their top-p sets -> (new, sets), two lists of lists.
 
     new: the new ids of each prompt; sets: (ids (K,), log_probs (K,)) for each, as CacheWriter.add takes them.
+    Of a set that is cut at k_cap the tokens drawn are those that hold p of its own mass, as `sample` has it.
     """
     sets = [[] for _ in prompts]
 

@@ -362,6 +362,7 @@ def test_a_server_gives_the_sets_of_the_model_behind_it(shape, served, folders):
     assert any(answer[-1] in tokenizer.ends for answer in new)
     assert bodies[1]["prompt"] in prompts and len({body["seed"] for body in bodies[1:]}) == 4
     assert {bodies[1][name] for name in ("repetition_penalty", "repeat_penalty")} == {1.0}
+    assert bodies[1]["samplers"] == ["top_p", "top_k", "temperature"]       # p of all tokens, not of top_k
     for i, (prompt, answer, kept) in enumerate(zip(prompts, new, sets)):
         (right,), (their,) = mine.draw([prompt], 30, seed=1 + i, **drawing)
         assert answer == right
