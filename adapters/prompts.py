@@ -147,13 +147,16 @@ def read_prompts(path):
     return prompts
 
 
+def behind_thought(reply):
+    """What stands behind </think>, unless the JSON has begun before it."""
+    thought, end, rest = reply.partition("</think>")
+    return rest if end and not thought.lstrip().startswith(("{", "`")) else reply
+
+
 def find_object(reply):
     """The one JSON object in a reply (str), whatever stands around it -> (dict, None), or (None, why not).
-    Text before </think> is ignored, unless the JSON has begun. Two different objects are an error: one may be
-    part of the sentence."""
-    thought, end, rest = reply.partition("</think>")
-    if end and not thought.lstrip().startswith(("{", "`")):
-        reply = rest
+    Two different objects are an error: one may be part of the sentence."""
+    reply = behind_thought(reply)
     if reply.lstrip().startswith("<think>"):
         return None, "a thought without an end"
     found, after = None, 0
@@ -199,7 +202,8 @@ def item_problem(behaviour, item, sentence, fixed):
 
 def closed(reply, field):
     """A reply that was cut off in its list, closed behind the last item that is complete; "" without one."""
-    end, place = 0, re.search(rf'\{{\s*"{field}"\s*:\s*\[', reply)
+    reply, end = behind_thought(reply), 0
+    place = re.search(rf'\{{\s*"{field}"\s*:\s*\[', reply)
     while place:
         try:
             end = json.JSONDecoder().raw_decode(reply, place.end())[1]

@@ -547,6 +547,8 @@ def test_complete_items_of_a_list_that_was_cut_off_are_kept(tmp_path, run):
     for end, n in ((1, 3), (2, 3), (3, 2), (40, 2), (100, 1)):
         assert parse("ner", SAID, "Here: " + whole[:-end], "length") == (three[:n], rest, None)
         assert parse("ner", SAID, "<think>" + whole[:-end], "length")[0] == []
+        draft = "Perhaps " + json.dumps({"entities": three[:1]}) + " </think> "
+        assert parse("ner", SAID, draft + whole[:-end], "length")[0] == three[:n]
         assert parse("ner", SAID, whole[:-end], "stop")[0] == []
     assert parse("ner", SAID, whole, "length") == (three, {}, None)
     for text in ('{"entities": [', '{"entities": [{"text": "Ann', "", "{" * 10 ** 5, '{"entities": [' + "[" * 10 ** 5):
