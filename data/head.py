@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 LARGE = 8192            # ids of a vocabulary, from which on only positions that count get logits
-HEAD_CELLS = 1 << 19    # logits at a time: 2 MB in float32 fit the cache of a core
+HEAD_CELLS = 1 << 19    # logits at a time, where 512 ids are not more: 2 MB fit the cache of a core
 
 
 def at_least_float32(x):
@@ -63,8 +63,8 @@ def head_terms(hidden, weight, ids, taken, live):
     taken) where live (B, T) is true, 0 elsewhere, without V numbers of gradient at all positions.
 
     hidden (B, T, C); weight (V, C), the head's (tied: of the embedding); ids (B, T, K), taken (B, T) long.
-    Logits are kept once, in the type that the head computes in (bfloat16 under autocast); log_Z is exact. Not
-    twice differentiable. `python -m experiments.bench losses` and `vocabulary` measure it."""
+    Logits are kept once, in the type that the head computes in (bfloat16 under autocast); log_Z is a sum in
+    float32. Not twice differentiable. `python -m experiments.bench losses` and `vocabulary` measure it."""
     columns = torch.cat([ids, taken[..., None]], dim=-1)                    # (B, T, K + 1)
     z, log_Z = (x.new_zeros(*live.shape, *x.shape[1:]).index_put((live,), x)
                 for x in HeadTerms.apply(hidden[live], weight, columns[live]))

@@ -1,4 +1,4 @@
-"""A teacher answers prompts; a cache keeps its tokens with the sets from which they were drawn.
+"""The command fill: a teacher answers prompts; a cache keeps its tokens with the sets they were drawn from.
 
     python -m experiments.teacher fill --teacher=HuggingFaceTB/SmolLM2-135M-Instruct --prompts=dolly.jsonl
     python -m experiments.teacher fill --teacher=model.gguf --prompts=dolly.jsonl
@@ -16,6 +16,7 @@ import importlib
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Callable, NamedTuple
 
 import torch
 
@@ -71,6 +72,16 @@ class FillConfig(Options):
         self.refuse(own, "on a folder of GPT.save", "dtype")
 
 
+class Teacher(NamedTuple):
+    """draw(prompts, max_new, *, p, k_cap, temperature, seed) -> (new, sets) as data.sets.draw_with_sets;
+    about: dict for the header of its cache; model: GPT, HFTeacher, or None behind a server."""
+    draw: Callable
+    tokenizer: object
+    block_size: int
+    about: dict
+    model: object
+
+
 def is_served(teacher):
     return teacher.startswith(("http://", "https://"))
 
@@ -93,23 +104,20 @@ def open_model(where, device):
 
 def open_teacher(config):
     """The teacher of a config (teacher, device; of transformers dtype; of a server model, tokenizer, parallel
-    and timeout) -> (draw, tokenizer, block_size, about, model).
-
-    draw(prompts, max_new, *, p, k_cap, temperature, seed) -> (new, sets) as data.sets.draw_with_sets; about:
-    dict for the header of its cache; model: GPT, HFTeacher, or None behind a server. ValueError for none."""
+    and timeout) -> Teacher. ValueError where there is none."""
     if is_served(config.teacher):
         logprobs = importlib.import_module("adapters.logprobs")
         model = logprobs.EndpointTeacher(config.teacher, config.model, config.tokenizer,
                                          parallel=config.parallel, timeout=config.timeout)
-        return model.draw, model.tokenizer, model.block_size, model.about(), None
+        return Teacher(model.draw, model.tokenizer, model.block_size, model.about(), None)
     device, _ = pick_device(config.device)
     if is_own_model(config.teacher):
         model, tokenizer = open_model(config.teacher, device)
         about = {"hash": weights_hash(model), "params": model.num_params(), "name": config.teacher}
         draw = partial(draw_with_sets, model, stop=tokenizer.ends)
-        return draw, tokenizer, model.config.block_size, about, model
+        return Teacher(draw, tokenizer, model.config.block_size, about, model)
     model = importlib.import_module("adapters.hf").HFTeacher(config.teacher, config.dtype, device)
-    return model.draw, model.tokenizer, model.block_size, model.about(), model
+    return Teacher(model.draw, model.tokenizer, model.block_size, model.about(), model)
 
 
 def encode_prompts(prompts, tokenizer):
@@ -129,7 +137,8 @@ def as_document(prompt, answer, tokenizer):
 def answer_cache(folder, draw, tokenizer, prompts, *, about, seed, made_by, answers=1, max_new=MAX_NEW,
                  **drawing):
     """The teacher's answers to the prompts (ids), and their sets -> TeacherCache, filled where it is not
-    finished. draw, about: of open_teacher; drawing: its p, k_cap and temperature (1 if not given).
+    finished; the tokenizer stands beside it. draw, about: of a Teacher; drawing: its p, k_cap and temperature
+    (1 if not given).
 
     An answer without END is kept: its last position has no s', and the Bellman residual drops it."""
     if not (folder / "header.json").exists():
@@ -142,6 +151,7 @@ def answer_cache(folder, draw, tokenizer, prompts, *, about, seed, made_by, answ
             for prompt, tokens, kept in zip(some, new, sets):
                 writer.add(*as_document(prompt, tokens, tokenizer), [None] * len(prompt) + kept)
             writer.checkpoint(number)
+        tokenizer.save(folder)
         writer.close()
     return TeacherCache(folder, n_vocab=tokenizer.n_vocab, tokenizer_hash=tokenizer.hash)
 
@@ -172,6 +182,5 @@ def main(arguments=None):
             answer_cache(out / "cache", draw, tokenizer, prompts, about=about, seed=config.seed,
                          made_by=f"python -m experiments.teacher fill {given}", answers=config.answers,
                          max_new=config.max_new, **drawing)
-            tokenizer.save(out / "cache")
             save_finished(out, "cache", out / "cache" / "header.json", out / "cache" / "tokenizer.json")
     inspect(out / "cache")

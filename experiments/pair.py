@@ -8,8 +8,8 @@ The student is made with the teacher's tokenizer, or is a --student with the sam
 (SFT, --start_tokens). The teacher, tuned on them before (--tune_tokens), answers every prompt --answers
 times, and a cache keeps the sets of its nucleus; or a --cache is there already. From the SFT student start
 four others, --student_tokens each: more SFT, the teacher's answers alone, and their sets by two objectives;
-each reads --plain text beside it. Test: Rouge-L on one prompt in ten, held out, and on those of --tests; no
-student learns from a prompt of a test.
+each reads --plain text beside it. Test: Rouge-L on the last tenth of the prompts (500 at most), held out, and
+on those of --tests; no student learns from a prompt of a test.
 
 A teacher is what experiments/answers.py opens; a student a folder of GPT.save or a GPT-2. p and alpha are the
 paper's, which has no leak (--leak=0). A stopped run goes on.
@@ -67,8 +67,8 @@ class PairConfig(train.Config):
     tune_rate: float = 1e-5          # learning rate of that
     plain: str = ""                  # a text, or a folder of texts, that students read after SFT
     plain_share: float = 0.2         # part of their tokens that it is
-    plain_kd: float = 0.0            # part of its loss that is KD on the whole vocabulary; in the code: .5
-    learning_rate: float = 0.0       # 0: .003, or 1e-4 with a --student (Muon moves any matrix by as much)
+    plain_kd: float = 0.0            # part of its loss that is KD on the whole vocabulary; the authors' is .5
+    learning_rate: float = 0.0       # 0: .003, or 1e-4 with a --student, whose weights Muon would forget
     p: float = 0.8                   # mass of the teacher's sets A_p
     alpha: float = 0.1               # "td": the TD residual costs its square / (4 alpha)
     answer_weight: float = 1.0       # weight of an answer's tokens in the loss, and of plain text
@@ -223,8 +223,8 @@ def untested_parts(cache, tests, block_size):
 
 
 def dense_loss(model, source, batch, config, device, denominator, objective, taught):
-    """train.loss_terms, but for plain text; taught: (its Rows, a teacher). Of that, config.plain_kd is the
-    cross-entropy with the teacher's whole distribution, KL(teacher || student) and the teacher's entropy."""
+    """train.loss_terms, but for plain text; taught: (its Rows, a teacher). There it is config.plain_kd times
+    the cross-entropy with the teacher's whole distribution, and the rest with the text."""
     plain, teacher = taught
     if source is not plain:
         return train.loss_terms(model, source, batch, config, device, denominator, objective)
@@ -272,7 +272,7 @@ def rouge_of(stemmed):
     return lambda text, reference: scorer.score(reference, text)["rougeL"].fmeasure
 
 
-def test_answers(name, generate, figures, *, tokenizer, tests, config):
+def score_answers(name, generate, figures, *, tokenizer, tests, config):
     """Adds to results.json, unless `name` is there, its figures (dict) and "rouge_l", of the mean of DRAWS
     answers a prompt: {name of a test: {"value", "se", "n"}}.
 
@@ -298,18 +298,18 @@ def run_pair(opened, student, tokenizer, pairs, tests, config):
     """Teacher, cache, students and their tests. opened: what open_teacher returns, None where a cache is
     given; pairs, tests: as read_pairs returns them."""
     out, block, teacher = Path(config.out_dir), student.config.block_size, None
-    limit = min(block, opened[2] if opened else block)
+    limit = min(block, opened.block_size if opened else block)
     prompts, rows = encode_pairs("to learn from", pairs, tokenizer, limit)
     tests, plain = encode_tests(tests, tokenizer, limit), read_plain(config, tokenizer, limit)
-    test = partial(test_answers, tokenizer=tokenizer, tests=tests, config=config)
+    test = partial(score_answers, tokenizer=tokenizer, tests=tests, config=config)
     if opened:
         if config.tune_tokens:
-            opened = tuned_teacher(opened[4], tokenizer, rows, config)
+            opened = tuned_teacher(opened.model, tokenizer, rows, config)
         draw, _, _, about, teacher = opened
         cache = answer_cache(out / "cache", draw, tokenizer, prompts, p=config.p, k_cap=config.k_cap,
                              about=about, seed=config.seed, answers=config.answers,
                              made_by=f"python -m experiments.pair --teacher={config.teacher}")
-        k_cap = TOP_K if teacher else config.k_cap
+        k_cap = TOP_K if teacher else config.k_cap              # a server lists no more tokens
         drawn = partial(draw, max_new=MAX_NEW, p=TOP_P, k_cap=k_cap, temperature=1.0)
         test("teacher", lambda some, seed: drawn(some, seed=seed)[0],
              {"params": about.get("params"), "tokens_seen": config.tune_tokens})
@@ -342,13 +342,13 @@ def main(arguments=None):
     if not config.corpus or not config.teacher + config.cache:
         raise ValueError("expected a --corpus, and a --teacher or a --cache; --help explains them")
     torch.set_num_threads(config.threads or torch.get_num_threads())
-    rouge_of(config.stemmed)                                        # for its error
+    rouge_of(config.stemmed)                                        # a missing package is told before work
     opened = None
     if config.cache:
         teacher, tokenizer = cache_hash(config.cache, config.p), Tokenizer.load(config.cache)
     else:
         opened = open_teacher(config)
-        tokenizer, teacher = opened[1], opened[3]
+        tokenizer, teacher = opened.tokenizer, opened.about
     student, (pairs, tests) = open_student(config, tokenizer), read_pairs(config)
     out, files = Path(config.out_dir), [config.corpus, *filter(None, config.tests.split(","))]
     if config.plain:

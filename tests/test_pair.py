@@ -195,7 +195,6 @@ def test_a_filled_cache_stands_in_for_the_teacher(folder, capsys):
     asked = [prompt for prompt, _ in read_instructions(folder / "x.jsonl")]
     pair.answer_cache(cache, draw, tokenizer, pair.encode_prompts(asked, tokenizer), p=0.8, k_cap=8,
                       about={}, seed=1, answers=2, made_by="a test")
-    tokenizer.save(cache)
     small = [option for option in SMALL if "answers" not in option]
     results = run(folder, f"--cache={cache}", *small, teacher="", out="from_cache")
     assert list(results) == ["sft", "more_sft", "seqkd", "kd", "td"]
