@@ -34,6 +34,8 @@ def opened(where, read, **options):
     """read(where, ...) for a name, a folder or a .gguf file; ValueError of one line where it fails."""
     library()                       # where it is missing, run_command says what brings it
     place = Path(where)
+    if not place.exists() and (place.is_absolute() or place.suffix == ".gguf" or str(where).count("/") > 1):
+        raise ValueError(f"{place}: no such file or folder")
     if place.suffix == ".gguf":
         where, options = place.parent, {"gguf_file": place.name, **options}
     try:

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from adapters.endpoint import ERRORS, ask, endpoint_url, secret_key
+from adapters.endpoint import ERRORS, ask, endpoint_url, probe, secret_key
 from adapters.hf import UNLIMITED, HFTokenizer
 from data.cache import MASKED
 from data.sets import SLACK, restrict_to_p
@@ -58,6 +58,7 @@ class EndpointTeacher:
         self.n_vocab, self.block_size = self.tokenizer.n_vocab, UNLIMITED
         url = endpoint_url(url).removesuffix("/chat/completions") + "/completions"
         self.options = SimpleNamespace(url=url, secret=secret_key(), timeout=timeout, retries=0)
+        probe(self.options)
         tokens, text, _, name = self.request(self.tokenizer.encode(PROBE), PROBED, p=1e-6, k_cap=1, seed=1)
         self.options.retries, self.name = retries, name or model
         ids = [token for token, _ in tokens if token not in self.tokenizer.specials.values()]

@@ -74,7 +74,8 @@ def main(arguments=None):
             if doubt := doubts(tokenizer, text, records):
                 print(f"note: {doubt}", file=sys.stderr, flush=True)
         if question:
-            print(printable(answer(model, tokenizer, records, question)), flush=True)
+            found = answer(model, tokenizer, records, question)
+            print(printable(found) if found.strip() else "(an empty answer)", flush=True)
             continue
         for record in records:
             if options.json:

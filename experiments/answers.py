@@ -169,7 +169,8 @@ def main(arguments=None):
         raise ValueError(f"no prompt leaves room for an answer of {config.max_new} tokens in {block_size}")
     out = Path(config.out_dir)
     with folder_lock(out):
-        inputs = {"prompts, tokenizer, teacher": [hash_of(Path(config.prompts)), tokenizer.hash, about]}
+        inputs = {"hash of prompts": hash_of(Path(config.prompts)), "hash of tokenizer": tokenizer.hash}
+        inputs["teacher's header"] = about
         open_run(out, config.decisive() | inputs, FILES, config.redo)
         print(f"{len(prompts):,} prompts, {len(encoded) - len(prompts):,} more are too long; {tokenizer}",
               flush=True)

@@ -11,8 +11,8 @@ four others, --student_tokens each: more SFT, the teacher's answers alone, and t
 each reads --plain text beside it. Test: Rouge-L on the last tenth of the prompts (500 at most), held out, and
 on those of --tests; no student learns from a prompt of a test.
 
-A teacher is what experiments/answers.py opens; a student a folder of GPT.save or a GPT-2. p and alpha are the
-paper's, which has no leak (--leak=0). A stopped run goes on.
+A teacher is what experiments/answers.py opens; a student a folder of GPT.save or a GPT-2. p and alpha are those
+of the paper, whose loss is that of --leak=0. A stopped run goes on.
 """
 
 import importlib
@@ -61,6 +61,7 @@ class PairConfig(train.Config):
     tokenizer: str = ""              # of a server: the folder of the model's tokenizer.json
     parallel: int = 4                # of a server: requests in flight
     timeout: float = 300.0           # of a server: seconds without a byte
+    start_tokens: int = 100_000      # of the responses, in SFT
     answers: int = 8                 # of the teacher to each prompt
     k_cap: int = K_CAP               # most tokens of a set
     tune_tokens: int = 0             # of the responses, on which the teacher is tuned first

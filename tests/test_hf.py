@@ -260,7 +260,8 @@ def test_what_cannot_be_a_teacher_is_told_in_one_line(hf, folders, tmp_path):
     for where in (tmp_path / "none", tmp_path, tmp_path / "model.gguf"):
         with pytest.raises(ValueError) as error:
             HFTeacher(where)
-        assert str(error.value).startswith(f"{where}: cannot be opened")
+        said = "cannot be opened" if where.exists() else "no such file or folder"
+        assert str(error.value).startswith(f"{where}: {said}")
         assert "\n" not in str(error.value)
 
 
