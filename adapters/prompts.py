@@ -2,7 +2,7 @@
 
     prompts = read_prompts("adapters/prompts.txt")
     prompts.messages("ner", "Anna took a train to Oslo.")           # a chat that ends with the sentence
-    parse("ner", "Anna took a train to Oslo.", reply, prompts)      # (valid items, reasons, problem)
+    parse("ner", "Anna took a train to Oslo.", reply, prompts)      # (items, dropped, why)
 
 A prompt is a task, worked examples as turns of the chat and the sentence; the paper (Zhou et al., ACL 2025)
 does not print its own. Some chat templates refuse a system message. What the model copies must occur in the
