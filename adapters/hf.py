@@ -17,6 +17,7 @@ from adapters.instructions import ANSWER
 from data.cli import brief
 from data.files import hash_of, weights_hash, write_text
 from data.sets import top_p_sets
+from data.tokenizer import checked_ids
 
 UNLIMITED = 1 << 20     # block_size where nothing says how much a model can read
 NAMED = "bos_token", "eos_token", "unk_token", "pad_token"      # special tokens that a chat template may name
@@ -128,10 +129,7 @@ class HFTokenizer:
     def decode(self, ids):
         """Ids (list, array or 1-D tensor of int) -> str; half a character becomes U+FFFD, a special id its
         name. ValueError for an id outside the vocabulary."""
-        ids = [int(i) for i in ids]
-        if outside := [i for i in ids if not 0 <= i < self.n_vocab]:
-            raise ValueError(f"token id {outside[0]} is outside the vocabulary, 0 to {self.n_vocab - 1}")
-        return self.backend.decode(ids, skip_special_tokens=False)
+        return self.backend.decode(checked_ids(ids, self.n_vocab), skip_special_tokens=False)
 
     def save(self, folder):
         """Writes what AutoTokenizer reads, and the end ids where transformers looks for them."""

@@ -41,6 +41,14 @@ PATTERN = (
 PARTS = re.compile(r"(?s).{1,100000}(?:(?<=\w)(?=[ \n])|\Z)|.{1,100000}")
 
 
+def checked_ids(ids, n_vocab):
+    """Ids (list, array or 1-D tensor of int) -> list of int; ValueError for one outside the vocabulary."""
+    ids = [int(i) for i in ids]
+    if outside := [i for i in ids if not 0 <= i < n_vocab]:
+        raise ValueError(f"token id {outside[0]} is outside the vocabulary, 0 to {n_vocab - 1}")
+    return ids
+
+
 class Tokenizer:
     """A tiktoken encoding. name: "bpe" if it was trained here; n_vocab: number of ids, special ones included;
     end, sep: ids of the special tokens, which `encode` never gives; hash: 16 hex digits that identify it."""
@@ -76,10 +84,7 @@ class Tokenizer:
     def decode(self, ids):
         """Ids (list, array or 1-D tensor of int) -> str; half a character becomes U+FFFD, a special id its
         name. ValueError for an id outside the vocabulary."""
-        ids = [int(i) for i in ids]
-        if outside := [i for i in ids if not 0 <= i < self.n_vocab]:
-            raise ValueError(f"token id {outside[0]} is outside the vocabulary, 0 to {self.n_vocab - 1}")
-        return self._encoding.decode(ids)
+        return self._encoding.decode(checked_ids(ids, self.n_vocab))
 
     def save(self, folder):
         """Write tokenizer.tiktoken (a line a token: base64, space, id) and tokenizer.json (the rest)."""

@@ -64,12 +64,8 @@ class FillConfig(Options):
         super().__post_init__()
         if not self.teacher or not self.prompts:
             raise ValueError("expected a --teacher and --prompts; --help explains them")
-        served, own = is_served(self.teacher), is_own_model(self.teacher)
-        if served and not (self.model and self.tokenizer):
-            raise ValueError("expected the --model and the --tokenizer of a server; --help explains them")
-        self.refuse(served, "on a server", "temperature dtype device threads")
-        self.refuse(not served, "without a server", "model tokenizer parallel timeout")
-        self.refuse(own, "on a folder of GPT.save", "dtype")
+        self.refuse(is_served(self.teacher), "on a server", "temperature dtype device threads")
+        check_teacher(self)
 
 
 class Teacher(NamedTuple):
@@ -88,6 +84,15 @@ def is_served(teacher):
 
 def is_own_model(teacher):
     return (Path(teacher) / "model.pt").is_file()
+
+
+def check_teacher(config):
+    """ValueError for what a server lacks, and for options that its kind of teacher leaves without effect."""
+    served = is_served(config.teacher)
+    if served and not (config.model and config.tokenizer):
+        raise ValueError("expected the --model and the --tokenizer of a server; --help explains them")
+    config.refuse(not served, "without a server", "model tokenizer parallel timeout")
+    config.refuse(is_own_model(config.teacher), "on a folder of GPT.save", "dtype")
 
 
 def open_model(where, device):

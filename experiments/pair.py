@@ -35,8 +35,8 @@ from data.files import (folder_lock, hash_of, is_finished, open_run, read_json, 
 from data.machine import pick_device
 from data.own_text import read_text, text_files, windows
 from data.tokenizer import Tokenizer
-from experiments.answers import (ANSWER, MAX_NEW, ROWS, TEXT, answer_cache, as_document, encode_prompts,
-                                 is_own_model, is_served, open_model, open_teacher)
+from experiments.answers import (ANSWER, MAX_NEW, ROWS, TEXT, answer_cache, as_document, check_teacher,
+                                 encode_prompts, is_served, open_model, open_teacher)
 from experiments.teacher import K_CAP
 from model import GPT
 from td_distill import add_heads, weighted_mean
@@ -84,12 +84,9 @@ class PairConfig(train.Config):
 
     def __post_init__(self):
         super().__post_init__()
-        served = is_served(self.teacher)
-        if served and not (self.model and self.tokenizer):
-            raise ValueError("expected the --model and the --tokenizer of a server; --help explains them")
-        self.refuse(not served, "without a server", "model tokenizer parallel timeout")
-        self.refuse(served, "on a server, which gives answers alone", "dtype tune_tokens tune_rate plain_kd")
-        self.refuse(is_own_model(self.teacher), "on a folder of GPT.save", "dtype")
+        check_teacher(self)
+        self.refuse(is_served(self.teacher), "on a server, which gives answers alone",
+                    "dtype tune_tokens tune_rate plain_kd")
         self.refuse(self.cache, "beside --cache",
                     "teacher dtype answers k_cap tune_tokens tune_rate plain_kd")
         self.refuse(self.student, "beside --student", "layout n_layer n_head n_embd block_size")
