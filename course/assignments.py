@@ -1,4 +1,4 @@
-"""The eight assignments: which functions a student writes, and how source text is removed and replaced.
+"""The nine assignments: which functions a student writes, and how source text is removed and replaced.
 
 Wrong answers (course/mutants) and the recipes of course/README.md are changes. A change is a block:
 
@@ -6,6 +6,8 @@ Wrong answers (course/mutants) and the recipes of course/README.md are changes. 
     = the rounding slack is missing     what the change does, in words
     - p - SLACK                         the text to replace, one or more lines; it must occur exactly once
     + p                                 the text in its place; without such a line the old text is deleted
+
+Without a line of old text the new text takes the place of the whole body of the function, behind its docstring.
 """
 
 import ast
@@ -44,8 +46,8 @@ ASSIGNMENTS = {
                   {"td_distill.py": ("TDHeads.forward", "successor_values", "bellman_weights", "td_terms",
                                      "bellman_distill", "soft_returns")},
                   {"td_distill.py": ("ls_iq",)}),
-    8: Assignment("8-prize", {"experiments/objectives.py": ("prize",), "course/8-report.json": ("",),
-                              "course/8-results.jsonl": ("",), "course/8-routes.jsonl": ("",)}),
+    9: Assignment("9-prize", {"experiments/objectives.py": ("prize",), "course/9-report.json": ("",),
+                              "course/9-results.jsonl": ("",), "course/9-routes.jsonl": ("",)}),
 }
 
 def find_function(source, name):
@@ -58,13 +60,13 @@ def find_function(source, name):
     return node
 
 
-def take_out(source, name, message):
-    """The source with a function's body replaced by `raise NotImplementedError(message)`; its signature and
-    its docstring stay."""
+def with_body(source, name, body):
+    """The source with another body of a function; its signature and its docstring stay. Lines of the body
+    begin where the function itself would begin: they are moved by the indent of its body."""
     node = find_function(source, name)
     lines, indent = source.split("\n"), " " * (node.col_offset + 4)
     first = node.body[0].end_lineno if ast.get_docstring(node) else node.body[0].lineno - 1
-    lines[first:node.end_lineno] = [f'{indent}raise NotImplementedError("{message}")']
+    lines[first:node.end_lineno] = [indent + line if line else line for line in body.split("\n")]
     return "\n".join(lines)
 
 
@@ -85,8 +87,10 @@ def read_changes(text):
 
 
 def changed(source, change):
-    """The source with one Change made. White space in the old text matches any other, so lines may be wrapped
+    """The source with one Change made: a part of its text, or the whole body of its function. White space in the old text matches any other, so lines may be wrapped
     anew. ValueError where the old text does not occur exactly once."""
+    if not change.old and change.function:
+        return with_body(source, change.function, change.new)
     start, end = 0, len(source)
     if change.function:
         node, lines = find_function(source, change.function), source.split("\n")

@@ -24,7 +24,7 @@ def refuse(event, arguments):
         raise PermissionError(f"{event}: checks run without network and without other programs")
 
 
-def load_checks(path, folder):
+def load_checks(path, folder, seed):
     """{name: function} of a file of checks that imports from `folder`; ValueError where a module is not of
     it, because its file is missing there."""
     def modules():
@@ -32,7 +32,7 @@ def load_checks(path, folder):
     for name in modules():                                  # of the folder before
         del sys.modules[name]
     sys.path[0] = folder
-    checks = runpy.run_path(path)
+    checks = runpy.run_path(path, {"SEED": seed})
     for name in modules():
         file = getattr(sys.modules[name], "__file__", None)
         if file and Path(folder) not in Path(file).resolve().parents:
@@ -64,7 +64,7 @@ def main():
         faulthandler.dump_traceback_later(job["limit"], exit=True)
         try:
             if loaded != (job["folder"], job["checks"]):
-                loaded, checks = None, load_checks(job["checks"], job["folder"])
+                loaded, checks = None, load_checks(job["checks"], job["folder"], job["seed"])
                 loaded = job["folder"], job["checks"]
             checks[job["name"]]()
         except BaseException as error:                      # also SystemExit of a file that is imported

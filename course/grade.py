@@ -51,7 +51,7 @@ def ask(process, question):
         return f"the process ended, or took {question['limit']:g} seconds; is there an endless loop?"
 
 
-def run_checks(jobs, stop=False, limit=30.0):
+def run_checks(jobs, seed, stop=False, limit=30.0):
     """Runs the checks of jobs (number, folder) -> for each a dict of check -> None, or one line that says
     what is wrong. stop: after the first check of a job that fails; limit: seconds that a check may take."""
     options = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8",
@@ -59,7 +59,8 @@ def run_checks(jobs, stop=False, limit=30.0):
     results, process = [], None
     with tempfile.TemporaryDirectory() as cwd:
         for number, folder in jobs:
-            question = {"folder": str(Path(folder).resolve()), "checks": str(path_of_checks(number))}
+            question = {"folder": str(Path(folder).resolve()), "checks": str(path_of_checks(number)),
+                        "seed": seed}
             results.append({})
             for name, *_ in read_checks(number):
                 if process is None or process.poll() is not None:
@@ -67,16 +68,17 @@ def run_checks(jobs, stop=False, limit=30.0):
                 results[-1][name] = ask(process, {**question, "name": name, "limit": limit})
                 if stop and results[-1][name]:
                     break
-        process.kill()
-        process.wait()
+        if process:
+            process.kill()
+            process.wait()
     return results
 
 
-def grade(folder, numbers, limit):
+def grade(folder, numbers, limit, seed):
     """Grades assignments and prints points and hints -> {number: {"name", "points", "out_of",
     "checks": a list of {"name", "points", "out_of", "failed", "hint"}}}."""
     graded = {}
-    for number, found in zip(numbers, run_checks([(number, folder) for number in numbers], limit=limit)):
+    for number, found in zip(numbers, run_checks([(number, folder) for number in numbers], seed, limit=limit)):
         rows = [{"name": name, "points": 0 if found[name] else points, "out_of": points,
                  "failed": found[name], "hint": hint} for name, points, hint in read_checks(number)]
         for row in rows:
@@ -89,9 +91,10 @@ def grade(folder, numbers, limit):
     return graded
 
 
-def read_mutants(number):
-    """The wrong answers of an assignment: list of Change."""
-    return read_changes((COURSE / "mutants" / f"{ASSIGNMENTS[number].name}.txt").read_text(encoding="utf-8"))
+def read_answers(number, kind):
+    """The "wrong" or the "right" answers to an assignment in course/mutants: list of Change."""
+    path = COURSE / "mutants" / f"{ASSIGNMENTS[number].name}.{kind}.txt"
+    return read_changes(path.read_text(encoding="utf-8"))
 
 
 def write_mutant(change, folder):
@@ -102,16 +105,18 @@ def write_mutant(change, folder):
     return folder
 
 
-def run_mutants(number):
-    """Tries the wrong answers of an assignment and prints what caught each -> (caught, tried)."""
-    changes, caught = read_mutants(number), 0
+def run_answers(number, kind, seed):
+    """Tries the "wrong" or the "right" answers to an assignment, prints what each met -> (as they should be,
+    tried): a wrong answer loses points, a right one earns all."""
+    changes, good = read_answers(number, kind), 0
     with tempfile.TemporaryDirectory() as top:
         jobs = [(number, write_mutant(change, f"{top}/{i}")) for i, change in enumerate(changes)]
-        for change, found in zip(changes, run_checks(jobs, stop=True)):
+        for change, found in zip(changes, run_checks(jobs, seed, stop=True)):
             check, failed = list(found.items())[-1]                     # the one that failed, if any
-            caught += failed is not None
-            print(f"  {'caught' if failed else 'MISSED'}  {change.what}\n          {check}: {failed!s:.90}")
-    return caught, len(changes)
+            good += (failed is not None) == (kind == "wrong")
+            word = {"wrong": ("MISSED", "caught"), "right": ("passed", "REFUSED")}[kind][failed is not None]
+            print(f"  {word}  {change.what}\n          {check}: {failed!s:.90}")
+    return good, len(changes)
 
 
 def main(arguments=None):
@@ -121,20 +126,23 @@ def main(arguments=None):
     parser.add_argument("folder", nargs="?", default="no folder", help="the student's")
     parser.add_argument("number", nargs="?", type=int, choices=ASSIGNMENTS, help="of the assignment")
     parser.add_argument("--json", type=Path, help="a file for points and messages")
-    parser.add_argument("--mutants", action="store_true", help="try the wrong answers of all assignments")
+    parser.add_argument("--mutants", action="store_true", help="try the wrong and the right answers")
+    parser.add_argument("--seed", type=int, default=0, help="of the inputs of the checks [0]")
     parser.add_argument("--limit", type=float, default=30.0, help="seconds that a check may take [30]")
     options = parser.parse_args(arguments)
     if options.mutants:
-        found = [run_mutants(number) for number in ASSIGNMENTS]
-        for assignment, (caught, tried) in zip(ASSIGNMENTS.values(), found):
-            print(f"{assignment.name:14}{caught:4} of {tried} wrong answers caught")
-        return int(any(caught < tried for caught, tried in found))
+        numbers = [n for n in ASSIGNMENTS if options.number in (None, n)]
+        found = {(n, kind): run_answers(n, kind, options.seed) for n in numbers for kind in ("wrong", "right")}
+        for (n, kind), (good, tried) in found.items():
+            print(f"{ASSIGNMENTS[n].name:14}{good:4} of {tried} {kind} answers "
+                  f"{'lose points' if kind == 'wrong' else 'earn all points'}")
+        return int(any(good < tried for good, tried in found.values()))
     pages = Path(options.folder) / "course"
     numbers = [n for n, one in ASSIGNMENTS.items()
                if options.number in (None, n) and (pages / f"{one.name}.md").is_file()]
     if not numbers:
         raise ValueError(f"{pages}: no page of an assignment; expected a folder of python -m course.make")
-    graded = grade(options.folder, numbers, options.limit)
+    graded = grade(options.folder, numbers, options.limit, options.seed)
     if options.json:
         sums = {name: sum(result[name] for result in graded.values()) for name in ("points", "out_of")}
         book = {"folder": options.folder, **sums, "assignments": graded}

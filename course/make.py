@@ -9,7 +9,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from course.assignments import ASSIGNMENTS, REPOSITORY, take_out
+from course.assignments import ASSIGNMENTS, REPOSITORY, with_body
 from data.cli import run_command
 
 COPIED = ("*.py", "pyproject.toml", "README.md", "LICENSE", "data/**/*", "adapters/*.py", "experiments/*.py",
@@ -36,7 +36,7 @@ def make(number, folder):
     for name, function in [(name, function) for part in parts for name in part for function in part[name]]:
         if function:
             text = (folder / name).read_text(encoding="utf-8")
-            text = take_out(text, function, f"assignment {number}: {function}")
+            text = with_body(text, function, f'raise NotImplementedError("assignment {number}: {function}")')
             (folder / name).write_text(text, encoding="utf-8", newline="\n")
     return n
 

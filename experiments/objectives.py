@@ -139,7 +139,7 @@ def to_teacher(leak, gamma=0.99):
 
 
 def prize(s):
-    """An entry for the prize of course/8-prize.md: KD with a leak of 3, and the Bellman residual around the
+    """An entry for the prize of course/9-prize.md: KD with a leak of 3, and the Bellman residual around the
     teacher's own reward, which is 0 for the teacher itself; s: see terms. Control: "KD leak 3"."""
     return to_teacher(leak=3.0)(s)
 

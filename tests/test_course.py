@@ -13,7 +13,7 @@ import torch
 
 from course import grade, make, observe
 from course.assignments import (ASSIGNMENTS, REPOSITORY, Change, changed, find_function, read_changes,
-                                take_out)
+                                with_body)
 
 ROOT, NUMBERS = REPOSITORY, sorted(ASSIGNMENTS)
 # What render_reading does where check_forms calls it, and how the grader reports it.
@@ -36,13 +36,13 @@ def graded(copies, tmp_path_factory):
         return grade.write_mutant(change, tmp_path_factory.mktemp("mutant"))
 
     def run(jobs):
-        return zip(jobs, grade.run_checks(jobs.values()))
+        return zip(jobs, grade.run_checks(jobs.values(), seed=0))
     jobs = {("empty", n): (n, copies[n]) for n in NUMBERS}
     change = Change("data/documents.py", "render_reading", "", 'if behaviour == "ner":')
     for what in ACCIDENTS:
         jobs[what] = 3, mutant(change._replace(new=f"if forms == 2:\n        {what}\n    {change.old}"))
     for n in (3, 4, 7):                                         # all: python -m course.grade --mutants
-        jobs["wrong", n] = n, mutant(random.Random(n).choice(grade.read_mutants(n)))
+        jobs["wrong", n] = n, mutant(random.Random(n).choice(grade.read_answers(n, "wrong")))
     reference = {("reference", n): (n, ROOT) for n in NUMBERS}
     assert all(map(grade.read_checks, NUMBERS))                 # before the threads: ast.parse is not safe in two
     with pytest.MonkeyPatch.context() as patched, ThreadPoolExecutor(2) as pool:
@@ -59,7 +59,7 @@ def test_the_repository_earns_all_points_and_an_empty_copy_none(graded, number):
     assert graded["reference", number] == dict.fromkeys(names)
     assert list(graded["empty", number]) == names
     for failed in graded["empty", number].values():
-        assert "NotImplementedError: assignment" in failed or number == 8 and "8-report" in failed
+        assert "NotImplementedError: assignment" in failed or number == 9 and "9-report" in failed
 
 
 def test_wrong_answers_lose_points(graded):
@@ -79,7 +79,7 @@ def test_the_command_prints_points_and_writes_the_gradebook(copies, tmp_path, ca
     checks = grade.read_checks(3)
     answers = dict.fromkeys(name for name, *_ in checks) | {checks[0][0]: "found 2, expected 3"}
     limits = []
-    monkeypatch.setattr(grade, "run_checks", lambda jobs, limit: limits.append(limit) or [answers for _ in jobs])
+    monkeypatch.setattr(grade, "run_checks", lambda jobs, seed, limit: limits.append(limit) or [answers for _ in jobs])
     assert grade.main([str(copies[3]), "--json", str(tmp_path / "book.json"), "--limit=120"]) == 0
     assert limits == [120]                              # and its page is there
     printed, total = capsys.readouterr().out, sum(points for _, points, _ in checks)
@@ -94,17 +94,18 @@ def test_a_bad_folder_is_a_value_error_and_a_missed_wrong_answer_exit_code_1(mon
     for arguments in ([], ["nowhere"], ["nowhere", "3"]):
         with pytest.raises(ValueError, match="python -m course.make"):
             grade.main(arguments)
-    monkeypatch.setattr(grade, "run_mutants", lambda number: (5, 5))
+    monkeypatch.setattr(grade, "run_answers", lambda *_: (5, 5))
     assert grade.main(["--mutants"]) == 0
-    monkeypatch.setattr(grade, "run_mutants", lambda number: (4 + number % 2, 5))
+    monkeypatch.setattr(grade, "run_answers", lambda number, *_: (4 + number % 2, 5))
     assert grade.main(["--mutants"]) == 1
-    assert "2-attention      4 of 5 wrong answers caught" in capsys.readouterr().out
+    assert "2-attention      4 of 5 wrong answers lose points" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("kind", ["wrong", "right"])
 @pytest.mark.parametrize("number", NUMBERS)
-def test_wrong_answers_are_up_to_date(number):
-    changes, assignment = grade.read_mutants(number), ASSIGNMENTS[number]
-    assert len({(change.function, change.what) for change in changes}) == len(changes) >= 15
+def test_answers_are_up_to_date(number, kind):
+    changes, assignment = grade.read_answers(number, kind), ASSIGNMENTS[number]
+    assert len({(change.function, change.what) for change in changes}) == len(changes)
     for change in changes:
         assert change.what and change.old != change.new
         assert change.function in assignment.write[change.file]
@@ -143,10 +144,13 @@ def test_a_copy_holds_no_solution(copies, number):
     assert {path.name for path in course.iterdir() if path.suffix != ".py"} == {"checks", f"{name}.md"}
 
 
-def test_take_out():
+def test_with_body():
     stays = 'class A:\n    def f(self, x,\n          y=1):\n        """Says.\n\n        More."""\n'
-    assert take_out(stays + "        # how\n        return x\n\n    b = 2\n", "A.f", "assignment 9: A.f") == (
-        stays + '        raise NotImplementedError("assignment 9: A.f")\n\n    b = 2\n')
+    source = stays + "        # how\n        return x\n\n    b = 2\n"
+    want = stays + "        if x:\n            return y\n\n        return 1\n\n    b = 2\n"
+    assert with_body(source, "A.f", "if x:\n    return y\n\nreturn 1") == want
+    change, = read_changes("@ a.py A.f\n= another way\n+ if x:\n+     return y\n+ \n+ return 1\n")
+    assert changed(source, change) == want
 
 
 def test_a_folder_that_is_not_empty_is_left_alone(tmp_path):
@@ -166,7 +170,7 @@ def test_pages_tell_what_the_code_says(number):
     for function in filter(None, sum(ASSIGNMENTS[number].write.values(), ())):
         assert f"`{function}`" in page or f"`{function}(s)`" in page
     torch.set_num_threads(1)
-    printed = observe.OBSERVE[number - 1]()
+    printed = observe.OBSERVE[number]()
     assert f"    python -m course.observe {number}\n    {printed}\n" in page, printed
 
 
@@ -183,7 +187,7 @@ def imported(path, source, monkeypatch):
 def test_the_recipes_for_another_world(which, names, tmp_path, monkeypatch):
     """As course/README.md shows them: the annotations are valid, and the scripted reader agrees."""
     page, source, tables = ((ROOT / name).read_text(encoding="utf-8")
-                            for name in ("course/README.md", "data/world.py", "data/world.json"))
+                            for name in ("course/teacher/README.md", "data/world.py", "data/world.json"))
     new, changes = re.findall(r"```json\n(.*?)```\n```diff\n(.*?)```", page, re.S)[which]
     tables, new = json.loads(tables), json.loads(new)
     tables |= new if which else {name: tables[name] | new[name] for name in new}

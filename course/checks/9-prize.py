@@ -1,4 +1,4 @@
-"""Checks of assignment 8: an objective that looks ahead, and a report of what it does and of where looking
+"""Checks of assignment 9: an objective that looks ahead, and a report of what it does and of where looking
 ahead helps. The docstring of a check is its hint.
 
 The objective must have the properties of a loss, whatever its idea. The figures of the report are computed
@@ -73,10 +73,10 @@ def turned(a, b):
 
 def read_report():
     """The report; {(row, seed, rate): run}; {seed: run} of prize and of its control, without seed 0."""
-    report = json.loads((FOLDER / "8-report.json").read_text(encoding="utf-8"))
+    report = json.loads((FOLDER / "9-report.json").read_text(encoding="utf-8"))
     rows = report["row"], report["control"]
     assert rows == ("prize", OBJECTIVES["prize"].control), f"rows {rows} in the report, others in OBJECTIVES"
-    lines = (FOLDER / "8-results.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (FOLDER / "9-results.jsonl").read_text(encoding="utf-8").splitlines()
     runs = [run for run in map(json.loads, lines) if run["row"] in rows]
     runs = {(run["row"], run["seed"], run["rate"]): run for run in runs}
     table = [{seed: run for (name, seed, _), run in runs.items() if name == row and seed > 0} for row in rows]
@@ -93,7 +93,7 @@ def read_routes():
     """[the two worlds] and [(difference, standard error)] of TD minus KD in each; the report must agree."""
     routes, found = read_report()[0]["routes"], []
     assert len(routes) == 2, f"{len(routes)} worlds in the report, expected two"
-    runs = list(map(json.loads, (FOLDER / "8-routes.jsonl").read_text(encoding="utf-8").splitlines()))
+    runs = list(map(json.loads, (FOLDER / "9-routes.jsonl").read_text(encoding="utf-8").splitlines()))
     for number, entry in enumerate(routes):
         here = [run for run in runs if run["name"] == entry["world"] and run["seed"] > 0]
         mine, theirs = ({run["seed"]: run for run in here if run["row"] == row} for row in ("TD", "KD"))
@@ -227,7 +227,7 @@ def check_the_row_and_its_control(points=3):
 
 
 def check_the_runs(points=3):
-    """8-results.jsonl: both rows, three learning rates on seed 0, then the same three or more seeds for both,
+    """9-results.jsonl: both rows, three learning rates on seed 0, then the same three or more seeds for both,
     and equal tokens."""
     report, runs, (mine, theirs) = read_report()
     assert len(mine) >= 3 and set(mine) == set(theirs), f"seeds {sorted(mine)} and {sorted(theirs)}"
