@@ -289,8 +289,8 @@ def check_how_often_a_sentence_waits(points=1):
                 want *= join_prob if wait else 1 - join_prob
             share, slack = found[waits] / n, 6 * (want * (1 - want) / n) ** 0.5
             assert abs(share - want) < slack, (
-                f"join_prob {join_prob}: the first three of four sentences wait as {waits} in {share:.3f} of all "
-                f"documents, expected {want:.3f}")
+                f"join_prob {join_prob}: the first three of four sentences wait as {waits} in {share:.3f} of "
+                f"all documents, expected {want:.3f}")
     assert plain("ner", join_prob=0.0).count(SEP) == 6
 
 
@@ -301,20 +301,21 @@ def check_forms(points=2):
     One form for a whole sentence, document or copy would make the other lines predictable.
 
     rng.randrange(min(forms, len(ENTITY_FORMS))) for each entity; question_texts(.., forms, rng)."""
-    rng, paragraph, n = random.Random(f"{SEED} forms"), [ANNA, SHE], 1500
-    for forms in (1, 2, 3, len(ENTITY_FORMS), 7, ALL_FORMS):
+    rng, paragraph, n = random.Random(f"{SEED} forms"), [ANNA, SHE], 1000
+    for forms, join_prob in product((1, 2, 3, len(ENTITY_FORMS), ALL_FORMS), (0, 1)):
         size, found = min(forms, len(ENTITY_FORMS)), Counter()
         entities = ANNA["entities"] + SHE["entities"]
         lines = [[f" {entity_line(**entity, form=form)}\n" for form in range(size)] for entity in entities]
         for _ in range(n):
-            texts = [text for text, role in render(paragraph, "ner", rng, forms) if role == "entity"]
+            document = render(paragraph, "ner", rng, forms, join_prob)
+            texts = [text for text, role in document if role == "entity"]
             drawn = [own.index(text) if text in own else None for own, text in zip(lines, texts)]
             assert None not in drawn, f"forms={forms} gives {texts}, expected one line of each of {lines}"
             for a, b in ((0, 1), (0, 2), (1, 2)):
                 found[a, b, drawn[a], drawn[b]] += 1
         want = n / size ** 2
         for a, b, first, second in product((0, 1), (1, 2), range(size), range(size)):
-            assert a == b or 0.2 * want < found[a, b, first, second] < 2 * want, (
+            assert a == b or 0.15 * want < found[a, b, first, second] < 2.2 * want, (
                 f"forms={forms}: entities {a} and {b} have forms {first} and {second} in "
                 f"{found[a, b, first, second]} of {n} documents, expected about {want:.0f}")
 
@@ -325,13 +326,13 @@ def check_forms_of_questions(points=1):
     question_texts draws them; it needs `forms` and `rng`, and must be called once for every question.
 
     for text in question_texts(item["question"], forms, rng): a piece (text, "question")."""
-    rng, n = random.Random(f"{SEED} openers"), 700
-    for forms in (1, 3, 7, ALL_FORMS):
+    rng, n, paragraph = random.Random(f"{SEED} openers"), 700, [{**DAY, "questions": []}, SHE]
+    for forms, join_prob in ((1, 0), (3, 1), (7, 0), (ALL_FORMS, 0), (ALL_FORMS, 1)):
         lines, plain_ones = [Counter(), Counter(), Counter(), Counter()], Counter()
         for _ in range(n):
+            document = render(paragraph, "qra", rng, forms, join_prob)
             asked = [[text for text, _ in pieces]
-                     for role, pieces in groupby(render([SHE], "qra", rng, forms), lambda piece: piece[1])
-                     if role == "question"]
+                     for role, pieces in groupby(document, lambda piece: piece[1]) if role == "question"]
             places = [next((k for k, text in enumerate(line) if text.endswith("?")), 0) for line in asked]
             around = ["".join(part) for line, k in zip(asked, places) for part in (line[:k], line[k + 1:])]
             assert len(around) == 4, f"found the questions {asked}, expected two, each with its answer"
@@ -343,8 +344,8 @@ def check_forms_of_questions(points=1):
                                                         f"bridges, expected {len(words[:forms])}")
         for both in product((False, True), repeat=2):
             assert forms == 1 or 0.15 * n < plain_ones[both] < 0.35 * n, (
-                f"forms={forms}: the openers of two questions are empty as {both} in {plain_ones[both]} of {n} "
-                f"documents, expected about {n // 4}")
+                f"forms={forms}: the openers of two questions are empty as {both} in {plain_ones[both]} of "
+                f"{n} documents, expected about {n // 4}")
 
 
 def check_questions_can_be_parsed_back(points=1):
@@ -443,7 +444,8 @@ def check_pieces_are_encoded_once(points=2):
     Collect the texts of all documents in a set or dict, encode them, then look every piece up."""
     letters, document = Letters(), [("Hi.", "text"), SEP, (" a\n", "entity"), (" a\n", "answer"), SEP, END]
     encode_documents([document, document, [(" b", "text"), END]], letters)
-    assert [sorted(texts) for texts in letters.asked] == [[" a\n", " b", "Hi."]], f"asked for {letters.asked}"
+    asked = [sorted(filter(None, texts)) for texts in letters.asked]
+    assert asked == [[" a\n", " b", "Hi."]], f"asked for {letters.asked}"
 
 
 def check_pieces_are_running_text(points=1):
