@@ -276,7 +276,7 @@ def check_how_often_a_sentence_waits(points=1):
     A number drawn once for a document makes all its sentences wait, or none.
 
     rng.random() < join_prob inside the loop over the sentences."""
-    rng, n = random.Random(f"{SEED} waits"), 2000
+    rng, n = random.Random(f"{SEED} waits"), 1200
     paragraph = [{**ANNA}, {**DAY}, {**SHE}, {**DAY}]
     for join_prob in (0.3, 0.8):
         found = Counter()
