@@ -185,53 +185,6 @@ def check_what_is_masked_has_no_weight(points=2):
     close(attend(q, k, v, mask, False), before, "a masked column with another key and value")
 
 
-def check_attend_of_any_size(points=2):
-    """Every length and every kind of mask gives the same formula: short and long rows, causal or not.
-
-    With causal=False the mask decides, also in rows beyond EXPLICIT_ATTENTION_UP_TO, and S may be larger than T.
-    A mask (1, 1) hides nothing. With causal=True the mask is the triangle: column s <= t is seen by token t.
-
-    A kernel that takes is_causal=True needs no mask, any other call does. Queries a .. b of a causal row need the
-    mask's rows a .. b and its columns 0 .. b. No kernel may scale again: scale=1.0."""
-    numbers, generator = sources()
-    kinds = ["triangle"] * 7 + ["row by row", "one for all", "nothing"] * 3
-    lengths = [128, 129, 512, 513, numbers.randint(2, 127), numbers.randint(130, 511), numbers.randint(514, 700)]
-    for some in ((1, 40), (129, 500), (513, 600)):
-        lengths += [numbers.randint(*some) for _ in range(3)]
-    for T, kind in zip(lengths, kinds):
-        S = T if kind == "triangle" else T + numbers.randint(0, 30)
-        B = numbers.randint(1, 2) if T < 513 else 2
-        q, k, v = (torch.randn(B, 2, n, 4, generator=generator) for n in (T, S, S))
-        mask = {"triangle": lambda: triangle(T), "row by row": lambda: random_mask(generator, B, 1, T, S),
-                "one for all": lambda: random_mask(generator, T, S), "nothing": lambda: torch.zeros(1, 1)}[kind]()
-        found = attend(q, k, v, mask, kind == "triangle")
-        close(found, slow_attend(q, k, v, mask), f"T = {T}, S = {S}, mask: {kind}", 1e-4)
-
-
-def check_types_and_gradients_of_attend(points=1):
-    """The result comes in the type of v, in all branches, and gradients flow to q, k and v.
-
-    float16 and bfloat16 keys and values meet a float32 mask: the softmax is then float32, its weights are not.
-
-    Turn the weights into v.dtype before they meet v; a fused kernel wants the mask in q.dtype."""
-    numbers, generator = sources()
-    for T in (6, numbers.randint(150, 400), numbers.randint(520, 600)):
-        inputs = [torch.randn(1, 2, T, 4, generator=generator) * size for size in (0.7, 1, 1)]
-        for mask, causal in ((triangle(T), True), (random_mask(generator, 1, 1, T, T), False)):
-            for dtype, tolerance in ((torch.bfloat16, 0.04), (torch.float16, 0.01), (torch.float64, 1e-5)):
-                q, k, v = (x.to(dtype) for x in inputs)
-                found = attend(q, k, v, mask, causal)
-                assert found.dtype == dtype, f"{T} tokens of {dtype}: {found.dtype} comes out"
-                close(found, slow_attend(q, k, v, mask), f"{T} tokens of {dtype}, causal={causal}", tolerance)
-            mine, ours = ([x.clone().requires_grad_() for x in inputs] for _ in range(2))
-            weight = torch.randn(1, 2, T, 4, generator=generator)
-            (attend(*mine, mask, causal) * weight).sum().backward()
-            (slow_attend(*ours, mask) * weight).sum().backward()
-            for name, a, b in zip("qkv", mine, ours):
-                assert a.grad is not None, f"{T} tokens, causal={causal}: no gradient for {name}"
-                close(a.grad, b.grad, f"{T} tokens, causal={causal}: gradient of {name}", 1e-4)
-
-
 def check_the_first_token_attends_to_nothing(points=1):
     """Keys and values stand one column later, behind an empty (zero) one. The first token sees that one alone.
 
@@ -331,130 +284,6 @@ def check_known_output(points=2):
     def other_output(module):
         module.c_proj.weight.data = wave(16, 16, step=0.33)
     close(attention(x, change=other_output), y @ wave(16, 16, step=0.33).T, "with another c_proj")
-
-
-def check_any_attention(points=2):
-    """Any number of heads, shared heads, rows and tokens: the formulas of the page, at each row's own positions.
-
-    The tables cos and sin are (1, T, D) for all rows, or (B, 1, T, D) where rows start at different positions.
-
-    Queries and keys are (B, H, T, D), so that both tables broadcast; no index is needed."""
-    numbers, generator = sources()
-    for B, T in ((1, 1), (2, 2), (3, 5), (1, 9), (2, numbers.randint(130, 200)), (1, numbers.randint(513, 560))):
-        module, x, positions = random_attention(numbers, generator, B, T)
-        what = (f"{module.n_head} heads, {module.shared} shared, {x.size(2)} channels, {B} rows of {T} tokens")
-        with torch.no_grad():
-            want = slow_attention(module, x, positions)
-            close(module(x, tables(module, x, positions), triangle(T)), want, what, 1e-4)
-            same = positions[:1].expand(B, T)
-            cos, sin = turn(same[0], x.size(2) // module.n_head)
-            close(module(x, (cos[None], sin[None]), triangle(T)), slow_attention(module, x, same), what, 1e-4)
-
-
-def check_gradients_of_attention(points=1):
-    """Gradients reach x, c_attn, c_proj and scale: nothing is detached or turned into a Python number.
-
-    The gradient of `scale` is the one that is lost most easily: it is a parameter with one number.
-
-    Multiply q by the tensor self.scale, without .item(), .data or torch.no_grad()."""
-    numbers, generator = sources()
-    for shared in (0, 1, 3):
-        module, x, positions = random_attention(numbers, generator, 2, 6)
-        module.shared = min(shared, module.n_head)                      # and a matrix of the size that fits
-        C = x.size(2)
-        rows = 2 * C + (module.n_head - module.shared) * C // module.n_head
-        module.c_attn.weight.data = torch.randn(rows, C, generator=generator)
-        weight, found = torch.randn(x.shape, generator=generator), []
-        for slow in (False, True):
-            module.zero_grad()
-            x = x.detach().requires_grad_()
-            y = (slow_attention(module, x, positions) if slow
-                 else module(x, tables(module, x, positions), triangle(6)))
-            (y * weight).sum().backward()
-            named = [("x", x), *module.named_parameters()]
-            found.append([(name, p.grad if p.grad is None else p.grad.clone()) for name, p in named])
-        for (name, mine), (_, ours) in zip(*found):
-            assert mine is not None, f"no gradient for {name}"
-            close(mine, ours, f"gradient of {name}", 1e-3)
-
-
-def check_forward_with_a_cache(points=2):
-    """With a cache, turned keys and plain values go to append, unshifted; what comes back is attended to.
-
-    Keys go in without `scale`. The cache shifts, not forward; the mask decides what is seen, in long rows too.
-
-    k, v = cache.append(layer, k, v), with the layer that forward was called with; attend is not causal then."""
-    numbers, generator = sources()
-    for T, S in ((3, 3), (4, 9), (1, 6), (numbers.randint(130, 300), 320), (numbers.randint(513, 540), 560)):
-        B = 2 if T < 500 else 1
-        module, x, positions = random_attention(numbers, generator, B, T)
-        shape = B, module.n_head, S, x.size(2) // module.n_head
-        k, v = (torch.randn(shape, generator=generator) for _ in range(2))
-        mask = torch.zeros(1, 1) if T == 1 else random_mask(generator, B, 1, T, S)
-        cache, layer = Recorder(k, v), numbers.randint(1, 9)
-        with torch.no_grad():
-            found = module(x, tables(module, x, positions), mask, cache, layer)
-            q, new_k, new_v = slow_parts(module, x, positions)
-            assert len(cache.appended) == 1, f"append was called {len(cache.appended)} times, expected once"
-            assert cache.appended[0][0] == layer, f"layer {layer} appends as layer {cache.appended[0][0]}"
-            close(cache.appended[0][1], new_k, f"keys appended for {T} tokens", 1e-4)
-            close(cache.appended[0][2], new_v, f"values appended for {T} tokens", 1e-4)
-            close(found, slow_output(module, q, k, v, mask), f"{T} tokens and {S} columns of a cache", 1e-4)
-
-
-def check_half_precision(points=1):
-    """bfloat16 goes in and comes out; queries and keys are normalised AND turned in float32, then rounded once.
-
-    Rounding between the steps costs about half of the 8 bits that bfloat16 has.
-
-    Take .float() of queries and own keys first, and .to(v.dtype) of both after the turn."""
-    numbers, generator = sources()
-    for dtype, bits, factor in ((torch.bfloat16, 8, 1), (torch.float16, 11, 1), (torch.float16, 11, 300)):
-        T = 12
-        module, x, positions = random_attention(numbers, generator, 2, T)
-        module = module.to(dtype)
-        module.c_attn.weight.data *= factor                             # squares of 300 are no float16
-        x = x.to(dtype) / x.size(2) ** 0.5
-        rotary, mask = tables(module, x, positions + 3), random_mask(generator, 2, 1, T, T)
-        with torch.no_grad():
-            q, k, v = slow_parts(module, x, positions + 3)
-            cache = Recorder(k.to(dtype), v.to(dtype) / factor)
-            y = module(x, rotary, mask, cache)
-            (_, new_k, new_v), = cache.appended
-            assert new_k.dtype == new_v.dtype == y.dtype == dtype, \
-                f"{dtype} goes in; keys, values, output are {new_k.dtype}, {new_v.dtype}, {y.dtype}"
-            right = (new_k.float() - k).abs() <= 0.505 * 2.0 ** (k.abs().clamp(min=1e-3).log2().floor() + 1 - bits)
-            assert right.double().mean() > 0.97, \
-                f"{1 - right.double().mean():.0%} of the {dtype} keys are rounded more than once"
-            want = slow_output(module, q, k.to(dtype), v.to(dtype) / factor, mask)
-            close(y, want, f"output in {dtype}", 12 * 2.0 ** -bits)
-
-
-def check_inputs_stay_as_they_are(points=1):
-    """No function changes its inputs: x, the tables, the mask, q, k, v, the weights, the pads.
-
-    The mask and the tables belong to the model and serve every layer.
-
-    Write q = q * factor, not q *= factor; mask + scores makes a new tensor."""
-    numbers, generator = sources()
-    T = 6
-    q, k, v, mask = *(torch.randn(2, 2, T, 4, generator=generator) for _ in range(3)), triangle(T)
-    module, x, positions = random_attention(numbers, generator, 2, T)
-    rotary = tables(module, x, positions)
-    for long in (False, True):
-        if long:
-            q, k, v = (t.repeat(1, 1, 100, 1) for t in (q, k, v))
-            mask = triangle(600)
-        kept = {"q": q, "k": k, "v": v, "mask": mask, "x": x, "cos": rotary[0], "sin": rotary[1],
-                **dict(module.named_parameters())}
-        before = {name: t.detach().clone() for name, t in kept.items()}
-        with torch.no_grad():
-            attend(q, k, v, mask, True)
-            attend(q, k, v, mask, False)
-            first, again = (module(x, rotary, triangle(T)) for _ in range(2))
-        for name, t in kept.items():
-            assert torch.equal(t.detach(), before[name]), f"{name} is changed"
-        close(again, first, "the second of two equal calls")
 
 
 def read_positions(position, B, T):
@@ -590,6 +419,130 @@ def check_room_grows_by_doubling(points=1):
     assert cache.kv[0].shape[3] == 0, "layer 0 has room, but only layer 1 was appended to"
 
 
+def check_any_attention(points=2):
+    """Any number of heads, shared heads, rows and tokens: the formulas of the page, at each row's own positions.
+
+    The tables cos and sin are (1, T, D) for all rows, or (B, 1, T, D) where rows start at different positions.
+
+    Queries and keys are (B, H, T, D), so that both tables broadcast; no index is needed."""
+    numbers, generator = sources()
+    for B, T in ((1, 1), (2, 2), (3, 5), (1, 9), (2, numbers.randint(130, 200)), (1, numbers.randint(513, 560))):
+        module, x, positions = random_attention(numbers, generator, B, T)
+        what = (f"{module.n_head} heads, {module.shared} shared, {x.size(2)} channels, {B} rows of {T} tokens")
+        with torch.no_grad():
+            want = slow_attention(module, x, positions)
+            close(module(x, tables(module, x, positions), triangle(T)), want, what, 1e-4)
+            same = positions[:1].expand(B, T)
+            cos, sin = turn(same[0], x.size(2) // module.n_head)
+            close(module(x, (cos[None], sin[None]), triangle(T)), slow_attention(module, x, same), what, 1e-4)
+
+
+def check_gradients_of_attention(points=1):
+    """Gradients reach x, c_attn, c_proj and scale: nothing is detached or turned into a Python number.
+
+    The gradient of `scale` is the one that is lost most easily: it is a parameter with one number.
+
+    Multiply q by the tensor self.scale, without .item(), .data or torch.no_grad()."""
+    numbers, generator = sources()
+    for shared in (0, 1, 3):
+        module, x, positions = random_attention(numbers, generator, 2, 6)
+        module.shared = min(shared, module.n_head)                      # and a matrix of the size that fits
+        C = x.size(2)
+        rows = 2 * C + (module.n_head - module.shared) * C // module.n_head
+        module.c_attn.weight.data = torch.randn(rows, C, generator=generator)
+        weight, found = torch.randn(x.shape, generator=generator), []
+        for slow in (False, True):
+            module.zero_grad()
+            x = x.detach().requires_grad_()
+            y = (slow_attention(module, x, positions) if slow
+                 else module(x, tables(module, x, positions), triangle(6)))
+            (y * weight).sum().backward()
+            named = [("x", x), *module.named_parameters()]
+            found.append([(name, p.grad if p.grad is None else p.grad.clone()) for name, p in named])
+        for (name, mine), (_, ours) in zip(*found):
+            assert mine is not None, f"no gradient for {name}"
+            close(mine, ours, f"gradient of {name}", 1e-3)
+
+
+def check_half_precision(points=1):
+    """bfloat16 goes in and comes out; queries and keys are normalised AND turned in float32, then rounded once.
+
+    Rounding between the steps costs about half of the 8 bits that bfloat16 has.
+
+    Take .float() of queries and own keys first, and .to(v.dtype) of both after the turn."""
+    numbers, generator = sources()
+    for dtype, bits, factor in ((torch.bfloat16, 8, 1), (torch.float16, 11, 1), (torch.float16, 11, 300)):
+        T = 12
+        module, x, positions = random_attention(numbers, generator, 2, T)
+        module = module.to(dtype)
+        module.c_attn.weight.data *= factor                             # squares of 300 are no float16
+        x = x.to(dtype) / x.size(2) ** 0.5
+        rotary, mask = tables(module, x, positions + 3), random_mask(generator, 2, 1, T, T)
+        with torch.no_grad():
+            q, k, v = slow_parts(module, x, positions + 3)
+            cache = Recorder(k.to(dtype), v.to(dtype) / factor)
+            y = module(x, rotary, mask, cache)
+            (_, new_k, new_v), = cache.appended
+            assert new_k.dtype == new_v.dtype == y.dtype == dtype, \
+                f"{dtype} goes in; keys, values, output are {new_k.dtype}, {new_v.dtype}, {y.dtype}"
+            right = (new_k.float() - k).abs() <= 0.505 * 2.0 ** (k.abs().clamp(min=1e-3).log2().floor() + 1 - bits)
+            assert right.double().mean() > 0.97, \
+                f"{1 - right.double().mean():.0%} of the {dtype} keys are rounded more than once"
+            want = slow_output(module, q, k.to(dtype), v.to(dtype) / factor, mask)
+            close(y, want, f"output in {dtype}", 12 * 2.0 ** -bits)
+
+
+def check_inputs_stay_as_they_are(points=1):
+    """No function changes its inputs: x, the tables, the mask, q, k, v, the weights, the pads.
+
+    The mask and the tables belong to the model and serve every layer.
+
+    Write q = q * factor, not q *= factor; mask + scores makes a new tensor."""
+    numbers, generator = sources()
+    T = 6
+    q, k, v, mask = *(torch.randn(2, 2, T, 4, generator=generator) for _ in range(3)), triangle(T)
+    module, x, positions = random_attention(numbers, generator, 2, T)
+    rotary = tables(module, x, positions)
+    for long in (False, True):
+        if long:
+            q, k, v = (t.repeat(1, 1, 100, 1) for t in (q, k, v))
+            mask = triangle(600)
+        kept = {"q": q, "k": k, "v": v, "mask": mask, "x": x, "cos": rotary[0], "sin": rotary[1],
+                **dict(module.named_parameters())}
+        before = {name: t.detach().clone() for name, t in kept.items()}
+        with torch.no_grad():
+            attend(q, k, v, mask, True)
+            attend(q, k, v, mask, False)
+            first, again = (module(x, rotary, triangle(T)) for _ in range(2))
+        for name, t in kept.items():
+            assert torch.equal(t.detach(), before[name]), f"{name} is changed"
+        close(again, first, "the second of two equal calls")
+
+
+def check_forward_with_a_cache(points=2):
+    """With a cache, turned keys and plain values go to append, unshifted; what comes back is attended to.
+
+    Keys go in without `scale`. The cache shifts, not forward; the mask decides what is seen, in long rows too.
+
+    k, v = cache.append(layer, k, v), with the layer that forward was called with; attend is not causal then."""
+    numbers, generator = sources()
+    for T, S in ((3, 3), (4, 9), (1, 6), (numbers.randint(130, 300), 320), (numbers.randint(513, 540), 560)):
+        B = 2 if T < 500 else 1
+        module, x, positions = random_attention(numbers, generator, B, T)
+        shape = B, module.n_head, S, x.size(2) // module.n_head
+        k, v = (torch.randn(shape, generator=generator) for _ in range(2))
+        mask = torch.zeros(1, 1) if T == 1 else random_mask(generator, B, 1, T, S)
+        cache, layer = Recorder(k, v), numbers.randint(1, 9)
+        with torch.no_grad():
+            found = module(x, tables(module, x, positions), mask, cache, layer)
+            q, new_k, new_v = slow_parts(module, x, positions)
+            assert len(cache.appended) == 1, f"append was called {len(cache.appended)} times, expected once"
+            assert cache.appended[0][0] == layer, f"layer {layer} appends as layer {cache.appended[0][0]}"
+            close(cache.appended[0][1], new_k, f"keys appended for {T} tokens", 1e-4)
+            close(cache.appended[0][2], new_v, f"values appended for {T} tokens", 1e-4)
+            close(found, slow_output(module, q, k, v, mask), f"{T} tokens and {S} columns of a cache", 1e-4)
+
+
 def random_model(numbers, generator, **sizes):
     """A GPT with random weights, also where a new one has zeros."""
     model = GPT(GPTConfig(**{**SIZES, "shared_heads": numbers.randint(0, 4),
@@ -638,3 +591,50 @@ def check_pads_leave_no_trace(points=2):
                 alone = model.hidden(torch.tensor([prompt + more[row].tolist()]))[0]
             found = torch.cat([hidden[row, -len(prompt):], torch.cat(later, 1)[row]])
             close(found, alone, f"prompt of {len(prompt)} tokens beside one of {max(map(len, prompts))}", 1e-3)
+
+
+def check_attend_of_any_size(points=2):
+    """Every length and every kind of mask gives the same formula: short and long rows, causal or not.
+
+    With causal=False the mask decides, also in rows beyond EXPLICIT_ATTENTION_UP_TO, and S may be larger than T.
+    A mask (1, 1) hides nothing. With causal=True the mask is the triangle: column s <= t is seen by token t.
+
+    A kernel that takes is_causal=True needs no mask, any other call does. Queries a .. b of a causal row need the
+    mask's rows a .. b and its columns 0 .. b. No kernel may scale again: scale=1.0."""
+    numbers, generator = sources()
+    kinds = ["triangle"] * 7 + ["row by row", "one for all", "nothing"] * 3
+    lengths = [128, 129, 512, 513, numbers.randint(2, 127), numbers.randint(130, 511), numbers.randint(514, 700)]
+    for some in ((1, 40), (129, 200), (513, 530)):
+        lengths += [numbers.randint(*some) for _ in range(3)]
+    for T, kind in zip(lengths, kinds):
+        S = T if kind == "triangle" else T + numbers.randint(0, 30)
+        B, H = (2, 2) if T < 300 and kind != "triangle" else (2, 1) if kind == "row by row" else (1, 1)
+        q, k, v = (torch.randn(B, H, n, 4, generator=generator) for n in (T, S, S))
+        mask = {"triangle": triangle(T), "nothing": torch.zeros(1, 1), "row by row": random_mask(generator, B, 1, T, S),
+                "one for all": random_mask(generator, T, S)}[kind]
+        found = attend(q, k, v, mask, kind == "triangle")
+        close(found, slow_attend(q, k, v, mask), f"T = {T}, S = {S}, mask: {kind}", 1e-4)
+
+
+def check_types_and_gradients_of_attend(points=1):
+    """The result comes in the type of v, in all branches, and gradients flow to q, k and v.
+
+    float16 and bfloat16 keys and values meet a float32 mask: the softmax is then float32, its weights are not.
+
+    Turn the weights into v.dtype before they meet v; a fused kernel wants the mask in q.dtype."""
+    numbers, generator = sources()
+    for T in (6, numbers.randint(130, 150), numbers.randint(513, 520)):
+        inputs = [torch.randn(1, 1, T, 4, generator=generator) * size for size in (0.7, 1, 1)]
+        for mask, causal in ((triangle(T), True), (random_mask(generator, 1, 1, T, T), False)):
+            want = slow_attend(*inputs, mask)
+            for dtype, tolerance in ((torch.bfloat16, 0.05), (torch.float16, 0.01), (torch.float64, 1e-5)):
+                found = attend(*(x.to(dtype) for x in inputs), mask, causal)
+                assert found.dtype == dtype, f"{T} tokens of {dtype}: {found.dtype} comes out"
+                close(found, want, f"{T} tokens of {dtype}, causal={causal}", tolerance)
+            mine, ours = ([x.clone().requires_grad_() for x in inputs] for _ in range(2))
+            weight = torch.randn(1, 1, T, 4, generator=generator)
+            (attend(*mine, mask, causal) * weight).sum().backward()
+            (slow_attend(*ours, mask) * weight).sum().backward()
+            for name, a, b in zip("qkv", mine, ours):
+                assert a.grad is not None, f"{T} tokens, causal={causal}: no gradient for {name}"
+                close(a.grad, b.grad, f"{T} tokens, causal={causal}: gradient of {name}", 1e-4)
