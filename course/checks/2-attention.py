@@ -461,8 +461,9 @@ def check_any_attention(points=2):
 
     Queries and keys are (B, H, T, D), so that both tables broadcast; no index is needed."""
     numbers, generator = sources()
-    for B, T in ((1, 1), (2, 2), (3, 5), (1, 9), (4, 4)):
+    for B, T, factor in ((1, 1, 1), (2, 2, 0.1), (3, 5, 1), (1, 9, 5), (4, 4, -5)):
         module, x, positions = random_attention(numbers, generator, B, T)
+        module.scale.data *= factor
         what = f"{module.n_head} heads, {module.shared} shared, {x.size(2)} channels, {B} x {T} tokens"
         with torch.no_grad():
             want = slow_attention(module, x, positions)
