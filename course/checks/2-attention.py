@@ -649,7 +649,7 @@ def check_attend_of_any_size(points=2):
     the mask's rows a .. b and its columns 0 .. b. No kernel may scale again: scale=1.0."""
     numbers, generator = sources()
     kinds = ["triangle"] * 7 + ["row by row", "one for all", "nothing"] * 4
-    lengths = [128, 129, 256, 513] + [numbers.randint(*some) for some in ((2, 127), (130, 511), (514, 700))]
+    lengths = [128, 129, 256, 513] + [numbers.randint(*some) for some in ((2, 127), (130, 511), (514, 600))]
     lengths += [1, 1, 2]
     for some in ((3, 40), (129, 200), (513, 530)):
         lengths += [numbers.randint(*some) for _ in range(3)]
