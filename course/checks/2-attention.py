@@ -125,7 +125,6 @@ def random_attention(numbers, generator, B, T):
     H, D = numbers.randint(1, 4), 2 * numbers.randint(1, 4)
     module = Attention(GPTConfig(n_vocab=9, n_embd=H * D, n_head=H, shared_heads=numbers.randint(0, H),
                                  qk_scale=numbers.uniform(0.6, 2.5)))
-    module.scale.data *= numbers.choice([1, -1])
     for weight in (module.c_attn.weight, module.c_proj.weight):
         weight.data = torch.randn(weight.shape, generator=generator) * 0.5
     positions = torch.randint(4, (B, T), generator=generator).cumsum(-1) - 3
@@ -138,8 +137,7 @@ def tables(module, x, positions):
 
 
 def attention(x, first=0, change=None):
-    """The output of a filled Attention whose c_proj is the identity: channels h * D .. are those of head
-    h."""
+    """The output of a filled Attention whose c_proj is the identity: head h gives channels h * D and on."""
     module = filled(Attention(CONFIG))
     module.c_proj.weight.data = torch.eye(CONFIG.n_embd)
     if change:
@@ -165,8 +163,8 @@ def check_attend_is_softmax_attention(points=2):
 
     The weights of a token add up to 1 over the S columns. Scores may be large: exp of 300 is no float32.
 
-    The scores are q @ (k with its last two axes swapped); torch.softmax(scores, dim=-1) subtracts the
-    maximum."""
+    The scores are q @ (k with its last two axes swapped); torch.softmax(scores, dim=-1)
+    subtracts the maximum."""
     q, k, v = torch.tensor([[[[1.0, 0], [0, 1]]]]), torch.tensor([[[[0.0, 0], [1, 0], [0, 2]]]]), torch.eye(3)
     want = torch.tensor([[[[1.0, math.e, 1], [1, 1, math.e ** 2]]]])
     found = attend(q, k, v[None, None], torch.zeros(2, 3), False)
@@ -200,13 +198,13 @@ def check_what_is_masked_has_no_weight(points=2):
 
 @empty_is_nan()
 def check_the_first_token_attends_to_nothing(points=1):
-    """Keys and values stand one column later, behind an empty (zero) one. The first token sees that one
-    alone.
+    """Keys and values stand one column later, behind an empty (zero) one. The first
+    token sees that one alone.
 
     Column 0 has key 0 and value 0, so its score is 0 and it adds nothing. The last token's key is not needed.
 
-    Put one zero in front on the axis of time and drop the last column; torch.roll would put the last one in
-    front."""
+    Put one zero in front on the axis of time and drop the last column; torch.roll would put
+    the last one in front."""
     y = attention(wave(2, 5, 16))
     assert (y[:, 0] == 0).all(), f"the first token's output is {y[0, 0, 0]:.4f} in channel 0, expected 0"
     assert (y[:, 1:] != 0).all(), "the output of a later token is 0, though it sees tokens before it"
@@ -216,8 +214,8 @@ def check_the_first_token_attends_to_nothing(points=1):
 def check_never_itself_never_later(points=2):
     """A token attends to the tokens before it, not to itself: its value must not appear at its own place.
 
-    The mask lets token t see the columns 0 .. t. It is the shift of k AND v that makes column t hold token t
-    - 1.
+    The mask lets token t see the columns 0 .. t. It is the shift of k AND v that makes
+    column t hold token t - 1.
 
     With x = [[1], [2], [3]] keys and values are those of [0], [1], [2]."""
     x = torch.zeros(1, 6, 16)
@@ -228,13 +226,13 @@ def check_never_itself_never_later(points=2):
 
 
 def check_shared_heads(points=2):
-    """In the first `shared` heads the keys ARE the queries. Last in c_attn's output are the keys of other
-    heads.
+    """In the first `shared` heads the keys ARE the queries. Last in c_attn's output
+    are the keys of other heads.
 
     c_attn gives H heads of queries, H heads of values and H - shared heads of keys, of D numbers each.
 
-    Take the first `shared` heads of the turned queries, before `scale`, and put the turned own keys behind
-    them."""
+    Take the first `shared` heads of the turned queries, before `scale`, and put the
+    turned own keys behind them."""
     def other_keys(module):
         module.c_attn.weight.data[32:] = wave(8, 16, step=0.33)
     x = wave(1, 6, 16)
@@ -249,8 +247,8 @@ def check_shared_heads(points=2):
 
 
 def check_queries_and_keys_are_normalised(points=1):
-    """RMS norm over the channels of a head: |q| = |k| = sqrt(D) for any size of the matrix; not of the
-    values.
+    """RMS norm over the channels of a head: |q| = |k| = sqrt(D) for any size of the
+    matrix; not of the values.
 
     Only `scale` makes attention sharper. The 1e-6 stands inside the root: it counts for queries close to
     zero, and a query of zeros stays zero.
@@ -278,8 +276,8 @@ def check_queries_and_keys_are_normalised(points=1):
 
 
 def check_positions_are_relative(points=1):
-    """Rotary: queries AND keys are turned by their own position, so a row five tokens later has the same
-    output.
+    """Rotary: queries AND keys are turned by their own position, so a row five tokens
+    later has the same output.
 
     Channel i and channel i + D / 2 are the two coordinates of a point that turns. Values do not turn.
 
@@ -318,9 +316,9 @@ def read_positions(position, B, T):
 def check_advance(points=2):
     """Positions count from a row's first real token, and are below 0 at pads. A pad sees only its own column.
 
-    The mask holds 0 and -inf, one (T, S) for each row: T new columns, S columns so far, new ones included. A
-    token sees the columns from its row's first real one to its own. Without its own column a pad's softmax is
-    NaN.
+    The mask holds 0 and -inf, one (T, S) for each row: T new columns, S columns so far, new ones
+    included. A token sees the columns from its row's first real one to its own. Without its own
+    column a pad's softmax is NaN.
 
     Column 4 of a row with 3 pads has position 1 and sees columns 3 and 4; column 2 sees column 2."""
     cache, inf = KVCache(CONFIG, torch.tensor([0, 2])), -math.inf
@@ -343,9 +341,9 @@ def check_advance(points=2):
 def check_advance_of_any_rows(points=2):
     """The same for any rows, pieces of any size, and after `select` has dropped or repeated rows.
 
-    One token of rows without pads may have a slice as its position and a mask (1, 1), but not where any row
-    has pads. The pads of a row may reach beyond the first piece. Row b has self.pads[b] pads, and no other
-    row's.
+    One token of rows without pads may have a slice as its position and a mask (1, 1), but not where
+    any row has pads. The pads of a row may reach beyond the first piece. Row b has self.pads[b]
+    pads, and no other row's.
 
     Keep no tables of your own: compute all from self.length and self.pads, which `select` keeps right."""
     numbers, _ = sources()
@@ -377,8 +375,8 @@ class Unshifted(KVCache):
 
 @empty_is_nan()
 def check_append(points=2):
-    """New columns come behind the old ones: token s stands in column s + shift; `length` columns are
-    returned.
+    """New columns come behind the old ones: token s stands in column s + shift;
+    `length` columns are returned.
 
     With shift 1 column 0 stays zero, and the newest token is stored, but only the next call shows it. advance
     has already counted the new columns when append is called.
@@ -398,14 +396,14 @@ def check_append(points=2):
 
 @empty_is_nan()
 def check_append_of_any_pieces(points=2):
-    """Layers are kept apart, old columns survive when room is made, and the type is that of the keys that
-    come.
+    """Layers are kept apart, old columns survive when room is made, and the type is
+    that of the keys that come.
 
-    An empty cache is float32; with bfloat16 keys it must become bfloat16. What was returned before stays as
-    it was.
+    An empty cache is float32; with bfloat16 keys it must become bfloat16. What was
+    returned before stays as it was.
 
-    self.kv[layer] is (2, B, H, room, D): widen it on the axis of columns only, at its end, and keep what is
-    there."""
+    self.kv[layer] is (2, B, H, room, D): widen it on the axis of columns only, at its end,
+    and keep what is there."""
     numbers, generator = sources()
     for dtype in (torch.float32, torch.bfloat16, torch.float64, torch.float32):
         cls, B, L, H, D = numbers.choice([KVCache, KVCache, Unshifted]), numbers.randint(1, 3), 3, 2, 4
@@ -434,8 +432,7 @@ def check_append_of_any_pieces(points=2):
 
 
 def check_room_grows_by_doubling(points=1):
-    """Making room for one token at a time copies the cache S times. Twice the room that is needed: log2(S)
-    times.
+    """Making room for one token at a time copies the cache S times. Twice the room needed: log2(S) times.
 
     Fixed steps copy it S / step times; and room for much more than twice as many columns is wasted memory.
 
@@ -453,15 +450,13 @@ def check_room_grows_by_doubling(points=1):
 
 @empty_is_nan()
 def check_any_attention(points=2):
-    """Any number of heads, shared heads, rows and tokens: the formulas of the page, at each row's own
-    positions.
+    """Any number of heads, shared heads, rows and tokens: the formulas of the page, at each row's positions.
 
-    The tables cos and sin are (1, T, D) for all rows, or (B, 1, T, D) where rows start at different
-    positions.
+    The tables cos and sin are (1, T, D) for all rows, or (B, 1, T, D) where rows differ.
 
     Queries and keys are (B, H, T, D), so that both tables broadcast; no index is needed."""
     numbers, generator = sources()
-    for B, T, factor in ((1, 1, 1), (2, 2, 0.1), (3, 5, 1), (1, 9, 5), (4, 4, -5)):
+    for B, T, factor in ((1, 1, 1), (2, 2, -0.5), (3, 5, 1), (1, 9, 5), (4, 4, -5)):
         module, x, positions = random_attention(numbers, generator, B, T)
         module.scale.data *= factor
         what = f"{module.n_head} heads, {module.shared} shared, {x.size(2)} channels, {B} x {T} tokens"
@@ -530,15 +525,15 @@ def check_inputs_stay_as_they_are(points=1):
 def check_forward_with_a_cache(points=2):
     """With a cache, turned keys and plain values go to append, unshifted; what comes back is attended to.
 
-    Keys go in without `scale`. The cache shifts, not forward; the mask decides what is seen, in long rows
-    too.
+    Keys go in without `scale`. The cache shifts, not forward; the mask decides what
+    is seen, in long rows too.
 
-    k, v = cache.append(layer, k, v), with the layer that forward was called with; attend is not causal
-    then."""
+    k, v = cache.append(layer, k, v), with the layer that forward was called with;
+    attend is not causal then."""
     numbers, generator = sources()
-    middle, long = numbers.randint(130, 300), numbers.randint(513, 540)
-    for T, S in ((3, 3), (4, 9), (1, 7), (1, 6), (middle, 320), (long, 560)):
-        B = 2 if T < 500 else 1
+    middle, long = numbers.randint(130, 200), numbers.randint(513, 520)
+    for T, S in ((3, 3), (4, 9), (1, 7), (1, 6), (middle, 210), (long, 530)):
+        B = 2 if T < 100 else 1
         module, x, positions = random_attention(numbers, generator, B, T)
         shape = B, module.n_head, S, x.size(2) // module.n_head
         k, v = (torch.randn(shape, generator=generator) for _ in range(2))
@@ -555,8 +550,8 @@ def check_forward_with_a_cache(points=2):
 
 
 def check_half_precision(points=1):
-    """bfloat16 goes in and comes out; queries and keys are normalised AND turned in float32, then rounded
-    once.
+    """bfloat16 goes in and comes out; queries and keys are normalised AND turned in
+    float32, then rounded once.
 
     Rounding between the steps costs about half of the 8 bits that bfloat16 has.
 
@@ -598,8 +593,7 @@ def check_in_pieces_as_at_once(points=2):
 
     Where the first piece is right and the second wrong, look at positions, and at the columns of the cache.
 
-    Read 2 + 1 tokens by hand: the third sees columns 0 (empty), 1 and 2, and its own key stands in column
-    3."""
+    Read 2 + 1 tokens by hand: the third sees columns 0 (empty), 1 and 2, and its key stands in column 3."""
     ids = torch.tensor([[3, 7, 7, 1, 12, 3, 7, 19, 0, 2, 3, 7], [5, 6, 5, 6, 5, 6, 5, 6, 5, 6, 6, 5]])
     numbers, generator = sources()
     for model, sizes in ((filled(GPT(CONFIG)), [4, 1, 3, 4]), (random_model(numbers, generator), [1] * 12),
@@ -616,8 +610,8 @@ def check_pads_leave_no_trace(points=2):
     Rows of a batch start in different columns. A new token of a padded row must not see the pads either, and
     long prompts are padded as well as short ones.
 
-    Compare the mask and the positions of the padded row with those of the row alone: the same, pads cut
-    off."""
+    Compare the mask and the positions of the padded row with those of the row alone:
+    pads cut off, the same."""
     prompts, more = [[4, 9, 2, 2, 17, 9], [9, 2], [13]], torch.tensor([[5], [2], [8]])
     numbers, generator = sources()
     cases = [(filled(GPT(config)), prompts, more) for config in (CONFIG, GPTConfig(**SIZES, conv_width=0))]
@@ -642,8 +636,7 @@ def check_attend_of_any_size(points=2):
     """Every length and every kind of mask gives the same formula: short and long rows, causal or not.
 
     With causal=False the mask decides, also in rows beyond EXPLICIT_ATTENTION_UP_TO, and S may be larger than
-    T. A mask (1, 1) hides nothing. With causal=True the mask is the triangle: column s <= t is seen by token
-    t.
+    T. A mask (1, 1) hides nothing. With causal=True the mask is the triangle: token t sees s <= t.
 
     A kernel that takes is_causal=True needs no mask, any other call does. Queries a .. b of a causal row need
     the mask's rows a .. b and its columns 0 .. b. No kernel may scale again: scale=1.0."""
@@ -666,8 +659,8 @@ def check_attend_of_any_size(points=2):
 def check_types_and_gradients_of_attend(points=1):
     """The result comes in the type of v, in all branches, and gradients flow to q, k and v.
 
-    float16 and bfloat16 keys and values meet a float32 mask: the softmax is then float32, its weights are
-    not.
+    float16 and bfloat16 keys and values meet a float32 mask: the softmax is then
+    float32, its weights are not.
 
     Turn the weights into v.dtype before they meet v; a fused kernel wants the mask in q.dtype."""
     numbers, generator = sources()
