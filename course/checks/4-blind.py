@@ -428,7 +428,8 @@ def check_ties(points=2):
     chain = [-1.0, -1.0 + 0.8 * TIE, -1.0 + 1.6 * TIE]
     for scores, right, want in (([-1.0, -1.0, -2.0, -1.0], {0}, 1 / 3), ([-1.0, -1.0, -2.0], {2}, 0),
                                 ([-1.0, -1.0, -2.0, -1.0], {0, 3}, 2 / 3), (chain, {0}, 0), (chain, {1}, 0.5),
-                                ([-1.0, -1.0 + TIE / 2], {0}, 0.5), ([-1.0, -1.0 + 3 * TIE], {0}, 0)):
+                                ([-1.0, -1.0 + TIE / 2], {0}, 0.5), ([-1.0, -1.0 + 3 * TIE], {0}, 0),
+                                ([0, -1, 0], {2}, 0.5)):
         found = tie_accuracy(scores, right)
         assert abs(found - want) < 1e-9, f"scores {scores}, right {right}: {found}, expected {want}"
     rng = random.Random(f"ties {SEED}")
