@@ -4,6 +4,7 @@ import random
 from collections import Counter
 from itertools import pairwise
 
+import numpy as np
 import torch
 
 import brd
@@ -150,14 +151,14 @@ def draw_4_blind():
             canvas.box(0.2 + 0.8 * column, y, 0.8, 0.34, shown(tokenizer, i), fill)
         for row, (tail, mean) in enumerate(zip(tails, means)):
             top, best = y - 0.3 + 0.75 * row, mean == max(means)
-            with torch.no_grad():
-                log_p = model(torch.tensor([context + tail]))[0, len(context) - 1:-1].log_softmax(-1)
+            (sums,) = brd.score_batch(model, [(context, [tail[:n + 1] for n in range(len(tail))], False)])
+            log_p = np.diff([mean * (n + 1) for n, mean in enumerate(sums)], prepend=0)
             canvas.arrow((start, y + 0.17), (start + 0.5, top + 0.17), RED)
             for column in range(2):
                 i, left = tail[column] if column < len(tail) else None, start + 0.5 + 1.1 * column
                 canvas.box(left, top, 0.8, 0.34, shown(tokenizer, i), PALE_GREY if i is None else PALE_ORANGE)
                 if i is not None:
-                    canvas.text(left + 0.4, top + 0.48, f"{log_p[column, i]:.2f}", ha="center")
+                    canvas.text(left + 0.4, top + 0.48, f"{log_p[column]:.2f}", ha="center")
                 if i is not None and column:
                     canvas.arrow((left - 0.3, top + 0.17), (left, top + 0.17), RED)
             canvas.text(8.1, top + 0.17, f"{mean:.2f}", 10, ha="right", weight="bold" if best else "normal")
