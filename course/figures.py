@@ -19,8 +19,8 @@ import torch
 
 import td_distill as td
 from course.assignments import REPOSITORY
-from course.canvas import (BLUE, GREEN, GREY, INK, ORANGE, PALE_BLUE, PALE_GREEN, PALE_GREY, PALE_ORANGE, RED,
-                           STYLE, WHITE, Canvas, box, figure)
+from course.figures_canvas import (BLUE, GREEN, GREY, INK, ORANGE, PALE_BLUE, PALE_GREEN, PALE_GREY,
+                                   PALE_ORANGE, RED, STYLE, WHITE, Canvas, box, figure)
 from course.figures_tokens import draw_1_bpe, draw_2_attention, draw_3_reading, draw_4_blind
 from data.cache_tools import round_down_to_half
 from data.cli import run_command

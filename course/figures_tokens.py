@@ -9,8 +9,8 @@ import torch
 
 import brd
 from course.assignments import REPOSITORY
-from course.canvas import (BLUE, GREY, PALE_BLUE, PALE_GREEN, PALE_GREY, PALE_ORANGE, RED, WHITE, Canvas,
-                           shown)
+from course.figures_canvas import (BLUE, GREY, PALE_BLUE, PALE_GREEN, PALE_GREY, PALE_ORANGE, RED, WHITE,
+                                   Canvas, shown)
 from data.documents import BEHAVIOURS, ROLES, course_tokenizer, encode_documents, render
 from data.tokenizer import learn_merges
 from model import GPT, GPTConfig, KVCache

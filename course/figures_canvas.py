@@ -10,6 +10,8 @@ WHITE, PALE_GREY, PALE_BLUE, PALE_ORANGE, PALE_GREEN = "#ffffff", "#e6e8eb", "#c
 STYLE = {"svg.fonttype": "none", "svg.hashsalt": "nanoreader", "text.parse_math": False, "font.size": 10,
          "font.family": "sans-serif", "axes.spines.top": False, "axes.spines.right": False,
          "axes.titlesize": 10, "axes.titlelocation": "left", "axes.titleweight": "bold",
+         "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],
+         "font.monospace": ["DejaVu Sans Mono", "Menlo", "Consolas"],
          "legend.frameon": False, "legend.fontsize": 9, "xtick.labelsize": 9, "ytick.labelsize": 9,
          **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"),
                          INK)}
