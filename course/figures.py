@@ -75,36 +75,41 @@ def draw_5_cache(p=0.8, n=12):
     return fig
 
 
-def draw_6_kd(p=0.8, V=12):
-    """A teacher, and the student that each tail of topp_forward_kl has as its optimum."""
+def optimum(teacher, ids, V, tail):
+    """The probabilities (V,) of the student at which topp_forward_kl is smallest."""
+    logits = torch.zeros(1, V, dtype=torch.float64, requires_grad=True)
+    lbfgs = torch.optim.LBFGS([logits], max_iter=200, tolerance_change=0, line_search_fn="strong_wolfe")
+
+    def closure():
+        lbfgs.zero_grad()
+        student = td.student_terms(logits, ids, ids[:, 0])
+        loss, _ = td.topp_forward_kl(student, teacher, torch.ones(1), tail=tail)
+        loss.backward()
+        return loss
+    lbfgs.step(closure)
+    return logits.detach().softmax(-1)[0]
+
+
+def draw_6_kd(p=0.8, V=50):
+    """A teacher, and the student that each tail of topp_forward_kl has as its optimum, as in observe 6."""
     log_t = (1 / torch.arange(1, V + 1).double()).log().log_softmax(-1)
     ids, log_probs, mask = top_p_sets(log_t[None], p, V)
     (fig, panels), K, M = figure(8, 3.6, 1, 2, sharey=True), int(mask.sum()), log_probs.exp().sum().item()
     for axes, tail in zip(panels, ("inside", "bucket")):
-        logits = torch.zeros(1, V, dtype=torch.float64, requires_grad=True)
-        lbfgs = torch.optim.LBFGS([logits], max_iter=200, tolerance_change=0, line_search_fn="strong_wolfe")
-
-        def closure():
-            lbfgs.zero_grad()
-            student, teacher = td.student_terms(logits, ids, ids[:, 0]), td.TeacherSets(log_probs, mask)
-            loss, _ = td.topp_forward_kl(student, teacher, torch.ones(1), tail=tail)
-            loss.backward()
-            return loss
-        lbfgs.step(closure)
-        s, places = logits.detach().softmax(-1)[0].numpy(), np.arange(1, V + 1)
-        look = {"width": 0.4, "edgecolor": INK, "lw": 0.8}
-        axes.bar(places - 0.2, log_t.exp(), color=PALE_GREY, label="teacher t", **look)
-        bars = axes.bar(places + 0.2, s, color=BLUE, label="student s at its optimum", **look)
-        for bar in bars[K:]:
-            bar.set(facecolor=PALE_ORANGE, hatch="///")
+        s, ranks = optimum(td.TeacherSets(log_probs, mask), ids, V, tail), np.arange(1, V + 1)
+        axes.bar(ranks[:K], s[:K], 0.9, color=PALE_BLUE, edgecolor=BLUE, label="student s at its optimum")
+        axes.bar(ranks[K:], s[K:], 0.9, color=PALE_ORANGE, edgecolor=ORANGE)
+        axes.plot(ranks, log_t.exp(), "o", color=INK, ms=2.5, label="teacher t")
         axes.axvline(K + 0.5, color=RED, lw=1.2, ls="--")
-        axes.text(K + 0.35, 0.27, f"A_p: mass M = {M:.3f}", ha="right", color=RED)
-        axes.text(K + 0.7, 0.27, "outside", color=RED)
+        axes.text(K - 0.3, 0.195, f"A_p: {K} tokens,\nmass M = {M:.3f}", ha="right", va="center", color=RED)
+        axes.text(K + 1.3, 0.195, f"outside:\n{V - K} tokens", va="center", color=RED)
         told, rest = ("s = t / M: surer\nthan the teacher", "s = 0") if tail == "inside" else (
-            "s = t: the teacher", f"s sums to {1 - M:.3f};\neach share is open")
-        axes.text(K + 0.35, 0.2, told, ha="right", va="center")
-        axes.text(K + 0.7, 0.2, rest, va="center")
-        axes.set(title=f'tail="{tail}"', xlabel="token, by rank", xticks=places)
+            "s = t:\nthe teacher", f"s sums to {1 - M:.3f},\neach share is open")
+        axes.text(K - 0.3, 0.125, told, ha="right", va="center")
+        axes.text(K + 1.3, 0.125, rest, va="center")
+        axes.annotate(f"s = {s[0]:.3f}\nt = {log_t[0].exp():.3f}", (1.6, float(s[0])), (5, 0.28), va="center",
+                      fontsize=9, arrowprops=dict(arrowstyle="->", color=INK))
+        axes.set(title=f'tail="{tail}"', xlabel="token, by rank", ylim=(0, 0.32), xlim=(0, V + 1))
     panels[0].set_ylabel("probability")
     fig.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return fig
@@ -165,7 +170,7 @@ def draw_8_control():
     both = [(1, 1)] * 21 + [(0, 0)] * 10 + [(0, 1)] * 8 + [(1, 0)]
     random.Random(5).shuffle(both)
     (a, b), canvas, side = np.array(both).T, Canvas(8.2, 4.1), 0.155
-    canvas.text(1.1, 0.17, f"{len(both)} items, a column each; blue: right")
+    canvas.text(1.1, 0.17, f"an example of {len(both)} items, a column each; blue: right")
     signs = {1: ("+", GREEN), 0: ("", WHITE), -1: ("−", ORANGE)}
     for y, name, row in ((0.3, "control", a), (0.75, "treated", b), (1.35, "difference", b - a)):
         canvas.text(1.0, y + 0.15, name, 10, ha="right")
