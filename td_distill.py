@@ -113,7 +113,7 @@ def sum_terms(terms, weights, denominator):
 
 
 def mask_terms(student, teacher, weights):
-    """-> z_K, log_Z, log_t, weights, at least float32; MASKED, 0, MASKED, 0 in padding, empty sets, at weight 0.
+    """-> z_K, log_Z, log_t, weights, at least float32; MASKED, 0, MASKED, 0 in padding, empty sets, weight 0.
     BEFORE any arithmetic, as a NaN that where() removes afterwards still makes the gradient NaN."""
     z_K, log_Z, log_t = map(at_least_float32, (student.z_K, student.log_Z, teacher.log_probs))
     live = teacher.mask.any(-1) & (weights > 0)                             # (B, T)
