@@ -39,7 +39,7 @@ def top_p_sets(logits, p, k_cap, temperature=1.0):
 
 
 def restrict_to_p(log_probs, mask, p):
-    """What top_p_sets with a smaller p would keep of cached sets, as a new mask (..., K) bool.
+    """What top_p_sets with a smaller p would keep of cached sets, as a new mask (..., K) bool. SLACK < p < 1.
 
     log_probs (..., K) float32 or float64, the most probable token first; mask (..., K) bool, False for the
     padding behind a set, whatever stands there."""
