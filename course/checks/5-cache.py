@@ -53,7 +53,8 @@ def same(what, found, want):
 def slow_log_probs(row, temperature):
     """log softmax of a list of logits, in plain Python."""
     scaled = [x / temperature for x in row]
-    log_Z = max(scaled) + math.log(math.fsum(math.exp(x - max(scaled)) for x in scaled))
+    largest = max(scaled)
+    log_Z = largest + math.log(math.fsum(math.exp(x - largest) for x in scaled))
     return [x - log_Z for x in scaled]
 
 
