@@ -128,12 +128,12 @@ def observe_7():
 def observe_8():
     """What annotations change on two blind tasks, with the error of paired items and that of two groups."""
     results, found = json.loads((REPOSITORY / "course" / "8-results.json").read_text(encoding="utf-8")), []
-    for task in ("entity_type", "sentiment"):
+    for task in ("entity_type", "nli"):
         plain, brd = ([(credit, 1, 1) for credit in results["students"][name]["blind"][task]["credits"]]
                       for name in STUDENTS)
         apart = math.hypot(ratio_se(brd)["se"], ratio_se(plain)["se"])
-        found.append("{} {value:+.3f}, ± {se:.4f} paired, ± {:.4f} unpaired".format(task, apart,
-                                                                                  **paired_se(brd, plain)))
+        pair = paired_se(brd, plain)
+        found.append(f"{task} {pair['value']:+.3f}, ± {pair['se']:.3f} paired, ± {apart:.3f} unpaired")
     return "brd minus plain: " + "; ".join(found)
 
 
