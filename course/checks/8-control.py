@@ -428,7 +428,7 @@ def check_an_annotated_corpus(points=3):
         assert len(brd.sources) == 6, f"brd has {len(brd.sources)} sources, expected three and three"
         for rows, wanted, name in zip(brd.sources[3:], own, ("D_ORI", "D_NER", "D_QRA")):
             same_text(rows, wanted, f"{name} of the corpus")
-        of_own = [p, n, 1 - p - n] if listed else [p, 0, 1 - p]
+        of_own = [p, n, 1 - p - n] if len(own[1]) else [p, 0, 1 - p]
         wanted = [(1 - share) * x for x in (p, n, 1 - p - n)] + [share * x for x in of_own]
         close(brd.shares, wanted, f"corpus_share {share}, entities of {listed} paragraphs: brd:")
         assert not any(plain.start_at or []), f"plain begins at {plain.start_at}, expected 0"
