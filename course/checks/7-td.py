@@ -393,7 +393,7 @@ def check_what_does_not_count_is_harmless(points=2):
                 loss, figures = bellman_distill(dirty, teacher, s.weights, expected=expected)
                 clean_loss, _ = bellman_distill(s.student, s.teacher, s.weights, expected=expected)
                 near(loss, clean_loss, "bellman_distill")
-                assert all(math.isfinite(float(figure)) for figure in figures.values()), f"figures {figures}"
+                assert all(torch.isfinite(figure) for figure in figures.values()), f"figures {figures}"
                 finite = all(torch.isfinite(grad).all() for grad in gradients(loss, s.logits, s.v))
                 assert finite, f"{bad} returns in the gradient"
     real = clean._replace(v=torch.where(torch.arange(4) == 1, math.nan, v))
@@ -502,7 +502,7 @@ def check_where_the_square_leads(points=1):
     for Q, alpha in ((optimum, 0.1), *((torch.randn(2, generator=g).double(), a) for a in (0.1, 0.5, 3.0))):
         taken, yes = torch.tensor([[0], [1]]), torch.ones(2, 1, dtype=torch.bool)
         ids, mask = torch.arange(2).expand(2, 1, 2), yes[..., None].expand(2, 1, 2)
-        teacher = TeacherSets(torch.zeros(2, 1, 2), mask, ids == taken[..., None], yes)
+        teacher = TeacherSets(torch.zeros(2, 1, 2).double(), mask, ids == taken[..., None], yes)
         logits = Q.expand(2, 1, 2).clone().requires_grad_()
         v = Q.logsumexp(-1).expand(2, 1).clone().requires_grad_()
         terms = student_terms(logits, ids, taken)._replace(v=v)
