@@ -7,7 +7,8 @@ Wrong answers (course/mutants) and the recipes of course/README.md are changes. 
     - p - SLACK                         the text to replace, one or more lines; it must occur exactly once
     + p                                 the text in its place; without such a line the old text is deleted
 
-Without a line of old text the new text takes the place of the whole body of the function, behind its docstring.
+Without a line of old text the new text takes the place of the whole body of the function, behind its
+docstring.
 """
 
 import ast
@@ -24,10 +25,12 @@ class Assignment(NamedTuple):
     name: str           # of its page course/NAME.md, course/checks/NAME.py and course/mutants/NAME.txt
     write: dict         # file -> functions that the student writes; ("",): the whole file
     hide: dict = {}     # file -> functions that reveal the solution: removed as well, but not graded
+    needs: dict = {}    # file -> functions of later assignments that its checks and its number need
 
 
 ASSIGNMENTS = {
-    1: Assignment("1-bpe", {"data/tokenizer.py": ("learn_merges", "train_bpe")}),
+    1: Assignment("1-bpe", {"data/tokenizer.py": ("learn_merges", "train_bpe")},
+                  needs={"data/documents.py": ("render", "render_reading")}),
     2: Assignment("2-attention",
                   {"model.py": ("attend", "Attention.forward", "KVCache.advance", "KVCache.append")},
                   {"adapters/gpt2.py": ("GPT2Attention.forward",)}),
@@ -49,6 +52,15 @@ ASSIGNMENTS = {
     9: Assignment("9-prize", {"experiments/objectives.py": ("prize",), "course/9-report.json": ("",),
                               "course/9-results.jsonl": ("",), "course/9-routes.jsonl": ("",)}),
 }
+
+
+def emptied(number):
+    """What a student's copy for an assignment has empty, its own functions and those of all later ones:
+    {(file, function): number of the last assignment that asks for it}."""
+    needs = ASSIGNMENTS[number].needs
+    return {(file, name): n for n, one in ASSIGNMENTS.items() if n >= number for part in (one.write, one.hide)
+            for file in part for name in part[file] if name and name not in needs.get(file, ())}
+
 
 def find_function(source, name):
     """The syntax node of a function ("merge") or a method ("KVCache.append"); ValueError for none."""
@@ -87,8 +99,9 @@ def read_changes(text):
 
 
 def changed(source, change):
-    """The source with one Change made: a part of its text, or the whole body of its function. White space in the old text matches any other, so lines may be wrapped
-    anew. ValueError where the old text does not occur exactly once."""
+    """The source with one Change made: a part of its text, or the whole body of its function. White space in
+    the old text matches any other, so lines may be wrapped anew. ValueError where it does not occur exactly
+    once."""
     if not change.old and change.function:
         return with_body(source, change.function, change.new)
     start, end = 0, len(source)

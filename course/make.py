@@ -1,19 +1,21 @@
-"""Makes a student's copy of the repository for one assignment, without the bodies of the functions to write.
+"""Makes a student's copy of the repository for one assignment: the functions to write, and those of all later
+assignments, have no body.
 
     python -m course.make 5 out/assignment-5
 
-The copy has no tests, wrong answers, notes for the teacher or history, because these reveal solutions.
+The copy has no tests, wrong answers, notes for the lecturer or history, because these reveal solutions.
 """
 
 import argparse
 import shutil
 from pathlib import Path
 
-from course.assignments import ASSIGNMENTS, REPOSITORY, with_body
+from course.assignments import ASSIGNMENTS, REPOSITORY, emptied, with_body
 from data.cli import run_command
 
-COPIED = ("*.py", "pyproject.toml", "README.md", "LICENSE", "data/**/*", "adapters/*.py", "experiments/*.py",
-          "course/*.py")
+COPIED = ("*.py", "pyproject.toml", "README.md", "LICENSE", "data/**/*", "adapters/*.py",
+          "adapters/README.md", "experiments/*.py", "experiments/README.md", "experiments/pictures/*",
+          "tests/README.md", "course/[!f]*.py", "course/README.md", "course/glossary.md")
 
 
 def copy(patterns, folder):
@@ -29,15 +31,15 @@ def copy(patterns, folder):
 
 def make(number, folder):
     """Writes the copy -> the number of files. ValueError where the folder is not empty."""
-    folder, (page, *parts) = Path(folder), ASSIGNMENTS[number]
+    folder, page = Path(folder), ASSIGNMENTS[number].name
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder}: not an empty folder; name a new one")
-    n = copy((*COPIED, f"course/{page}.md", f"course/checks/{page}.py"), folder)
-    for name, function in [(name, function) for part in parts for name in part for function in part[name]]:
-        if function:
-            text = (folder / name).read_text(encoding="utf-8")
-            text = with_body(text, function, f'raise NotImplementedError("assignment {number}: {function}")')
-            (folder / name).write_text(text, encoding="utf-8", newline="\n")
+    own = f"course/{page}.md", f"course/pictures/{page}.svg", f"course/checks/{page}.py"
+    n = copy(COPIED + own, folder)
+    for (file, function), of in emptied(number).items():
+        text = (folder / file).read_text(encoding="utf-8")
+        text = with_body(text, function, f'raise NotImplementedError("assignment {of}: {function}")')
+        (folder / file).write_text(text, encoding="utf-8", newline="\n")
     return n
 
 

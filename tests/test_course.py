@@ -1,25 +1,40 @@
-"""The course: the repository earns all points, an empty copy none, wrong answers lose some."""
+"""The course: a solved copy earns all points, an empty one and a cheat none, wrong answers lose some."""
 import ast
+import csv
 import importlib.util
 import json
 import random
 import re
-import subprocess
+import shutil
 import sys
+import textwrap
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from course import grade, make, observe
-from course.assignments import (ASSIGNMENTS, REPOSITORY, Change, changed, find_function, read_changes,
-                                with_body)
+from course.assignments import (ASSIGNMENTS, REPOSITORY, Change, changed, emptied, find_function,
+                                read_changes, with_body)
 
 ROOT, NUMBERS = REPOSITORY, sorted(ASSIGNMENTS)
 # What render_reading does where check_forms calls it, and how the grader reports it.
 ACCIDENTS = {"import time; time.sleep(99)": "endless loop", "raise SystemExit": "SystemExit",
              "import socket; socket.socket()": "without network", "print('null'); input()": "EOFError",
-             "import os; os.system('true')": "without other programs"}
+             "import os; os.system('true')": "without network, other programs",
+             "bytearray(10 << 30)": "MemoryError"}
+WRITES = "for fd in range(3, 30):\n    try: os.write(fd, b'null\\n')\n    except OSError: pass"
+# What a file does when it is imported, to earn points, and what the grader finds.
+CHEATS = {"import __main__\n__main__.one_line = __main__.replaced = lambda *_: None": "NotImplementedError",
+          "import json\njson.dumps = lambda *_: 'null'": "json.dumps was replaced",
+          f"import os\n{WRITES}": "something else wrote to the grader",
+          "import os\nos._exit(0)": "the process ended (exit code 0) before the check did",
+          "import time\ntime.process_time = lambda: 0.0": "time.process_time was replaced",
+          "import torch\ntorch.testing.assert_close = print": "torch.testing.assert_close was replaced",
+          f"exec(open({str(ROOT / 'data' / 'documents.py')!r}).read())": "documents.py: checks run without",
+          "import os\nos.kill(os.getppid(), 9)": "os.kill: checks run without",
+          "open('/tmp/left-by-a-student', 'w')": "open /tmp/left-by-a-student: checks run without",
+          "from unittest.mock import ANY\nrender = encode_documents = lambda *_, **__: ANY": "decides itself"}
 
 
 @pytest.fixture(scope="module")
@@ -30,42 +45,54 @@ def copies(tmp_path_factory):
     return folders
 
 
+def body_of(source, name):
+    """The body of a function without its indent, as with_body takes it."""
+    node, lines = find_function(source, name), source.split("\n")
+    first = node.body[0].end_lineno if ast.get_docstring(node) else node.body[0].lineno - 1
+    return textwrap.dedent("\n".join(lines[first:node.end_lineno]))
+
+
+def solve(copied, number, folder):
+    """The copy with the functions of this assignment alone written, so without any later solution."""
+    shutil.copytree(copied, folder, dirs_exist_ok=True)
+    for file, names in ASSIGNMENTS[number].write.items():
+        source = (ROOT / file).read_text(encoding="utf-8")
+        text = (folder / file).read_text(encoding="utf-8") if all(names) else source
+        for name in filter(None, names):
+            text = with_body(text, name, body_of(source, name))
+        (folder / file).write_text(text, encoding="utf-8")
+    return folder
+
+
 @pytest.fixture(scope="module")
 def graded(copies, tmp_path_factory):
-    def mutant(change):
-        return grade.write_mutant(change, tmp_path_factory.mktemp("mutant"))
-
-    def run(jobs):
-        return zip(jobs, grade.run_checks(jobs.values(), seed=0))
-    jobs = {("empty", n): (n, copies[n]) for n in NUMBERS}
+    new, solved = tmp_path_factory.mktemp, {}
     change = Change("data/documents.py", "render_reading", "", 'if behaviour == "ner":')
-    for what in ACCIDENTS:
-        jobs[what] = 3, mutant(change._replace(new=f"if forms == 2:\n        {what}\n    {change.old}"))
-    for n in (3, 4, 7):                                         # all: python -m course.grade --mutants
-        jobs["wrong", n] = n, mutant(random.Random(n).choice(grade.read_answers(n, "wrong")))
-    reference = {("reference", n): (n, ROOT) for n in NUMBERS}
-    assert all(map(grade.read_checks, NUMBERS))                 # before the threads: ast.parse is not safe in two
-    with pytest.MonkeyPatch.context() as patched, ThreadPoolExecutor(2) as pool:
-        ask, seconds = grade.ask, {True: 2.0, False: 30.0}
-        patched.setattr(grade, "ask", lambda process, question: ask(
-            process, {**question, "limit": seconds["mutant" in question["folder"]]}))
-        first, second = pool.map(run, (reference, jobs))
-    return {**dict(first), **dict(second)}
+    accidents = {what: (3, grade.write_mutant(change._replace(
+        new=f"if forms == 2:\n        {what}\n    {change.old}"), new("accident"))) for what in ACCIDENTS}
+    for n in NUMBERS:
+        solved["solved", n] = n, solve(copies[n], n, new("solved"))
+        solved["empty", n] = n, copies[n]
+    wrong = {("wrong", n): (n, grade.write_mutant(random.Random(n).choice(grade.read_answers(n, "wrong")),
+                                                  new("wrong"))) for n in (3, 4, 7)}     # all: --mutants
+    with ThreadPoolExecutor(2) as pool:
+        runs = [(jobs, pool.submit(grade.run_checks, list(jobs.values()), 1, limit=limit))
+                for jobs, limit in ((solved, 30.0), (wrong, 30.0), (accidents, 2.0))]
+        return {name: found for jobs, run in runs for name, found in zip(jobs, run.result())}
 
 
 @pytest.mark.parametrize("number", NUMBERS)
-def test_the_repository_earns_all_points_and_an_empty_copy_none(graded, number):
+def test_a_solved_copy_earns_all_points_and_an_empty_one_none(graded, number):
+    """Solved are the functions of this assignment alone, so its checks need no later one."""
     names = [name for name, *_ in grade.read_checks(number)]
-    assert graded["reference", number] == dict.fromkeys(names)
+    assert graded["solved", number] == dict.fromkeys(names)
     assert list(graded["empty", number]) == names
     for failed in graded["empty", number].values():
-        assert "NotImplementedError: assignment" in failed or number == 9 and "9-report" in failed
+        assert "NotImplementedError: assignment" in failed or "No such file" in failed
 
 
 def test_wrong_answers_lose_points(graded):
     assert all(any(graded["wrong", number].values()) for number in (3, 4, 7))
-    dead = subprocess.Popen([sys.executable, "-c", ""], stdin=-1, stdout=-1, text=True)
-    assert "the process ended" in grade.ask(dead, {"limit": 30})
 
 
 @pytest.mark.parametrize("what", ACCIDENTS)
@@ -75,25 +102,73 @@ def test_what_hangs_or_dies_fails_alone_in_one_line(graded, what):
     assert ACCIDENTS[what] in failed["check_forms"] and "\n" not in failed["check_forms"]
 
 
+@pytest.fixture(scope="module")
+def class_of_cheats(copies, tmp_path_factory):
+    """The rows of marks.csv for a class of cheats, with an honest student, one who sends a link to the
+    solution, and one who sends nothing."""
+    folder = tmp_path_factory.mktemp("class")
+    source, text = (top / "data" / "documents.py" for top in (ROOT, copies[3]))
+    text = text.read_text(encoding="utf-8")
+    for i, cheat in enumerate(CHEATS):
+        (folder / f"cheat{i}").mkdir()
+        (folder / f"cheat{i}" / "documents.py").write_text(f"{text}\n\n{cheat}\n", encoding="utf-8")
+    (folder / "honest" / "data").mkdir(parents=True)
+    (folder / "link").mkdir()
+    (folder / "nothing").mkdir()
+    shutil.copy(source, folder / "honest" / "data")
+    (folder / "link" / "documents.py").symlink_to(source)
+    arguments = ["3", "--class", "--csv", str(folder / "marks.csv"), "--workers=2", "--limit=20"]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("PYTHONOPTIMIZE", "2")           # without asserts and hints, if it reached the checks
+        assert grade.main([str(folder), *arguments]) == 0
+    with open(folder / "marks.csv", encoding="utf-8", newline="") as file:
+        return {row["hand-in"]: row for row in csv.DictReader(file)}
+
+
+@pytest.mark.parametrize("i", range(len(CHEATS)))
+def test_a_cheat_earns_nothing_and_is_named(class_of_cheats, i):
+    row, found = class_of_cheats[f"cheat{i}"], list(CHEATS.values())[i]
+    assert row["points"] == "0" and found in row["failed"] + row["read"]
+    assert row["read"], "no word for the lecturer"
+
+
+def test_a_class_is_graded(class_of_cheats):
+    out_of = str(sum(points for _, points, _ in grade.read_checks(3)))
+    honest = [class_of_cheats["honest"][name] for name in ("3-reading", "points", "failed", "read")]
+    assert honest == [out_of, out_of, "", ""]
+    assert {row["out of"] for row in class_of_cheats.values()} == {out_of}
+    assert all("expected the file that the student has written" in class_of_cheats[name]["failed"]
+               for name in ("link", "nothing"))
+
+
 def test_the_command_prints_points_and_writes_the_gradebook(copies, tmp_path, capsys, monkeypatch):
     checks = grade.read_checks(3)
-    answers = dict.fromkeys(name for name, *_ in checks) | {checks[0][0]: "found 2, expected 3"}
-    limits = []
-    monkeypatch.setattr(grade, "run_checks", lambda jobs, seed, limit: limits.append(limit) or [answers for _ in jobs])
-    assert grade.main([str(copies[3]), "--json", str(tmp_path / "book.json"), "--limit=120"]) == 0
-    assert limits == [120]                              # and its page is there
+    answers = dict.fromkeys(name for name, *_ in checks) | {checks[0][0]: "! found 2, expected 3"}
+    asked = []
+    monkeypatch.setattr(grade, "run_checks", lambda jobs, seed, **options: asked.append(options) or [answers])
+    files = [f"--json={tmp_path / 'book.json'}", f"--gradescope={tmp_path / 'results.json'}"]
+    assert grade.main([str(copies[3]), *files, "--limit=120", "--hint=2"]) == 0       # and its page is there
+    assert asked[0]["limit"] == 120
     printed, total = capsys.readouterr().out, sum(points for _, points, _ in checks)
     left = total - checks[0][1]
-    assert f"3-reading: {left} of {total} points" in printed
-    assert "found   found 2, expected 3" in printed and checks[0][2] in printed
-    entry = json.loads((tmp_path / "book.json").read_text(encoding="utf-8"))
-    assert (entry["points"], entry["out_of"], list(entry["assignments"])) == (left, total, ["3"])
+    assert f"3-reading: {left} of {total} points" in printed and "hint 3" not in printed
+    assert "found   found 2, expected 3" in printed and all(hint in printed for hint in checks[0][2][:2])
+    assert "for the lecturer: found 2" in printed
+    book, results = (json.loads((tmp_path / name).read_text(encoding="utf-8"))
+                     for name in ("book.json", "results.json"))
+    assert (book["points"], book["out_of"], list(book["assignments"])) == (left, total, ["3"])
+    assert results["score"] == left and sum(test["max_score"] for test in results["tests"]) == total
+    assert results["tests"][0]["status"] == "failed" and "found 2" in results["tests"][0]["output"]
 
 
-def test_a_bad_folder_is_a_value_error_and_a_missed_wrong_answer_exit_code_1(monkeypatch, capsys):
+def test_a_bad_folder_is_a_value_error_and_a_missed_wrong_answer_exit_code_1(tmp_path, monkeypatch, capsys):
     for arguments in ([], ["nowhere"], ["nowhere", "3"]):
         with pytest.raises(ValueError, match="python -m course.make"):
             grade.main(arguments)
+    with pytest.raises(ValueError, match="name the number"):
+        grade.main([str(tmp_path)])
+    with pytest.raises(ValueError, match="expected the file that the student has written"):
+        grade.main([str(tmp_path), "3"])
     monkeypatch.setattr(grade, "run_answers", lambda *_: (5, 5))
     assert grade.main(["--mutants"]) == 0
     monkeypatch.setattr(grade, "run_answers", lambda number, *_: (4 + number % 2, 5))
@@ -130,18 +205,28 @@ def test_a_copy_holds_no_solution(copies, number):
     def squeezed(text):
         return "".join(text.split())
     texts = squeezed("\n".join(path.read_text(encoding="utf-8") for path in copies[number].rglob("*.py")))
-    name, write, hide = ASSIGNMENTS[number]
-    for file, function in [(f, name) for part in (write, hide) for f in part for name in part[f] if name]:
+    empty, name = emptied(number), ASSIGNMENTS[number].name
+    assert len(empty) >= sum(len(ASSIGNMENTS[n].write) for n in NUMBERS if n > number and n < 9)
+    for (file, function), of in empty.items():
         source = (ROOT / file).read_text(encoding="utf-8")
         node = find_function(source, function)
         lines = source.split("\n")[node.body[0].end_lineno:node.end_lineno]
         told = [line for line in lines if len(squeezed(line.split("  #")[0])) > 50 and "raise" not in line]
         assert not [line for line in told if squeezed(line) in texts], function
-        assert squeezed(f'Error("assignment {number}: {function}")') in texts
+        assert squeezed(f'Error("assignment {of}: {function}")') in texts
     course = copies[number] / "course"
-    assert not (copies[number] / "tests").exists() and not (copies[number] / ".git").exists()
+    assert not (copies[number] / ".git").exists() and not (course / "teacher").exists()
+    assert not list((copies[number] / "tests").glob("*.py")) and not (course / "mutants").exists()
     assert [path.name for path in (course / "checks").iterdir()] == [f"{name}.py"]
-    assert {path.name for path in course.iterdir() if path.suffix != ".py"} == {"checks", f"{name}.md"}
+    pages = {path.name for path in course.iterdir() if path.suffix == ".md"}
+    assert pages == {"README.md", "glossary.md", f"{name}.md"}
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_links_and_pictures_work_in_a_copy(copies, number):
+    for page in copies[number].rglob("*.md"):
+        for link in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
+            assert re.match("https?:", link) or (page.parent / link).exists(), f"{page}: {link}"
 
 
 def test_with_body():
@@ -165,8 +250,8 @@ def test_pages_tell_what_the_code_says(number):
     page = (ROOT / "course" / f"{ASSIGNMENTS[number].name}.md").read_text(encoding="utf-8")
     checks = grade.read_checks(number)
     assert f"{sum(points for _, points, _ in checks)} points" in " ".join(page.split())
-    assert f"python -m course.grade . {number}" in page and len(page.split("\n")) < 50
-    assert all(points >= 1 and len(hint) > 30 for _, points, hint in checks)
+    assert f"python -m course.grade . {number}" in page and len(page.split("\n")) < 96
+    assert all(points >= 1 and len(hints) == 3 and min(map(len, hints)) > 15 for _, points, hints in checks)
     for function in filter(None, sum(ASSIGNMENTS[number].write.values(), ())):
         assert f"`{function}`" in page or f"`{function}(s)`" in page
     torch.set_num_threads(1)
