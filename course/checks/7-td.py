@@ -101,26 +101,29 @@ def terms_at(s, b, t):
     return terms
 
 
-def value_behind(s, b, t, values=None):
-    """V(s') of a live position."""
-    if not goes_on(s, b, t):
-        return torch.zeros((), dtype=torch.float64)
-    return terms_at(s, b, t + 1)["V"] if values is None else values[b, t + 1]
+def terms_by_hand(s, target_values=None, stop_gradient=False):
+    """{(b, t): the terms} of the live positions, with V_next = V(s')."""
+    terms = {(b, t): terms_at(s, b, t) for b, t in positions(s) if lives(s, b, t)}
+    for b, t in terms:
+        behind = torch.zeros((), dtype=torch.float64)
+        if goes_on(s, b, t):
+            behind = terms[b, t + 1]["V"] if target_values is None else target_values[b, t + 1]
+        terms[b, t]["V_next"] = behind.detach() if stop_gradient else behind
+    return terms
 
 
-def loss_by_hand(s, denominator, alpha, gamma, leak, expected, target_values=None, stop_gradient=False):
+def loss_by_hand(s, denominator, alpha, gamma, leak, expected, **options):
     """bellman_distill by a loop -> the loss and the four figures."""
     zero, weight = 0 * s.logits.sum() + 0 * s.v.sum(), 0
     sums = dict.fromkeys(("cloning", "bellman", "leak", "reward"), zero)
-    for b, t in positions(s):
+    for (b, t), terms in terms_by_hand(s, **options).items():
         known, w = is_known(s, b, t), s.weights[b, t]
-        if known or expected and lives(s, b, t):
-            terms, weight = terms_at(s, b, t), weight + w
+        if known or expected:
+            weight = weight + w
             sums["cloning"] = sums["cloning"] + w * (terms["cross_entropy"] if expected else -terms["log_s"])
             sums["leak"] = sums["leak"] + w * terms["leak"]
         if known:
-            behind = value_behind(s, b, t, target_values)
-            reward = terms["Q"] - gamma * (behind.detach() if stop_gradient else behind)
+            reward = terms["Q"] - gamma * terms["V_next"]
             sums["reward"] = sums["reward"] + w * reward
             sums["bellman"] = sums["bellman"] + w * reward ** 2 / (4 * alpha)
     denominator = weight if denominator is None else denominator
@@ -181,6 +184,81 @@ def untouched(function, *inputs, **options):
     return result
 
 
+def heads_by_hand(heads, hidden, ids):
+    """v and U of TDHeads by a loop, both with their whole gradient."""
+    v, U = torch.zeros(ids.shape[:2], dtype=hidden.dtype), torch.zeros(ids.shape, dtype=hidden.dtype)
+    for b in range(ids.size(0)):
+        for t in range(ids.size(1)):
+            h = hidden[b, t]
+            mixed = heads.mix.weight @ h + heads.mix.bias
+            v[b, t] = heads.v.weight[0] @ h + heads.v.bias[0]
+            for k, token in enumerate(ids[b, t].tolist()):
+                U[b, t, k] = heads.U.weight[token] @ F.gelu(mixed) + heads.U.bias[token]
+    return v, U
+
+
+def random_heads(n):
+    """TDHeads, a hidden state (B, T, 3) and ids (B, T, K); small sizes, so an axis of 1 is common."""
+    g = torch.Generator().manual_seed(1000 * SEED + n)
+    B, T, K = (int(torch.randint(1, high, (), generator=g)) for high in (3, 4, 3))
+    heads = TDHeads(3, 5, width=4).double()
+    for parameter in heads.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=g, dtype=torch.float64)
+    hidden = torch.randn(B, T, 3, generator=g, dtype=torch.float64)
+    return heads, hidden.bfloat16().double().requires_grad_(), torch.randint(5, (B, T, K), generator=g)
+
+
+def check_the_heads(points=2):
+    """v is linear in the hidden state; U = U.weight gelu(mix(hidden)) + U.bias at the K ids. U's gradient
+    into the hidden state, but not its value, is scaled by TRUNK; v's is not.
+
+    The parameters of both heads learn at the full gradient: only what U sends on into `hidden` shrinks. v is
+    (B, T), U is (B, T, K), also where an axis is 1.
+
+    A part c of a gradient: c * x + (1 - c) * x.detach() has the value of x. Apply it to the input of mix."""
+    heads, hidden = TDHeads(3, 5, width=4).double(), wave(2, 4, 3)
+    for i, parameter in enumerate(heads.parameters()):
+        parameter.data = wave(*parameter.shape, speed=1.1 + i).detach()
+    v, U = untouched(heads.forward, hidden, IDS)
+    same(v, heads.v(hidden)[..., 0], "v, column ")
+    whole = heads.U(F.gelu(heads.mix(hidden))).gather(-1, IDS)              # (2, 4, 2)
+    same(U, whole, "U, place ")
+    (of_v,), (of_U,), (full,) = (gradients(x.sum(), hidden) for x in (v, U, whole))
+    same(of_v, heads.v.weight.expand(2, 4, 3), "the gradient of v by the hidden state, place ")
+    same(of_U, TRUNK * full, "the gradient of U by the hidden state, which is TRUNK of it, place ")
+    for n in range(7):
+        heads, hidden, ids = random_heads(n)
+        results, by_hand = heads(hidden, ids), heads_by_hand(heads, hidden, ids)
+        for name, found, want, part in zip("vU", results, by_hand, (1, TRUNK)):
+            same(found, want, f"{name} of {ids.tolist()}, place ")
+            factors = torch.arange(1.0, 1 + found.numel()).view(found.shape)
+            (of_hidden, *found), (of_all, *want) = (
+                gradients((factors * x).sum(), hidden, *heads.parameters()) for x in (found, want))
+            same(of_hidden, part * of_all, f"the gradient of {name} by the hidden state, place ")
+            for (parameter, _), a, b in zip(heads.named_parameters(), found, want):
+                same(a, b, f"the gradient of {name} by the parameter {parameter}, place ")
+
+
+def check_types_of_the_heads(points=1):
+    """v and U have the type of the heads, whatever the type of the hidden state, and under autocast as well.
+
+    A head in float32 on a hidden state in bfloat16 computes in float32: the hidden state is lifted first.
+
+    A block `with torch.autocast(hidden.device.type, enabled=False)`, in it hidden.to(self.v.weight.dtype)."""
+    heads, hidden, ids = random_heads(20)
+    want = heads_by_hand(heads, hidden, ids)
+    for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-4), (torch.bfloat16, 0.2)):
+        heads = heads.to(dtype)
+        for kind in (torch.float32, torch.float64, torch.bfloat16):         # the numbers are the same in all
+            for autocast in (False, True):
+                with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                    found = heads(hidden.detach().to(kind), ids)
+                for name, x, y in zip("vU", found, want):
+                    what = f"{name} of {dtype} heads, a {kind} hidden state, autocast {autocast}"
+                    assert x.dtype == dtype, f"{what}: {x.dtype}"
+                    assert torch.allclose(x.double(), y, tolerance, tolerance), f"{what}: {x.tolist()}"
+
+
 def check_successor_values(points=2):
     """V(s') of column t stands in column t + 1 of `values`. It is 0 after a terminal token, where the next
     column does not exist, and in the last column.
@@ -238,6 +316,99 @@ def check_which_positions_count(points=3):
         same(found, want, f"bellman_weights of the weights {s.weights.tolist()}, column")
 
 
+def compare_returns(numbers):
+    """soft_returns on scenes against the loop, in the columns that have a set."""
+    for n in numbers:
+        s, gamma = random_scene(n), (1.0, 0.8, 0.0, 0.3)[n % 4]
+        s = s._replace(weights=torch.ones_like(s.weights))
+        if n % 5 == 0:
+            s = s._replace(student=extreme(s.student))
+        if n % 4 == 0:
+            found = soft_returns(s.student, s.teacher)                      # gamma is 1
+        else:
+            found = soft_returns(s.student, s.teacher, gamma)
+        want, has_set = returns_by_hand(s, gamma), s.teacher.mask.any(-1)
+        assert found.shape == want.shape, f"returns: shape {tuple(found.shape)}, expected {tuple(want.shape)}"
+        found, want = torch.where(has_set, found, 0), torch.where(has_set, want, 0)
+        same(found, want, f"return at gamma {gamma}, column ")
+
+
+def check_returns_by_hand(points=3):
+    """Backwards: the token taken is worth its return, the others what the head says: V = log of the sum of
+    pi(a|s) exp U(s, a), over the set but not renormalised; return = gamma V of the next column, 0 at the
+    end.
+
+    pi is z_K - log_Z, over the whole vocabulary. gamma is applied once a step, to V(s'), not to U. U and a
+    return may be above 0: clip nothing. A column that follows a terminal token belongs to another text.
+
+    From the last column to the first: the return of column t from V of column t + 1; put it in the place of
+    the taken token in a COPY of U; then V of column t = logsumexp of log pi + U over the set."""
+    # Student: .5 | .5 taken, .3 | .4 | .6 taken, which ends, .2; exp U of the others: .1 and .5. Three more
+    # numbers stand where the token is taken, or in padding: they are not used.
+    probs = torch.tensor([[0.5, 0.9], [0.3, 0.5], [0.4, 0.9], [0.6, 0.2]], dtype=torch.float64)
+    heads = torch.tensor([[0.7, 0.6], [0.1, 0.6], [0.8, 0.6], [0.7, 0.5]], dtype=torch.float64)
+    mask = torch.tensor([[[1, 0], [1, 1], [1, 0], [1, 1]]]).bool()
+    taken = torch.tensor([[[1, 0], [0, 1], [1, 0], [1, 0]]]).bool()
+    teacher = TeacherSets(torch.zeros(1, 4, 2), mask, taken, torch.tensor([[False, False, False, True]]))
+    log_Z = torch.tensor([[0.5, -1.0, 2.0, 0.0]]).double()
+    terms = StudentTerms(probs.log()[None] + log_Z[..., None], None, log_Z, None, heads.log()[None])
+    for gamma in (1.0, 0.5):
+        stay = 0.7 ** gamma                                     # .6 + .2 * .5 in the last column
+        door = (0.4 * stay) ** gamma
+        want = [(0.5 * door + 0.3 * 0.1) ** gamma, door, stay, 1.0]
+        for t, found in enumerate(soft_returns(terms, teacher, gamma)[0]):
+            near(found, math.log(want[t]), f"return of column {t} at gamma {gamma}")
+    two = teacher._replace(terminal=torch.tensor([[False, True, False, True]]))         # two texts in a row
+    for t, want in enumerate((0.5 + 0.3 * 0.1, 1.0, 0.7, 1.0)):
+        near(soft_returns(terms, two)[0, t], math.log(want), f"return of column {t} of two texts in a row")
+    compare_returns(range(200, 212))
+
+
+def check_returns_of_a_text_that_was_cut(points=2):
+    """Where the return is not known, because the token is not in the set, or the text was cut after it,
+    the token taken has the head's value, like the others. A column without a set has V = 0.
+
+    bellman_weights says where the return is known. The return itself is gamma V of the next column even where
+    the token taken lies outside its set, and 0 where the next column has no set or does not exist.
+
+    taken = is_taken where bellman_weights(teacher, live) > 0; V = torch.where(live, logsumexp(...), 0)."""
+    _, _, terms = fixed_student()
+    V = (terms.z_K + terms.U - terms.log_Z[..., None]).logsumexp(-1)[1]
+    found = soft_returns(terms, TEACHER)[1]
+    for t, want in enumerate((0.0, V[2], V[3], 0.0)):
+        near(found[t], want, f"return of column {t} in a text that was cut")
+    compare_returns(range(220, 232))
+
+
+def check_returns_leave_padding_and_inputs_alone(points=1):
+    """Padding may hold anything, NaN too. No gradient goes into a return, and U is not written to: the loss
+    needs it. z_K and log_Z in bfloat16 are lifted first.
+
+    z_K and U are masked before the loop, log_Z counts for nothing in a column without a set. The loop writes
+    into a copy of U. A NaN of U that counts must stay, so nan_to_num is no mask.
+
+    torch.where(mask, U, 0) makes a new tensor; torch.where(mask, log pi, MASKED) masks the student."""
+    nan = fixed_student()[2]
+    nan = nan._replace(U=torch.where(IDS == 1, math.nan, nan.U))            # not taken in columns 2
+    found = soft_returns(nan, TEACHER)[0, :2]
+    assert found.isnan().all(), f"U is NaN in a set, and the returns before it are {found.tolist()}"
+    scenes = [random_scene(n) for n in (240, 241)]
+    for student, teacher in [(fixed_student()[2], TEACHER), *((s.student, s.teacher) for s in scenes)]:
+        want, mask = untouched(soft_returns, student, teacher), teacher.mask
+        assert not want.requires_grad, "a return has a gradient"
+        for bad in (math.nan, 1e4, math.inf):
+            z_K, U = (torch.where(mask, x, bad) for x in (student.z_K, student.U))
+            log_Z = torch.where(mask.any(-1), student.log_Z, bad)
+            found = soft_returns(student._replace(z_K=z_K, U=U, log_Z=log_Z), teacher)
+            assert torch.allclose(found, want), f"{bad} in the padding changes the returns"
+        z_K, log_Z = student.z_K.bfloat16(), student.log_Z.bfloat16()
+        half = StudentTerms(z_K, student.z_a, log_Z, None, student.U.float())
+        found = soft_returns(half, teacher)
+        want = soft_returns(half._replace(z_K=z_K.double(), log_Z=log_Z.double()), teacher)
+        assert found.dtype in (torch.float32, torch.float64), f"returns of bfloat16 logits: {found.dtype}"
+        same(found, want, "returns of bfloat16 logits, column ", 1e-4)
+
+
 def check_terms_by_hand(points=3):
     """V = v + log S, S the student's mass in the set; Q = log pi(a|s) + v, pi over the WHOLE vocabulary.
     log_s and r are renormalised over the set, raw_r is not. V_next is V of the next column, 0 at the end.
@@ -251,10 +422,9 @@ def check_terms_by_hand(points=3):
     x = td_terms(terms, TEACHER, ONES)
     assert x.known.tolist() == [[1, 1, 1, 1], [0, 0, 0, 0]] and x.live.tolist()[1] == [1, 0, 1, 1]
     fixed = Scene(terms, TEACHER, ONES, None, v)
-    for t in range(4):
-        for name, want in terms_at(fixed, 0, t).items():
-            near(getattr(x, name)[0, t], want, f"{name} of column {t}")
-        near(x.V_next[0, t], value_behind(fixed, 0, t), f"V_next of column {t}")
+    for (b, t), terms in terms_by_hand(fixed).items():
+        for name, want in terms.items():
+            near(getattr(x, name)[b, t], want, f"{name}[{b}, {t}]")
     assert not x.V_next[1, [0, 3]].any(), "V(s') where the next column has no set"
     for n in range(20, 28):
         s = random_scene(n)
@@ -265,9 +435,8 @@ def check_terms_by_hand(points=3):
         for b, t in positions(s):
             near(x.live[b, t], s.weights[b, t] if lives(s, b, t) else 0, f"live[{b}, {t}]")
             near(x.known[b, t], s.weights[b, t] if is_known(s, b, t) else 0, f"known[{b}, {t}]")
-            if not lives(s, b, t):
-                continue
-            for name, want in {**terms_at(s, b, t), "V_next": value_behind(s, b, t)}.items():
+        for (b, t), terms in terms_by_hand(s).items():
+            for name, want in terms.items():
                 near(getattr(x, name)[b, t], want, f"{name}[{b}, {t}]")
 
 
@@ -288,13 +457,13 @@ def check_terms_of_other_types(points=1):
             log_probs=s.teacher.log_probs.bfloat16().double()))
         for name, found in x._asdict().items():
             assert found.dtype in (torch.float32, torch.float64), f"{name} of bfloat16 terms: {found.dtype}"
-        for b, t in filter(lambda place: lives(s, *place), positions(s)):
-            for name, want in {**terms_at(lifted, b, t), "V_next": value_behind(lifted, b, t)}.items():
+        for (b, t), terms in terms_by_hand(lifted).items():
+            for name, want in terms.items():
                 near(getattr(x, name)[b, t], want, f"{name}[{b}, {t}] of bfloat16 terms", 1e-4)
         big = s._replace(student=extreme(s.student))
         x = td_terms(*big[:3])
-        for b, t in filter(lambda place: lives(s, *place), positions(s)):
-            for name, want in {**terms_at(big, b, t), "V_next": value_behind(big, b, t)}.items():
+        for (b, t), terms in terms_by_hand(big).items():
+            for name, want in terms.items():
                 near(getattr(x, name)[b, t], want, f"{name}[{b}, {t}] of large logits", 1e-6)
         for no in (s._replace(weights=0 * s.weights),
                    s._replace(teacher=s.teacher._replace(mask=torch.zeros_like(s.teacher.mask)))):
@@ -323,7 +492,7 @@ def check_what_the_value_head_frees(points=1):
     s = random_scene(60)
     x = td_terms(s.student, s.teacher, s.weights)
     y = td_terms(s.student._replace(v=s.v + 3), s.teacher, s.weights)
-    for b, t in filter(lambda place: lives(s, *place), positions(s)):
+    for b, t in terms_by_hand(s):
         near(y.V[b, t] - x.V[b, t], 3, f"V[{b}, {t}] where v is larger by 3: the change")
 
 
@@ -354,9 +523,7 @@ def check_where_gradients_flow(points=2):
             options["target_values"] = s.v.detach().flip(1) - 1
         x, factor = td_terms(s.student, s.teacher, s.weights, **options), 1.0
         found = want = torch.zeros((), dtype=torch.float64)
-        for b, t in filter(lambda place: lives(s, *place), positions(s)):
-            behind = value_behind(s, b, t, options["target_values"])
-            terms = terms_at(s, b, t) | {"V_next": behind.detach() if options["stop_gradient"] else behind}
+        for (b, t), terms in terms_by_hand(s, **options).items():
             for name, value in terms.items():
                 near(getattr(x, name)[b, t], value, f"{name}[{b}, {t}] with {options}")
                 factor = -1.01 * factor if abs(factor) < 3 else 1.0         # a gradient must not cancel
@@ -365,41 +532,32 @@ def check_where_gradients_flow(points=2):
             same(a, b, f"gradient of the {name} with stop_gradient={options['stop_gradient']}, place ")
 
 
-def check_what_does_not_count_is_harmless(points=2):
-    """Padding and columns without a set or a weight may hold anything, NaN too: mask first, then compute, or
-    NaN returns in the gradient. A NaN in a position that counts must reach the loss.
+def check_where_the_square_leads(points=1):
+    """One state, tokens that end the text, a .9 / .1 teacher, alpha .1: the loss is least where student /
+    teacher is 1 - Q(a) / (2 alpha) and the mean of Q is 0: Q is .0577 and -.519, the student has .640.
 
-    0 * NaN is NaN, also in the gradient of a torch.where that removes the NaN later. mask_terms masks z_K,
-    log_Z, log_probs and weights; v and target_values are not among them.
+    With c(a) = 1 - Q(a) / (2 alpha), elsewhere the gradient is s(a) times the teacher's mean of c, minus q(a)
+    c(a), for logit a, and the teacher's mean of Q / (2 alpha) for v: it is 0 where that law holds.
 
-    torch.where(live > 0, v, 0) first; do not use nan_to_num, which would hide real errors."""
-    (logits, v, clean), weights = fixed_student(), ONES.clone()
-    weights[0, 2] = 0
-    assert td_terms(clean, TEACHER, weights).known.tolist() == [[1, 0, 0, 1], [0] * 4], "known is wrong"
-    for s in (Scene(clean, TEACHER, weights, logits, v), *map(random_scene, range(100, 104))):
-        live = s.teacher.mask.any(-1) & (s.weights > 0)
-        mask, targets = s.teacher.mask & live[..., None], s.v.detach().cos()
-        want = td_terms(s.student, s.teacher, s.weights, target_values=targets)
-        for bad in (math.nan, 1e4, -math.inf):
-            z_K, log_t = (torch.where(mask, x, bad) for x in (s.student.z_K, s.teacher.log_probs))
-            dirty = s.student._replace(z_K=z_K, **{name: torch.where(live, getattr(s.student, name), bad)
-                                                   for name in ("z_a", "log_Z", "v")})
-            teacher = s.teacher._replace(log_probs=log_t)
-            x = td_terms(dirty, teacher, s.weights, target_values=torch.where(live, targets, bad))
-            for name, a, b in zip(x._fields, x, want):
-                assert torch.isfinite(a).all(), f"{name} is not finite where {bad} stands in the padding"
-                same(a[live], b[live], f"{name} depends on what does not count; live position ")
-            for expected in (False, True):
-                loss, figures = bellman_distill(dirty, teacher, s.weights, expected=expected)
-                clean_loss, _ = bellman_distill(s.student, s.teacher, s.weights, expected=expected)
-                near(loss, clean_loss, "bellman_distill")
-                assert all(torch.isfinite(figure) for figure in figures.values()), f"figures {figures}"
-                finite = all(torch.isfinite(grad).all() for grad in gradients(loss, s.logits, s.v))
-                assert finite, f"{bad} returns in the gradient"
-    real = clean._replace(v=torch.where(torch.arange(4) == 1, math.nan, v))
-    loss, _ = bellman_distill(real, TEACHER, weights)
-    loss = loss.item()
-    assert math.isnan(loss), f"v is NaN in a position that counts, and the loss is {loss:.4f}"
+    Compare the factor 1 / (4 alpha), the signs of both terms, and what is detached; nothing is centred."""
+    q = torch.tensor([0.9, 0.1], dtype=torch.float64)
+    optimum = torch.tensor([0.057696, -9 * 0.057696], dtype=torch.float64)
+    g = torch.Generator().manual_seed(SEED)
+    for Q, alpha in ((optimum, 0.1), *((torch.randn(2, generator=g).double(), a) for a in (0.1, 0.5, 3.0))):
+        taken, yes = torch.tensor([[0], [1]]), torch.ones(2, 1, dtype=torch.bool)
+        ids, mask = torch.arange(2).expand(2, 1, 2), yes[..., None].expand(2, 1, 2)
+        teacher = TeacherSets(torch.zeros(2, 1, 2).double(), mask, ids == taken[..., None], yes)
+        logits = Q.expand(2, 1, 2).clone().requires_grad_()
+        v = Q.logsumexp(-1).expand(2, 1).clone().requires_grad_()
+        terms = student_terms(logits, ids, taken)._replace(v=v)
+        loss, _ = bellman_distill(terms, teacher, q[:, None], alpha=alpha)
+        of_logits, of_v = (x.sum((0, 1)) for x in gradients(loss, logits, v))
+        c = 1 - Q / (2 * alpha)
+        what = f"at Q = {Q.tolist()}, alpha {alpha}"
+        same(of_logits, Q.softmax(-1) * (q * c).sum() - q * c, f"gradient of the logits {what}, token ")
+        near(of_v, (q * Q).sum() / (2 * alpha), f"gradient of v {what}")
+        if Q is optimum:
+            near(of_logits.abs().max(), 0, "gradient of the logits at the optimum", 1e-4)
 
 
 def compare_losses(n, expected, **options):
@@ -488,197 +646,38 @@ def check_options_reach_the_terms(points=1):
          "bellman_distill with its defaults")
 
 
-def check_where_the_square_leads(points=1):
-    """One state, tokens that end the text, a .9 / .1 teacher, alpha .1: the loss is least where student /
-    teacher is 1 - Q(a) / (2 alpha) and the mean of Q is 0: Q is .0577 and -.519, the student has .640.
+def check_what_does_not_count_is_harmless(points=2):
+    """Padding and columns without a set or a weight may hold anything, NaN too: mask first, then compute, or
+    NaN returns in the gradient. A NaN in a position that counts must reach the loss.
 
-    With c(a) = 1 - Q(a) / (2 alpha), elsewhere the gradient is s(a) times the teacher's mean of c, minus q(a)
-    c(a), for logit a, and the teacher's mean of Q / (2 alpha) for v: it is 0 where that law holds.
+    0 * NaN is NaN, also in the gradient of a torch.where that removes the NaN later. mask_terms masks z_K,
+    log_Z, log_probs and weights; v and target_values are not among them.
 
-    Compare the factor 1 / (4 alpha), the signs of both terms, and what is detached; nothing is centred."""
-    q = torch.tensor([0.9, 0.1], dtype=torch.float64)
-    optimum = torch.tensor([0.057696, -9 * 0.057696], dtype=torch.float64)
-    g = torch.Generator().manual_seed(SEED)
-    for Q, alpha in ((optimum, 0.1), *((torch.randn(2, generator=g).double(), a) for a in (0.1, 0.5, 3.0))):
-        taken, yes = torch.tensor([[0], [1]]), torch.ones(2, 1, dtype=torch.bool)
-        ids, mask = torch.arange(2).expand(2, 1, 2), yes[..., None].expand(2, 1, 2)
-        teacher = TeacherSets(torch.zeros(2, 1, 2).double(), mask, ids == taken[..., None], yes)
-        logits = Q.expand(2, 1, 2).clone().requires_grad_()
-        v = Q.logsumexp(-1).expand(2, 1).clone().requires_grad_()
-        terms = student_terms(logits, ids, taken)._replace(v=v)
-        loss, _ = bellman_distill(terms, teacher, q[:, None], alpha=alpha)
-        of_logits, of_v = (x.sum((0, 1)) for x in gradients(loss, logits, v))
-        c = 1 - Q / (2 * alpha)
-        what = f"at Q = {Q.tolist()}, alpha {alpha}"
-        same(of_logits, Q.softmax(-1) * (q * c).sum() - q * c, f"gradient of the logits {what}, token ")
-        near(of_v, (q * Q).sum() / (2 * alpha), f"gradient of v {what}")
-        if Q is optimum:
-            near(of_logits.abs().max(), 0, "gradient of the logits at the optimum", 1e-4)
-
-
-def check_returns_by_hand(points=3):
-    """Backwards: the token taken is worth its return, the others what the head says: V = log of the sum of
-    pi(a|s) exp U(s, a), over the set but not renormalised; return = gamma V of the next column, 0 at the
-    end.
-
-    pi is z_K - log_Z, over the whole vocabulary. gamma is applied once a step, to V(s'), not to U. U and a
-    return may be above 0: clip nothing. A column that follows a terminal token belongs to another text.
-
-    From the last column to the first: the return of column t from V of column t + 1; put it in the place of
-    the taken token in a COPY of U; then V of column t = logsumexp of log pi + U over the set."""
-    # Student: .5 | .5 taken, .3 | .4 | .6 taken, which ends, .2; exp U of the others: .1 and .5. Three more
-    # numbers stand where the token is taken, or in padding: they are not used.
-    probs = torch.tensor([[0.5, 0.9], [0.3, 0.5], [0.4, 0.9], [0.6, 0.2]], dtype=torch.float64)
-    heads = torch.tensor([[0.7, 0.6], [0.1, 0.6], [0.8, 0.6], [0.7, 0.5]], dtype=torch.float64)
-    mask = torch.tensor([[[1, 0], [1, 1], [1, 0], [1, 1]]]).bool()
-    taken = torch.tensor([[[1, 0], [0, 1], [1, 0], [1, 0]]]).bool()
-    teacher = TeacherSets(torch.zeros(1, 4, 2), mask, taken, torch.tensor([[False, False, False, True]]))
-    log_Z = torch.tensor([[0.5, -1.0, 2.0, 0.0]]).double()
-    terms = StudentTerms(probs.log()[None] + log_Z[..., None], None, log_Z, None, heads.log()[None])
-    for gamma in (1.0, 0.5):
-        stay = 0.7 ** gamma                                     # .6 + .2 * .5 in the last column
-        door = (0.4 * stay) ** gamma
-        want = [(0.5 * door + 0.3 * 0.1) ** gamma, door, stay, 1.0]
-        for t, found in enumerate(soft_returns(terms, teacher, gamma)[0]):
-            near(found, math.log(want[t]), f"return of column {t} at gamma {gamma}")
-    two = teacher._replace(terminal=torch.tensor([[False, True, False, True]]))         # two texts in a row
-    for t, want in enumerate((0.5 + 0.3 * 0.1, 1.0, 0.7, 1.0)):
-        near(soft_returns(terms, two)[0, t], math.log(want), f"return of column {t} of two texts in a row")
-    compare_returns(range(200, 212))
-
-
-def compare_returns(numbers):
-    """soft_returns on scenes against the loop, in the columns that have a set."""
-    for n in numbers:
-        s, gamma = random_scene(n), (1.0, 0.8, 0.0, 0.3)[n % 4]
-        s = s._replace(weights=torch.ones_like(s.weights))
-        if n % 5 == 0:
-            s = s._replace(student=extreme(s.student))
-        if n % 4 == 0:
-            found = soft_returns(s.student, s.teacher)                      # gamma is 1
-        else:
-            found = soft_returns(s.student, s.teacher, gamma)
-        want, has_set = returns_by_hand(s, gamma), s.teacher.mask.any(-1)
-        assert found.shape == want.shape, f"returns: shape {tuple(found.shape)}, expected {tuple(want.shape)}"
-        found, want = torch.where(has_set, found, 0), torch.where(has_set, want, 0)
-        same(found, want, f"return at gamma {gamma}, column ")
-
-
-def check_returns_of_a_text_that_was_cut(points=2):
-    """Where the return is not known, because the token is not in the set, or the text was cut after it,
-    the token taken has the head's value, like the others. A column without a set has V = 0.
-
-    bellman_weights says where the return is known. The return itself is gamma V of the next column even where
-    the token taken lies outside its set, and 0 where the next column has no set or does not exist.
-
-    taken = is_taken where bellman_weights(teacher, live) > 0; V = torch.where(live, logsumexp(...), 0)."""
-    _, _, terms = fixed_student()
-    V = (terms.z_K + terms.U - terms.log_Z[..., None]).logsumexp(-1)[1]
-    found = soft_returns(terms, TEACHER)[1]
-    for t, want in enumerate((0.0, V[2], V[3], 0.0)):
-        near(found[t], want, f"return of column {t} in a text that was cut")
-    compare_returns(range(220, 232))
-
-
-def check_returns_leave_padding_and_inputs_alone(points=1):
-    """Padding may hold anything, NaN too. No gradient goes into a return, and U is not written to: the loss
-    needs it. z_K and log_Z in bfloat16 are lifted first.
-
-    z_K and U are masked before the loop, log_Z counts for nothing in a column without a set. The loop writes
-    into a copy of U. A NaN of U that counts must stay, so nan_to_num is no mask.
-
-    torch.where(mask, U, 0) makes a new tensor; torch.where(mask, log pi, MASKED) masks the student."""
-    nan = fixed_student()[2]
-    nan = nan._replace(U=torch.where(IDS == 1, math.nan, nan.U))            # not taken in columns 2
-    found = soft_returns(nan, TEACHER)[0, :2]
-    assert found.isnan().all(), f"U is NaN in a set, and the returns before it are {found.tolist()}"
-    scenes = [random_scene(n) for n in (240, 241)]
-    for student, teacher in [(fixed_student()[2], TEACHER), *((s.student, s.teacher) for s in scenes)]:
-        want, mask = untouched(soft_returns, student, teacher), teacher.mask
-        assert not want.requires_grad, "a return has a gradient"
-        for bad in (math.nan, 1e4, math.inf):
-            z_K, U = (torch.where(mask, x, bad) for x in (student.z_K, student.U))
-            log_Z = torch.where(mask.any(-1), student.log_Z, bad)
-            found = soft_returns(student._replace(z_K=z_K, U=U, log_Z=log_Z), teacher)
-            assert torch.allclose(found, want), f"{bad} in the padding changes the returns"
-        z_K, log_Z = student.z_K.bfloat16(), student.log_Z.bfloat16()
-        half = StudentTerms(z_K, student.z_a, log_Z, None, student.U.float())
-        found = soft_returns(half, teacher)
-        want = soft_returns(half._replace(z_K=z_K.double(), log_Z=log_Z.double()), teacher)
-        assert found.dtype in (torch.float32, torch.float64), f"returns of bfloat16 logits: {found.dtype}"
-        same(found, want, "returns of bfloat16 logits, column ", 1e-4)
-
-
-def heads_by_hand(heads, hidden, ids):
-    """v and U of TDHeads by a loop, both with their whole gradient."""
-    v, U = torch.zeros(ids.shape[:2], dtype=hidden.dtype), torch.zeros(ids.shape, dtype=hidden.dtype)
-    for b in range(ids.size(0)):
-        for t in range(ids.size(1)):
-            h = hidden[b, t]
-            mixed = heads.mix.weight @ h + heads.mix.bias
-            v[b, t] = heads.v.weight[0] @ h + heads.v.bias[0]
-            for k, token in enumerate(ids[b, t].tolist()):
-                U[b, t, k] = heads.U.weight[token] @ F.gelu(mixed) + heads.U.bias[token]
-    return v, U
-
-
-def random_heads(n):
-    """TDHeads, a hidden state (B, T, 3) and ids (B, T, K); small sizes, so an axis of 1 is common."""
-    g = torch.Generator().manual_seed(1000 * SEED + n)
-    B, T, K = (int(torch.randint(1, high, (), generator=g)) for high in (3, 4, 3))
-    heads = TDHeads(3, 5, width=4).double()
-    for parameter in heads.parameters():
-        parameter.data = torch.randn(parameter.shape, generator=g, dtype=torch.float64)
-    hidden = torch.randn(B, T, 3, generator=g, dtype=torch.float64)
-    return heads, hidden.bfloat16().double().requires_grad_(), torch.randint(5, (B, T, K), generator=g)
-
-
-def check_the_heads(points=2):
-    """v is linear in the hidden state; U = U.weight gelu(mix(hidden)) + U.bias at the K ids. U's gradient
-    into the hidden state, but not its value, is scaled by TRUNK; v's is not.
-
-    The parameters of both heads learn at the full gradient: only what U sends on into `hidden` shrinks. v is
-    (B, T), U is (B, T, K), also where an axis is 1.
-
-    A part c of a gradient: c * x + (1 - c) * x.detach() has the value of x. Apply it to the input of mix."""
-    heads, hidden = TDHeads(3, 5, width=4).double(), wave(2, 4, 3)
-    for i, parameter in enumerate(heads.parameters()):
-        parameter.data = wave(*parameter.shape, speed=1.1 + i).detach()
-    v, U = untouched(heads.forward, hidden, IDS)
-    same(v, heads.v(hidden)[..., 0], "v, column ")
-    whole = heads.U(F.gelu(heads.mix(hidden))).gather(-1, IDS)              # (2, 4, 2)
-    same(U, whole, "U, place ")
-    (of_v,), (of_U,), (full,) = (gradients(x.sum(), hidden) for x in (v, U, whole))
-    same(of_v, heads.v.weight.expand(2, 4, 3), "the gradient of v by the hidden state, place ")
-    same(of_U, TRUNK * full, "the gradient of U by the hidden state, which is TRUNK of it, place ")
-    for n in range(7):
-        heads, hidden, ids = random_heads(n)
-        results, by_hand = heads(hidden, ids), heads_by_hand(heads, hidden, ids)
-        for name, found, want, part in zip("vU", results, by_hand, (1, TRUNK)):
-            same(found, want, f"{name} of {ids.tolist()}, place ")
-            factors = torch.arange(1.0, 1 + found.numel()).view(found.shape)
-            (of_hidden, *found), (of_all, *want) = (
-                gradients((factors * x).sum(), hidden, *heads.parameters()) for x in (found, want))
-            same(of_hidden, part * of_all, f"the gradient of {name} by the hidden state, place ")
-            for (parameter, _), a, b in zip(heads.named_parameters(), found, want):
-                same(a, b, f"the gradient of {name} by the parameter {parameter}, place ")
-
-
-def check_types_of_the_heads(points=1):
-    """v and U have the type of the heads, whatever the type of the hidden state, and under autocast as well.
-
-    A head in float32 on a hidden state in bfloat16 computes in float32: the hidden state is lifted first.
-
-    A block `with torch.autocast(hidden.device.type, enabled=False)`, in it hidden.to(self.v.weight.dtype)."""
-    heads, hidden, ids = random_heads(20)
-    want = heads_by_hand(heads, hidden, ids)
-    for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-4), (torch.bfloat16, 0.2)):
-        heads = heads.to(dtype)
-        for kind in (torch.float32, torch.float64, torch.bfloat16):         # the numbers are the same in all
-            for autocast in (False, True):
-                with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                    found = heads(hidden.detach().to(kind), ids)
-                for name, x, y in zip("vU", found, want):
-                    what = f"{name} of {dtype} heads, a {kind} hidden state, autocast {autocast}"
-                    assert x.dtype == dtype, f"{what}: {x.dtype}"
-                    assert torch.allclose(x.double(), y, tolerance, tolerance), f"{what}: {x.tolist()}"
+    torch.where(live > 0, v, 0) first; do not use nan_to_num, which would hide real errors."""
+    (logits, v, clean), weights = fixed_student(), ONES.clone()
+    weights[0, 2] = 0
+    assert td_terms(clean, TEACHER, weights).known.tolist() == [[1, 0, 0, 1], [0] * 4], "known is wrong"
+    for s in (Scene(clean, TEACHER, weights, logits, v), *map(random_scene, (100, 101))):
+        live = s.teacher.mask.any(-1) & (s.weights > 0)
+        mask, targets = s.teacher.mask & live[..., None], s.v.detach().cos()
+        want = td_terms(s.student, s.teacher, s.weights, target_values=targets)
+        for bad in (math.nan, 1e4, -math.inf):
+            z_K, log_t = (torch.where(mask, x, bad) for x in (s.student.z_K, s.teacher.log_probs))
+            dirty = s.student._replace(z_K=z_K, **{name: torch.where(live, getattr(s.student, name), bad)
+                                                   for name in ("z_a", "log_Z", "v")})
+            teacher = s.teacher._replace(log_probs=log_t)
+            x = td_terms(dirty, teacher, s.weights, target_values=torch.where(live, targets, bad))
+            for name, a, b in zip(x._fields, x, want):
+                assert torch.isfinite(a).all(), f"{name} is not finite where {bad} stands in the padding"
+                same(a[live], b[live], f"{name} depends on what does not count; live position ")
+            for expected in (False, True):
+                loss, figures = bellman_distill(dirty, teacher, s.weights, expected=expected)
+                clean_loss, _ = bellman_distill(s.student, s.teacher, s.weights, expected=expected)
+                near(loss, clean_loss, "bellman_distill")
+                assert all(torch.isfinite(figure) for figure in figures.values()), f"figures {figures}"
+                finite = all(torch.isfinite(grad).all() for grad in gradients(loss, s.logits, s.v))
+                assert finite, f"{bad} returns in the gradient"
+    real = clean._replace(v=torch.where(torch.arange(4) == 1, math.nan, v))
+    loss, _ = bellman_distill(real, TEACHER, weights)
+    loss = loss.item()
+    assert math.isnan(loss), f"v is NaN in a position that counts, and the loss is {loss:.4f}"
