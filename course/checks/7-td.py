@@ -55,7 +55,7 @@ def random_scene(n):
         return torch.rand(shape, generator=g) < share
     B, T, K = (int(torch.randint(1, high, (), generator=g)) for high in (4, 8, 5))
     size = (torch.rand(B, T, 1, generator=g) * (K + 0.3) - 0.3).ceil().clamp(0, K)
-    mask = torch.arange(K) < size
+    mask = torch.rand(B, T, K, generator=g).argsort(-1) < size              # any cells of the K
     ids = torch.where(mask, torch.rand(B, T, 7, generator=g).argsort(-1)[..., :K], 0)
     place = torch.randint(K, (B, T, 1), generator=g)
     taken = ids.gather(-1, place)[..., 0]
@@ -413,8 +413,8 @@ def check_terms_by_hand(points=3):
     """V = v + log S, S the student's mass in the set; Q = log pi(a|s) + v, pi over the WHOLE vocabulary.
     log_s and r are renormalised over the set, raw_r is not. V_next is V of the next column, 0 at the end.
 
-    V_p = logsumexp of z_K over the set, so log S = V_p - log_Z. cross_entropy is -sum q log(s / S), with q
-    the teacher renormalised over the set. live and known are weights, not truth values.
+    V_p = logsumexp of z_K over the set, so log S = V_p - log_Z. cross_entropy is the sum of -q log pi_A over
+    the set, teacher and student renormalised. live and known are weights, not truth values.
 
     After mask_terms: log_s_K = z_K minus V_p, leak = log_Z minus V_p, V = v minus leak, Q = log_s plus V; the
     entry of the taken token is a sum over K of where(is_taken and mask, x, 0)."""
