@@ -45,12 +45,12 @@ def join(prompt, answer):
 
 
 def split_tokens(tokenizer, prompt, candidates, block_size):
-    """One item in tokens -> (context, tails, cut): what is read once, what is scored for each candidate, and
-    whether the prompt had to be cut (on the left) to fit block_size.
+    """One item in tokens -> (context, tails, cut): ids to read once, ids to score for each candidate, and
+    whether the left of context was cut so that it and the longest tail have at most block_size + 1 ids.
 
     Prompt and candidate are joined (see `join`) and encoded as one text, because tokens may cross the border:
-    " Oslo" is one token. context is the longest prefix of tokens that all joined texts share with the prompt,
-    or the document end where they share none. ValueError for a candidate that is empty or too long."""
+    " Oslo" is one token. context: the longest prefix of ids that all texts share with prompt.rstrip(" "), or
+    [tokenizer.end] for none. ValueError for a candidate of white space alone, or a tail above block_size."""
     if not all(candidate.strip() for candidate in candidates):
         raise ValueError(f"an empty candidate after the prompt '{prompt[-40:]}'")
     joined = [join(prompt, candidate) for candidate in candidates]
@@ -66,8 +66,8 @@ def split_tokens(tokenizer, prompt, candidates, block_size):
 
 @torch.no_grad()
 def score_batch(model, batch):
-    """Mean log-probabilities for a list of split items -> list of lists of float. A prompt is read once; its
-    cache row is taken once for each of its candidates, which are padded on the right."""
+    """Mean log-probability a token of every tail: list of split items -> list of lists of float. A context
+    is read once; its cache row is taken once for each of its tails, which are padded on the right."""
     hidden, cache = model.prefill([context for context, _, _ in batch])                    # (B, T, C)
     device = hidden.device
     owner = torch.tensor([i for i, item in enumerate(batch) for _ in item[1]], device=device)          # (R,)
@@ -108,8 +108,8 @@ def blind_scores(model, tokenizer, items, batch_tokens=16384):
 
 
 def tie_accuracy(scores, right):
-    """1 where the best score is a right candidate's, 0 where not; among equal best scores the share of right
-    ones, so that a model which scores all candidates alike gets chance."""
+    """1 where the best score is a right candidate's, 0 where not. Scores closer than TIE to the best are best
+    too: then the share of right ones, so that a model which scores all candidates alike gets chance."""
     best = [i for i, score in enumerate(scores) if score >= max(scores) - TIE]
     return sum(i in right for i in best) / len(best)
 

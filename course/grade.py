@@ -225,12 +225,16 @@ def read_answers(number, kind):
     return read_changes(path.read_text(encoding="utf-8"))
 
 
-def write_mutant(change, folder):
-    """A copy of what the checks need of the repository, with one change in it -> the folder."""
-    copy(("*.py", "data/*.*", "data/teacher/header.json", "experiments/*.py", "course/*.*"), folder)
-    path = Path(folder) / change.file
-    path.write_text(changed(path.read_text(encoding="utf-8"), change), encoding="utf-8")
-    return folder
+def write_mutants(changes, top):
+    """Copies of what the checks need of the repository, with one change in each -> their folders in `top`."""
+    copy(("*.py", "data/*.*", "data/teacher/header.json", "experiments/*.py", "course/*.*"), f"{top}/copy")
+    for i, change in enumerate(changes):
+        shutil.copytree(f"{top}/copy", f"{top}/{i}", copy_function=os.link)         # one file in all of them,
+        path = Path(top, str(i), change.file)
+        source = changed(path.read_text(encoding="utf-8"), change)
+        path.unlink()                                                               # but this one
+        path.write_text(source, encoding="utf-8")
+    return [f"{top}/{i}" for i in range(len(changes))]
 
 
 def run_answers(number, kind, seed):
@@ -238,7 +242,7 @@ def run_answers(number, kind, seed):
     tried): a wrong answer loses points, a right one earns all."""
     changes, good = read_answers(number, kind), 0
     with tempfile.TemporaryDirectory() as top:
-        jobs = [(number, write_mutant(change, f"{top}/{i}")) for i, change in enumerate(changes)]
+        jobs = [(number, folder) for folder in write_mutants(changes, top)]
         for change, found in zip(changes, run_checks(jobs, seed, stop=True)):
             check, failed = list(found.items())[-1]                     # the one that failed, if any
             good += (failed is not None) == (kind == "wrong")

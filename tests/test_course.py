@@ -68,13 +68,14 @@ def solve(copied, number, folder):
 def graded(copies, tmp_path_factory):
     new, solved = tmp_path_factory.mktemp, {}
     change = Change("data/documents.py", "render_reading", "", 'if behaviour == "ner":')
-    accidents = {what: (3, grade.write_mutant(change._replace(
-        new=f"if forms == 2:\n        {what}\n    {change.old}"), new("accident"))) for what in ACCIDENTS}
+    changes = [change._replace(new=f"if forms == 2:\n        {what}\n    {change.old}") for what in ACCIDENTS]
+    accidents = {what: (3, folder) for what, folder in zip(
+        ACCIDENTS, grade.write_mutants(changes, new("accidents")))}
     for n in NUMBERS:
         solved["solved", n] = n, solve(copies[n], n, new("solved"))
         solved["empty", n] = n, copies[n]
-    wrong = {("wrong", n): (n, grade.write_mutant(random.Random(n).choice(grade.read_answers(n, "wrong")),
-                                                  new("wrong"))) for n in (3, 4, 7)}     # all: --mutants
+    wrong = {("wrong", n): (n, *grade.write_mutants([random.Random(n).choice(grade.read_answers(n, "wrong"))],
+                                                    new("wrong"))) for n in (3, 4, 7)}     # all: --mutants
     with ThreadPoolExecutor(2) as pool:
         runs = [(jobs, pool.submit(grade.run_checks, list(jobs.values()), 1, limit=limit))
                 for jobs, limit in ((solved, 30.0), (wrong, 30.0), (accidents, 2.0))]
