@@ -226,7 +226,7 @@ def check_the_heads(points=2):
     (of_v,), (of_U,), (full,) = (gradients(x.sum(), hidden) for x in (v, U, whole))
     same(of_v, heads.v.weight.expand(2, 4, 3), "the gradient of v by the hidden state, place ")
     same(of_U, TRUNK * full, "the gradient of U by the hidden state, which is TRUNK of it, place ")
-    for n in range(6):
+    for n in range(5):
         heads, hidden, ids = random_heads(n)
         results, by_hand = heads(hidden, ids), heads_by_hand(heads, hidden, ids)
         for name, found, want, part in zip("vU", results, by_hand, (1, TRUNK)):
@@ -307,7 +307,7 @@ def check_which_positions_count(points=3):
     padded[0, 3, 0] = False                                             # token 3 stands in the padding now
     found = bellman_weights(TEACHER._replace(mask=padded), w)
     assert found[0].tolist() == [1, 0, 0, 0], "a token in the padding of a set is not in the set"
-    for n in range(15):
+    for n in range(10):
         s = random_scene(n)
         want = torch.zeros_like(s.weights)
         for b, t in positions(s):
@@ -361,7 +361,7 @@ def check_returns_by_hand(points=3):
     two = teacher._replace(terminal=torch.tensor([[False, True, False, True]]))         # two texts in a row
     for t, want in enumerate((0.5 + 0.3 * 0.1, 1.0, 0.7, 1.0)):
         near(soft_returns(terms, two)[0, t], math.log(want), f"return of column {t} of two texts in a row")
-    compare_returns(range(200, 212))
+    compare_returns(range(200, 208))
 
 
 def check_returns_of_a_text_that_was_cut(points=2):
@@ -373,11 +373,12 @@ def check_returns_of_a_text_that_was_cut(points=2):
 
     taken = is_taken where bellman_weights(teacher, live) > 0; V = torch.where(live, logsumexp(...), 0)."""
     _, _, terms = fixed_student()
-    V = (terms.z_K + terms.U - terms.log_Z[..., None]).logsumexp(-1)[1]
-    found = soft_returns(terms, TEACHER)[1]
-    for t, want in enumerate((0.0, V[2], V[3], 0.0)):
-        near(found[t], want, f"return of column {t} in a text that was cut")
-    compare_returns(range(220, 232))
+    for U in (terms.U, terms.U + 9):
+        V = (terms.z_K + U - terms.log_Z[..., None]).logsumexp(-1)[1]
+        found = soft_returns(terms._replace(U=U), TEACHER)[1]
+        for t, want in enumerate((0.0, V[2], V[3], 0.0)):
+            near(found[t], want, f"return of column {t} in a text that was cut")
+    compare_returns(range(220, 228))
 
 
 def check_returns_leave_padding_and_inputs_alone(points=1):
@@ -426,7 +427,7 @@ def check_terms_by_hand(points=3):
         for name, want in terms.items():
             near(getattr(x, name)[b, t], want, f"{name}[{b}, {t}]")
     assert not x.V_next[1, [0, 3]].any(), "V(s') where the next column has no set"
-    for n in range(20, 28):
+    for n in range(20, 26):
         s = random_scene(n)
         x = untouched(td_terms, s.student, s.teacher, s.weights)
         for name, found in x._asdict().items():
@@ -599,7 +600,7 @@ def check_bellman_distill_by_hand(points=3):
     near(loss, (square - x.log_s + 0.5 * x.leak)[0].mean(), "bellman_distill")
     near(figures["reward"], (x.Q - 0.9 * x.V_next)[0].mean(), 'figures["reward"]')
     near(bellman_distill(terms, TEACHER, ONES, 10.0, **options)[0], loss * 0.4, "with the denominator 10")
-    for n in range(120, 128):
+    for n in range(120, 126):
         compare_losses(n, expected=False)
     for alpha in (0.0, -1.0, math.inf, math.nan, -math.inf):
         for expected in (False, True):
