@@ -562,9 +562,9 @@ def check_where_the_square_leads(points=1):
             near(of_logits.abs().max(), 0, "gradient of the logits at the optimum", 1e-4)
 
 
-def compare_losses(n, expected, **options):
-    """bellman_distill on scene n against the loop: the loss, its gradients, its figures."""
-    s, targets = random_scene(n), None
+def compare_losses(n, expected, s=None, **options):
+    """bellman_distill on scene n, or s, against the loop: the loss, its gradients, its figures."""
+    s, targets = s or random_scene(n), None
     if "target_values" in options:
         targets = options["target_values"] = s.v.detach().sin() * 2
     alpha, gamma, leak = [(0.3, 0.9, 0.5), (2.5, 1.0, 0.0), (0.1, 0.0, 2.0), (1.0, 0.5, 1.0)][n % 4]
@@ -592,7 +592,7 @@ def check_bellman_distill_by_hand(points=3):
 
     Let sum_terms do it: {"cloning": (1, -log_s), "bellman": (1, square), "leak": (leak, x.leak), "reward":
     (0, reward)} with known and denominator; the reward is 0 by torch.where where it is not known."""
-    _, v, terms = fixed_student()
+    logits, v, terms = fixed_student()
     x = td_terms(terms, TEACHER, ONES)
     square = (x.Q - 0.9 * x.V_next) ** 2 / 1.2
     options = dict(alpha=0.3, gamma=0.9, leak=0.5)
@@ -609,11 +609,12 @@ def check_bellman_distill_by_hand(points=3):
             except ValueError:
                 continue
             raise AssertionError(f"alpha={alpha}, expected={expected} gave no ValueError")
-    none = torch.zeros_like(ONES)
-    for expected in (False, True):
-        loss, _ = bellman_distill(terms, TEACHER, none, expected=expected)
-        near(loss, 0, "without any weight")
-        near(abs(gradients(loss, v)[0]).max(), 0, "gradient without any weight")
+    none, unknown = torch.zeros_like(ONES), torch.tensor([[0.0], [1.0]]).double().expand(2, 4)
+    for weights, expected in ((none, False), (none, True), (unknown, False)):
+        loss, _ = bellman_distill(terms, TEACHER, weights, expected=expected)
+        near(loss, 0, "where no position counts")
+        for grad in gradients(loss, logits, v):
+            near(abs(grad).max(), 0, "gradient where no position counts")
 
 
 def check_the_expected_form(points=2):
@@ -640,9 +641,14 @@ def check_options_reach_the_terms(points=1):
     They are collected in **options; td_terms takes them.
 
     td_terms(student, teacher, weights, **options)."""
+    logits, v, terms = fixed_student()
+    fixed = Scene(terms, TEACHER, ONES, logits, v)
+    for expected in (False, True):
+        for stop in (False, True):
+            compare_losses(0, expected, fixed, stop_gradient=stop)
+        compare_losses(0, expected, fixed, target_values=True)
     for n in range(160, 164):
-        compare_losses(n, expected=n % 2 == 0, stop_gradient=n % 4 < 2)
-        compare_losses(n, expected=n % 2 == 0, stop_gradient=n % 3 == 0, target_values=True)
+        compare_losses(n, expected=n % 2 == 0, stop_gradient=n % 4 < 2, target_values=True)
     s = random_scene(172)
     near(bellman_distill(s.student, s.teacher, s.weights)[0], loss_by_hand(s, None, 0.1, 0.99, 0.0, False)[0],
          "bellman_distill with its defaults")
