@@ -113,7 +113,7 @@ class Attention(nn.Module):
 
 
 def attend(q, k, v, mask, causal):
-    """softmax(q k^T + mask) v: q (B, H, T, D) already scaled; k, v (B, H, S, D) -> (B, H, T, D).
+    """softmax(q k^T + mask) v: q (B, H, T, D) already scaled; k, v (B, H, S, D) -> (B, H, T, D), type of v.
     mask: (T, S) or (B, 1, T, S) of 0 and -inf; (1, 1) hides nothing. causal: T = S, mask is the triangle."""
     T = q.size(2)
     if q.is_cuda or T > EXPLICIT_ATTENTION_UP_TO:
@@ -179,7 +179,7 @@ class KVCache:
         return (new - first)[..., 0], mask[:, None]                                    # (B, T), (B, 1, T, S)
 
     def append(self, layer, k, v):
-        """Stores keys, values (B, H, T, D) of new tokens -> all that these may see, (2, B, H, S, D)."""
+        """Stores keys, values (B, H, T, D) of new tokens -> all they may see, (2, B, H, S, D), same type."""
         kv, end = self.kv[layer], self.length + self.shift  # token s stands in column s + shift
         if kv.size(3) < end:  # room for twice as many: copied log2(S) times, not S times
             kv = self.kv[layer] = F.pad(kv.to(k.dtype), (0, 0, 0, 2 * end - kv.size(3)))

@@ -99,21 +99,21 @@ def weighted_mean(values, weights, denominator=None):
     """sum(weights * values) / denominator over positions; values, weights (B, T) -> scalar.
     denominator None: the sum of these weights. For micro-batches pass the sum over all of them: then their
     losses and gradients add up to those of the one batch. Positions of weight 0 count for nothing, whatever
-    stands there. No weight at all gives 0."""
+    stands there; NaN at any other position stays NaN. No weight at all gives 0. Weights may be tiny."""
     total = torch.where(weights > 0, weights * values, 0).sum()
     denominator = weights.sum() if denominator is None else torch.as_tensor(denominator)
     return total / denominator.clamp(min=torch.finfo(values.dtype).tiny)
 
 
 def sum_terms(terms, weights, denominator):
-    """{name: (factor, values (B, T))} -> (sum of factor * weighted_mean, the means as detached figures)."""
+    """{name: (factor, values)} -> sum of factor * weighted_mean (0: left out), {name: the mean, detached}."""
     means = {name: weighted_mean(values, weights, denominator) for name, (_, values) in terms.items()}
     loss = sum(factor * means[name] for name, (factor, _) in terms.items() if factor)
     return loss, {name: mean.detach() for name, mean in means.items()}
 
 
 def mask_terms(student, teacher, weights):
-    """-> z_K, log_Z, log_t, weights, of at least float32, with harmless numbers where nothing counts: masked
+    """-> z_K, log_Z, log_t, weights, at least float32; MASKED, 0, MASKED, 0 in padding, empty sets, weight 0.
     BEFORE any arithmetic, as a NaN that where() removes afterwards still makes the gradient NaN."""
     z_K, log_Z, log_t = map(at_least_float32, (student.z_K, student.log_Z, teacher.log_probs))
     live = teacher.mask.any(-1) & (weights > 0)                             # (B, T)
@@ -123,7 +123,7 @@ def mask_terms(student, teacher, weights):
 
 
 def log_outside(log_mass):
-    """log(1 - exp(log_mass)), finite and without gradient where that is below 8 roundings (1e-6)."""
+    """log(1 - exp(log_mass)), precise also near 0; where it is below log(8 eps): that, without gradient."""
     return torch.log(-torch.expm1(log_mass.clamp(max=-8 * torch.finfo(log_mass.dtype).eps)))
 
 
@@ -132,7 +132,7 @@ def log_outside(log_mass):
 
 
 def sft_loss(student, weights, denominator=None):
-    """Cross-entropy on the token taken: SFT on references, SeqKD where the teacher wrote the tokens."""
+    """Cross-entropy on the token taken (figure nll): SFT on references, SeqKD on the teacher's tokens."""
     nll = at_least_float32(student.log_Z) - at_least_float32(student.z_a)
     return sum_terms({"nll": (1, nll)}, weights.to(nll.dtype), denominator)
 
@@ -146,7 +146,7 @@ def topp_forward_kl(student, teacher, weights, denominator=None, *, tail="inside
     t are the teacher's probabilities, s the student's over the WHOLE vocabulary; -log S is the leak.
     Inside, at leak 1, this is KL(q || s): its optimum s = t / M is sharper than the teacher, the bias
     of truncation. At leak 0 only the proportions in the set count; above 1 leaking costs more. The bucket's
-    optimum is s = t, S = M. figures: kl (the loss), leak, kept_mass M, entropy of the target."""
+    optimum is s = t, S = M. figures: kl (the loss), leak, kept_mass M, entropy (of q; or of t and 1 - M)."""
     if tail not in ("inside", "bucket"):
         raise ValueError(f"tail={tail!r}; expected 'inside' or 'bucket'")
     z_K, log_Z, log_t, weights = mask_terms(student, teacher, weights)

@@ -89,7 +89,8 @@ class TeacherCache:
         return part
 
     def document(self, i):
-        """tokens (T,), roles (T,), counts (T,), ids (M,), logprobs (M,) float16: views; M = counts.sum()."""
+        """tokens (T,), roles (T,), counts (T,), ids (M,), logprobs (M,) float16: views; M = counts.sum().
+        IndexError for an i outside 0 .. len(self) - 1."""
         if not 0 <= i < len(self):
             raise IndexError(f"{self.folder}: document {i} of {len(self)}")
         span = slice(self.starts[i], self.starts[i + 1])
@@ -98,11 +99,11 @@ class TeacherCache:
         return a["tokens"][span], a["roles"][span], a["counts"][span], a["ids"][sets], a["logprobs"][sets]
 
     def batch(self, indices, T=None):
-        """Documents side by side, padded at the end to T tokens (None: the longest of them): dict of tensors.
+        """Documents side by side, padded at the end to T tokens (None: the longest): a dict of new tensors.
 
         tokens, roles (B, T) long; real (B, T) bool, False for padding; ids (B, T, K) long, log_probs
         (B, T, K) float32, mask (B, T, K) bool, K the largest set of the batch, at least 1. Padding: 0, MASKED
-        and False. ValueError for a document longer than T."""
+        and False. ValueError for no document or one longer than T; IndexError as of document."""
         rows = [self.document(int(i)) for i in indices]
         longest = max(len(row[0]) for row in rows)
         T = longest if T is None else T

@@ -39,7 +39,8 @@ PHRASE_WORDS = sorted(
 
 
 def render_reading(record, behaviour, rng, forms=ALL_FORMS):
-    """Pieces of the reading of one sentence, without the separators around it; behaviour: "ner", "qra"."""
+    """Pieces (text, role) of the reading of one sentence, without the separators around it; behaviour: "ner",
+    "qra". Every line draws its own form, one of the first `forms`. The record is not changed."""
     if behaviour == "ner":
         lines = [entity_line(e["text"], e["type"], e["about"], rng.randrange(min(forms, len(ENTITY_FORMS))))
                  for e in record["entities"]]
@@ -52,10 +53,13 @@ def render_reading(record, behaviour, rng, forms=ALL_FORMS):
 
 
 def render(paragraph, behaviour, rng, forms=ALL_FORMS, join_prob=0.0):
-    """One paragraph (list of records) -> one document (list of pieces); behaviour: one of BEHAVIOURS, else
-    ValueError. rng: a random.Random that draws one of the first `forms` surface forms for every line, 1 = the
-    plain one. join_prob: how often a sentence is read only together with the next one. Every piece but the
-    first begins with a space, so that pieces encoded one by one are the tokens of the running text."""
+    """One paragraph (list of records, none of them changed) -> one document (list of pieces, END last).
+    ValueError for a behaviour that is not in BEHAVIOURS, and for forms below 1.
+
+    rng: a random.Random that draws one of the first `forms` surface forms for every line, 1 = the plain one.
+    join_prob: the probability that a sentence waits to be read together with the next one; it is drawn for
+    every sentence but the last. Every piece with text but the first begins with a space, so that pieces
+    encoded one by one are the tokens of the running text."""
     if behaviour not in BEHAVIOURS or forms < 1:
         raise ValueError(f"behaviour {behaviour!r}, {forms} forms; expected ori, ner or qra and at least 1")
     pieces, waiting = [], []
@@ -106,7 +110,9 @@ def vary_layout(document, rng):
 
 
 def encode_documents(documents, tokenizer):
-    """Documents -> list of (ids, roles), lists of int of equal length. A distinct piece is encoded once."""
+    """Documents (lists of pieces) -> list of (ids, roles), two lists of int of equal length. A piece without
+    text is the special token of its role, "sep" or "end"; any other piece is its text, whatever its role. All
+    distinct texts go to tokenizer.encode_batch in one call, each once."""
     distinct = list({text for document in documents for text, _ in document if text})
     known = dict(zip(distinct, tokenizer.encode_batch(distinct)))
     special, encoded = {"sep": [tokenizer.sep], "end": [tokenizer.end]}, []
@@ -178,8 +184,16 @@ def gold_mix(tokens, config, tokenizer):
 
 
 def data_mix(name, config, tokenizer, paragraphs):
-    """What "plain" or "brd" reads -> DataMix. paragraphs: of world_paragraphs. An annotated corpus takes
-    corpus_share of all tokens."""
+    """What "plain" or "brd" reads in config.student_tokens tokens -> DataMix of Rows, whose shares sum to 1.
+
+    plain   plain_text that no other student reads, by the seed "SEED plain" (SEED is config.seed), enough for
+            the run, so that none of it is read twice
+    brd     reading_mix of config.seed and of `paragraphs` (of world_paragraphs). The D_QRA of the world begins
+            with the run, all other sources begin at QUESTIONS_FIRST
+
+    An annotated config.corpus takes corpus_share of all tokens: `plain` reads its D_ORI alone, after its own
+    text in the list; `brd` all three, after those of the world and in the same proportions. Where nobody
+    listed entities, the share of its D_NER is 0, and its D_QRA takes that part."""
     own, share = iter(()), 0.0
     if is_annotated(config.corpus):
         own = text_sources(config.corpus, tokenizer, config.block_size, config.seed)

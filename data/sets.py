@@ -13,12 +13,13 @@ SLACK = 1e-6        # probabilities are float32: .5 + .3 is taken to reach p = .
 def top_p_sets(logits, p, k_cap, temperature=1.0):
     """The smallest set of most probable tokens whose mass reaches p, for each row: A_p(s) of the paper.
 
-    logits (N, V) float; 0 < p <= 1; k_cap: at most so many tokens are kept, even where they do not reach p.
+    logits (N, V) float; 0 < p <= 1, where p - SLACK counts as p and p = 1 keeps every token of finite
+    log-probability; k_cap: at most so many tokens are kept, even where they do not reach p.
     Returns ids (N, K) long, log_probs (N, K) float32, mask (N, K) bool, with K the largest set among the
-    rows; the most probable token comes first, the token that crosses p is in the set, one of probability 0
-    never is. Where mask is False: id 0 and log-probability MASKED. log_probs are log softmax(logits /
-    temperature), not renormalised over the set: the mass that is missing is known. ValueError for p, k_cap or
-    temperature out of range, and NaN logits.
+    rows; in falling order of probability, the token that crosses p is in the set, one of probability 0 never
+    is, no set is empty. Where mask is False: id 0 and log-probability MASKED. log_probs are log softmax(
+    logits / temperature), not renormalised over the set: the mass that is missing is known. ValueError for p,
+    k_cap or temperature out of range, and for a row whose softmax is NaN.
     """
     if not 0 < p <= 1 or k_cap < 1 or temperature <= 0:
         raise ValueError(f"p={p}, k_cap={k_cap}, temperature={temperature}; "
@@ -38,7 +39,10 @@ def top_p_sets(logits, p, k_cap, temperature=1.0):
 
 
 def restrict_to_p(log_probs, mask, p):
-    """What a smaller p would keep of cached sets (..., K), the most probable tokens first, as a mask."""
+    """What top_p_sets with a smaller p would keep of cached sets, as a new mask (..., K) bool. SLACK < p < 1.
+
+    log_probs (..., K) float32 or float64, the most probable token first; mask (..., K) bool, False for the
+    padding behind a set, whatever stands there."""
     probs = log_probs.double().exp() * mask
     return mask & (probs.cumsum(-1) - probs < p - SLACK)
 

@@ -125,8 +125,10 @@ def tokenizer_hash(ranks, card):
 def train_bpe(texts, n_vocab):
     """Learn a byte-level BPE with n_vocab ids: 256 bytes, n_vocab - 258 merges, 2 special tokens.
 
-    texts: iterable of str, in any order. There are fewer ids if too few pairs occur MIN_COUNT times. Of
-    equally frequent pairs the one with the smaller ids, left then right, is merged."""
+    texts: iterable of str, in any order, read once; not one str, which is a ValueError like n_vocab < 258.
+    Words are cut in each text by itself; half a character (a lone surrogate) becomes "?". There are fewer ids
+    if too few pairs occur MIN_COUNT times. Of equally frequent pairs the one with the smaller ids, left then
+    right, is merged."""
     if n_vocab < 258:
         raise ValueError(f"n_vocab is {n_vocab}, but 256 bytes and 2 special tokens need at least 258")
     if isinstance(texts, str):
@@ -141,11 +143,16 @@ def train_bpe(texts, n_vocab):
 
 
 def learn_merges(words, freqs, n_merges):
-    """The merges, a list of (left id, right id); merge number k makes token 256 + k. `words` is rewritten.
+    """The merges, a list of (left id, right id), n_merges or fewer; merge number k makes token 256 + k. The
+    list `words` is rewritten: it ends with what the merges make of its rows.
 
-    words: lists of ids, one for each distinct word; freqs: how often each occurs. All ids stand in one row of
-    slots, each linked to its neighbours. A merge touches only the slots of its pair. It makes new pairs, and
-    of an old pair it can only take: the heap holds what a pair counted when it was last looked at."""
+    words: lists of ids 0 to 255, one for each word; rows may be empty, equal, or the same list. freqs: how
+    often each occurs, from 0 on; it is not changed. A pair counts at every place where it stands, twice in
+    1 1 1; of overlapping places the first is merged. Below a count of MIN_COUNT nothing is merged.
+
+    All ids stand in one row of slots, each linked to its neighbours. A merge touches only the slots of its
+    pair. It makes new pairs, and of an old pair it can only take: the heap holds what a pair counted when it
+    was last looked at."""
     ids = np.array([i for word in words for i in (*word, BORDER)], np.int64)               # (slots,)
     freqs = np.repeat(np.array(freqs, np.int64), [len(word) + 1 for word in words])        # of a slot's word
     before, after = (np.roll(np.arange(len(ids)), by) for by in (1, -1))                   # its neighbours

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = "README.md", "adapters/README.md", "experiments/README.md", "course/teacher/README.md", "tests/README.md"
+PAGES = ("README.md", "adapters/README.md", "experiments/README.md", "course/README.md", "course/teacher/README.md",
+         "tests/README.md", *(f"course/teacher/slides/{n}.md" for n in (1, 2, 3)))
 README, *_ = TEXTS = [(ROOT / page).read_text(encoding="utf-8") for page in PAGES]
 COMMAND = r"(?:python|torchrun --\S+) +((?:-m )?[\w/.]+)([^#`\n&]*)"
 COMMANDS = sorted({(program, arguments.strip()) for text in TEXTS

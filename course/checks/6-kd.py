@@ -1,232 +1,602 @@
-"""Checks of assignment 6, distillation on a set (td_distill.py). The docstring of a check is its hint."""
+"""Checks of assignment 6, distillation on a set (td_distill.py). The docstring of a check holds three hints.
+
+Every loss is compared with `expected`, which does the same one position at a time, in float64, on random
+inputs. The grader sets SEED."""
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from data.cache import MASKED
 from td_distill import (StudentTerms, TeacherSets, log_outside, mask_terms, sft_loss, student_terms,
-                        topp_forward_kl, weighted_mean)
+                        sum_terms, topp_forward_kl, weighted_mean)
 
+TAILS = "inside", "bucket"
+# A worked example of 3 positions: a teacher of 6 tokens, and its sets of mass .8 .9 .7, padded with id 0.
 V = 6
 TEACHER = torch.tensor([[0.5, 0.3, 0.1, 0.05, 0.03, 0.02], [0.02, 0.9, 0.05, 0.01, 0.01, 0.01],
                         [0.2, 0.2, 0.3, 0.1, 0.1, 0.1]]).double()
-# Its sets of mass .8 .9 .7, padded to K = 3 with id 0.
 IDS = torch.tensor([[[0, 1, 0], [1, 0, 0], [2, 0, 1]]])
 MASK = torch.tensor([[[True, True, False], [True, False, False], [True, True, True]]])
 LOG_T = torch.where(MASK, TEACHER.log()[None].gather(-1, IDS), MASKED)
-TAKEN = torch.tensor([[1, 1, 4]])
 
 
-def student(seed=0, scale=2.0, dtype=torch.float64):
-    """Logits (1, 3, V) of a student, with a gradient."""
-    return (scale * torch.sin(torch.arange(3 * V) * (1.3 + seed))).to(dtype).reshape(1, 3, V).requires_grad_()
+class Example(NamedTuple):
+    logits: torch.Tensor                    # (B, T, V) float64, with a gradient
+    ids: torch.Tensor                       # (B, T, K)
+    log_t: torch.Tensor                     # (B, T, K), MASKED in padding
+    mask: torch.Tensor                      # (B, T, K)
+    taken: torch.Tensor                     # (B, T)
+    weights: torch.Tensor                   # (B, T) float64, some of them 0
 
 
-def kl(logits, weights=(1.0, 1.0, 1.0), mask=MASK, denominator=None, **options):
-    terms, teacher = student_terms(logits, IDS, TAKEN), TeacherSets(LOG_T, mask)
-    return topp_forward_kl(terms, teacher, torch.tensor([weights]), denominator, **options)
+def random_example(number, scale=2.0):
+    """Random sizes, logits, sets and weights. Position (0, 0) has a full set, (0, 1) a set and weight 0,
+    (0, 2) padding in its set, the last one an empty set."""
+    g = torch.Generator().manual_seed(100 * SEED + number)
+    B, T, n_vocab = (int(torch.randint(*ends, (), generator=g)) for ends in ((1, 4), (4, 7), (7, 12)))
+    K = (3, 1, 4, 2)[number % 4]
+    logits, teacher = (torch.randn(B, T, n_vocab, generator=g, dtype=torch.float64) for _ in range(2))
+    mask, weights = torch.rand(B, T, K, generator=g) < 0.7, torch.rand(B, T, generator=g).double() + 0.1
+    mask[0, :2], mask[0, 2, 1:], mask[0, 2, 0], mask[-1, -1] = True, False, True, False
+    weights = torch.where(torch.rand(B, T, generator=g) < 0.8, weights, 0)
+    weights[0, :3], weights[-1, -1] = torch.tensor([0.3, 0.0, 0.9]), 0.8
+    ids = torch.where(mask, torch.rand(B, T, n_vocab, generator=g).argsort(-1)[..., :K], 0)
+    log_t = torch.where(mask, (2 * teacher).log_softmax(-1).gather(-1, ids), MASKED)
+    taken = torch.randint(n_vocab, (B, T), generator=g)
+    return Example((scale * logits).requires_grad_(), ids, log_t, mask, taken, weights)
 
 
-def parts(logits, t):
-    """Position t: the teacher's and the student's probabilities on the set, and their masses."""
-    kept = IDS[0, t][MASK[0, t]]
-    q, s = TEACHER[t][kept], logits[0, t].softmax(-1)[kept]
-    return q, s, q.sum(), s.sum()
+def expected(x, tail, leak=1.0, denominator=None, log_s=None):
+    """-> the loss and its figures by their definition. log_s (B, T, K): the student's log-probabilities of
+    the set, where they do not come from x.logits."""
+    log_s = x.logits.log_softmax(-1).gather(-1, x.ids) if log_s is None else log_s
+    sums, total = dict.fromkeys(("kl", "leak", "kept_mass", "entropy"), 0.0), 0.0
+    for b, t in torch.cartesian_prod(*map(torch.arange, x.weights.shape)).tolist():
+        kept, weight = x.mask[b, t], x.weights[b, t].double()
+        if weight == 0 or not kept.any():
+            continue
+        p, s = x.log_t[b, t][kept].double().exp(), log_s[b, t][kept].exp()
+        M, S = p.sum(), s.sum()
+        if tail == "bucket":
+            target, student, price = torch.cat([p, 1 - M[None]]), torch.cat([s, 1 - S[None]]), 0
+        else:
+            target, student, price = p / M, s / S, leak * -S.log()
+        figures = {"kl": (target * (target.log() - student.log())).sum() + price, "leak": -S.log(),
+                   "kept_mass": M, "entropy": -(target * target.log()).sum()}
+        sums = {name: sums[name] + weight * figures[name] for name in sums}
+        total = total + weight
+    means = {name: value / (total if denominator is None else denominator) for name, value in sums.items()}
+    return means["kl"], means
 
 
-def same(loss, want, logits, what):
-    """Values, and gradients by the student's logits."""
-    close = dict(rtol=1e-6, atol=1e-8)
-    torch.testing.assert_close(loss.detach(), want.detach(), **close, msg=lambda text: f"{what}: {text}")
-    ours, theirs = (torch.autograd.grad(x, logits, retain_graph=True)[0] for x in (loss, want))
-    torch.testing.assert_close(ours, theirs, **close, msg=lambda text: f"gradient of {what}: {text}")
+def loss_of(x, denominator=None, **options):
+    return topp_forward_kl(student_terms(x.logits, x.ids, x.taken), TeacherSets(x.log_t, x.mask), x.weights,
+                           denominator, **options)
+
+
+def same(found, want, what, tolerance=1e-6):
+    """Two tensors or numbers, relative to the size of the greatest."""
+    found, want = (torch.as_tensor(y).detach().double() for y in (found, want))
+    assert found.shape == want.shape, f"{what}: shape {tuple(found.shape)}, expected {tuple(want.shape)}"
+    if not want.numel():
+        return
+    error = (found - want).abs().nan_to_num(nan=math.inf).flatten()
+    worst = int(error.argmax())
+    assert error[worst] <= tolerance * (1 + want.abs().max()), (
+        f"{what}: {found.flatten()[worst]:.6g}, expected {want.flatten()[worst]:.6g}")
+
+
+def same_loss(loss, want, inputs, what, tolerance=1e-6):
+    """Value, and gradient by the inputs, a tensor or several."""
+    same(loss, want, what, tolerance)
+    assert loss.requires_grad, f"{what}: no gradient goes through it"
+    assert loss.dtype == want.dtype or loss.dtype == torch.float64, f"{what}: {loss.dtype}, not {want.dtype}"
+    options = dict(retain_graph=True, allow_unused=True, materialize_grads=True)
+    for ours, theirs in zip(*(torch.autograd.grad(y, inputs, **options) for y in (loss, want))):
+        same(ours, theirs, f"gradient of {what}", tolerance)
+
+
+def is_detached(figure):
+    return not getattr(figure, "requires_grad", False)
+
+
+def at_least_32(*tensors):
+    return all(y.dtype in (torch.float32, torch.float64) for y in tensors)
 
 
 def check_student_terms(points=2):
-    """z_K and z_a are the logits themselves (no softmax). log_Z is the logsumexp over the whole vocabulary,
-    so that z - log_Z is log pi."""
-    logits = student()
-    z_K, z_a, log_Z, *_ = student_terms(logits, IDS, TAKEN)
-    log_pi = logits.log_softmax(-1)
-    torch.testing.assert_close(z_K - log_Z[..., None], log_pi.gather(-1, IDS))
-    torch.testing.assert_close(z_a - log_Z, log_pi[0, torch.arange(3), TAKEN[0]][None])
-    torch.testing.assert_close(z_K, logits.gather(-1, IDS))
+    """z_K and z_a are the logits themselves (no softmax); log_Z is the logsumexp over the whole vocabulary.
+
+    z - log_Z must be log pi. After a softmax log_Z would be subtracted a second time.
+
+    Logits are picked with gather along the last axis; taken needs an axis of length 1 for it."""
+    for number in range(4):
+        x = random_example(number)
+        before, log_pi = x.logits.detach().clone(), x.logits.log_softmax(-1)
+        z_K, z_a, log_Z, *_ = student_terms(x.logits, x.ids, x.taken)
+        same(z_K, x.logits.gather(-1, x.ids), "z_K")
+        want = torch.stack([row[i] for row, i in zip(log_pi.flatten(0, 1), x.taken.flatten())])
+        same_loss(((z_a - log_Z) * x.weights).sum(), (want.view_as(x.taken) * x.weights).sum(), x.logits,
+                  "z_a - log_Z, which is log pi(taken)")
+        same(log_Z, x.logits.exp().sum(-1).log(), "log_Z over the vocabulary")
+        assert torch.equal(before, x.logits), "the logits were changed in place"
 
 
 def check_shapes_and_types_of_the_terms(points=1):
-    """Any leading shape will do. Half precision becomes float32, and large logits do not overflow."""
-    found = student_terms((1000 * student()[0]).bfloat16(), IDS[0], TAKEN[0])[:3]
-    assert [x.shape for x in found] == [(3, 3), (3,), (3,)] and {x.dtype for x in found} == {torch.float32}
-    assert torch.isfinite(found[2]).all()
-    assert student_terms(student(), IDS, TAKEN)[2].dtype == torch.float64
+    """Any leading shape will do. Half precision becomes float32 before the sum; large logits do not overflow.
+
+    The last axis is always the vocabulary, so count axes from the end; exp(1000) is inf.
+
+    at_least_float32(logits) comes first; torch.logsumexp subtracts the maximum itself."""
+    g = torch.Generator().manual_seed(SEED)
+    for shape in ((3,), (2, 2), (2, 1, 3)):
+        for dtype, wide in ((torch.bfloat16, torch.float32), (torch.float16, torch.float32),
+                            (torch.float64, torch.float64)):
+            logits = (300 * torch.randn(*shape, 9, generator=g, dtype=torch.float64)).to(dtype)
+            ids, taken = torch.randint(9, (*shape, 4), generator=g), torch.randint(9, shape, generator=g)
+            z_K, z_a, log_Z = student_terms(logits, ids, taken)[:3]
+            found = [tuple(y.shape) for y in (z_K, z_a, log_Z)]
+            assert found == [(*shape, 4), shape, shape], f"shapes {found} for logits {(*shape, 9)}"
+            assert {y.dtype for y in (z_K, z_a, log_Z)} == {wide}, f"{dtype} became {log_Z.dtype}, not {wide}"
+            same(log_Z, torch.logsumexp(logits.double(), -1), f"log_Z of {dtype}")
+            same(z_a, logits.double().gather(-1, taken[..., None])[..., 0], f"z_a of {dtype}")
+
+
+def check_heads_of_the_terms(points=1):
+    """Where heads are given, v and U are heads(hidden, ids); without heads they are None.
+
+    The heads see the hidden state and the ids of the set, not the logits and not the token taken.
+
+    v, U = heads(hidden, ids) if there are heads, else None, None; the last two fields of StudentTerms."""
+    x = random_example(0)
+    hidden = torch.randn(*x.taken.shape, 3, generator=torch.Generator().manual_seed(SEED)).requires_grad_()
+
+    def heads(hidden, ids):
+        return hidden.sum(-1), 2.0 * ids + hidden[..., :1] ** 2
+    terms = student_terms(x.logits, x.ids, x.taken, hidden, heads)
+    assert terms.v is not None and terms.U is not None, "with heads v or U is None"
+    same_loss((terms.v * x.weights).sum(), (heads(hidden, x.ids)[0] * x.weights).sum(), hidden, "v")
+    same(terms.U, heads(hidden, x.ids)[1], "U")
+    same_loss((terms.U * x.mask).sum(), (heads(hidden, x.ids)[1] * x.mask).sum(), hidden, "U")
+    bare = student_terms(x.logits, x.ids, x.taken, hidden)
+    assert bare.v is None and bare.U is None, f"without heads v is {bare.v}, U is {bare.U}; expected None"
 
 
 def check_weighted_mean(points=2):
-    """sum(w x) / sum(w), or / denominator: with the denominator of a whole update, the parts of two
-    micro-batches ADD UP."""
+    """sum(w x) / sum(w), or / denominator, whatever its size: with the sum of all weights of an update as the
+    denominator, the parts of two micro-batches ADD UP.
+
+    Weights may be below 1, and so may their sum. A denominator that is given is used as it is.
+
+    Add nothing to the denominator; a floor is for the 0 of a batch without weight, so make it tiny."""
+    g = torch.Generator().manual_seed(SEED)
+    cases = [(size, ratio * size) for size in (1.0, 10.0, 1e-3, 1e-12) for ratio in (0.3, 2.5)]
+    cases += [(1.0, 9), (1.0, torch.tensor(0.7)), (1.0, None), (1e-12, None)]
+    for size, denominator in cases:
+        for shape, dtype in (((4,), torch.float64), ((3, 5), torch.float32), ((2, 3, 2), torch.float64)):
+            values = torch.randn(shape, generator=g, dtype=dtype).requires_grad_()
+            weights = size * (torch.rand(shape, generator=g, dtype=dtype) + 0.1)
+            total = math.fsum(weights.flatten().tolist()) if denominator is None else float(denominator)
+            want = (weights.double() * values.double()).sum().to(dtype) / total
+            same_loss(weighted_mean(values, weights, denominator), want, values,
+                      f"the mean for weights of about {size:g} and denominator {denominator}", 1e-5)
     x, w = torch.tensor([[1.0, 2.0], [6.0, 5.0]]), torch.tensor([[1.0, 0.0], [2.0, 1.0]])
-    assert weighted_mean(x, w) == (1 + 12 + 5) / 4 and weighted_mean(x, w, 9) == 2
-    total = w.sum()
-    assert weighted_mean(x[:1], w[:1], total) + weighted_mean(x[1:], w[1:], total) == weighted_mean(x, w)
-    assert weighted_mean(x, 2 * w) == weighted_mean(x, w)
+    parts = weighted_mean(x[:1], w[:1], w.sum()) + weighted_mean(x[1:], w[1:], w.sum())
+    same(parts, (1 + 12 + 5) / 4, "the sum of two micro-batches")
 
 
-def check_what_has_no_weight_does_not_count(points=1):
-    """Anything may stand at weight 0, NaN too: where() BEFORE the sum. No weight at all gives 0, not 0 /
-    0."""
-    x = torch.tensor([[1.0, math.nan, math.inf]], requires_grad=True)
-    mean = weighted_mean(x, torch.tensor([[2.0, 0.0, 0.0]]))
-    assert mean == 1 and weighted_mean(x, torch.zeros(1, 3)) == 0
-    assert torch.autograd.grad(mean, x)[0].tolist() == [[1.0, 0.0, 0.0]]
+def check_what_has_no_weight_does_not_count(points=2):
+    """Anything may stand at weight 0, NaN too. No weight at all gives 0. NaN at a weight above 0 stays NaN.
+
+    0 * NaN is NaN, so a product with the weight removes nothing; 0 / 0 is NaN as well.
+
+    where(weights > 0, ..., 0) BEFORE the sum. Test the weights, never the values (no nan_to_num)."""
+    x = torch.tensor([[1.0, math.nan, math.inf, -math.inf]], requires_grad=True)
+    mean = weighted_mean(x, torch.tensor([[2.0, 0.0, 0.0, 0.0]]))
+    same(mean, 1, "the mean of 1 at weight 2, and NaN and infinity at weight 0")
+    grad = torch.autograd.grad(mean, x)[0].tolist()
+    assert grad == [[1.0, 0.0, 0.0, 0.0]], f"its gradient: {grad}, expected [[1, 0, 0, 0]]"
+    for values in (x, torch.ones(2, 3), torch.ones(2, 0)):
+        for denominator in (None, 0, 0.0, torch.tensor(0.0), 5.0):
+            same(weighted_mean(values, torch.zeros_like(values), denominator), 0,
+                 f"no weight at all, denominator {denominator}, shape {tuple(values.shape)}")
+    for weight in (1.0, 1e-12):
+        mean = weighted_mean(x.detach(), torch.tensor([[2.0, weight, 0.0, 0.0]]))
+        assert math.isnan(mean), f"NaN at weight {weight:g} was hidden: the mean is {mean}"
+
+
+def check_sum_terms(points=2):
+    """The sum of factor * mean. Figures: the mean of every term, without its factor, also if that is 0,
+    detached; all with the same weights and the same denominator.
+
+    A figure that keeps its graph keeps all activations of a step in memory. 0 * NaN is NaN.
+
+    Compute the means first; leave terms of factor 0 out of the sum; .detach() is for the figures alone."""
+    g = torch.Generator().manual_seed(SEED)
+    a, b, c = torch.randn(3, 2, 4, generator=g, dtype=torch.float64).unbind()
+    a, weights = a.requires_grad_(), torch.rand(2, 4, generator=g).double()
+    terms = {"a": (2.0, a), "b": (0, b), "c": (-0.5, c * a)}
+    for denominator in (None, 0.25, 11):
+        total = weights.sum() if denominator is None else denominator
+        means = {name: (weights * values).sum() / total for name, (_, values) in terms.items()}
+        loss, figures = sum_terms(terms, weights, denominator)
+        same_loss(loss, 2 * means["a"] - means["c"] / 2, a, f"the sum with denominator {denominator}")
+        assert set(figures) == set(terms), f"the figures are {sorted(figures)}, expected {sorted(terms)}"
+        for name, mean in means.items():
+            same(figures[name], mean, f"figure {name} with denominator {denominator}")
+            assert is_detached(figures[name]), f"figure {name} keeps the graph"
+    loss, figures = sum_terms({"a": (1, a), "b": (0, b * math.nan)}, weights, None)
+    assert math.isfinite(loss.detach()), "a term of factor 0 reaches the loss: its NaN does"
+    assert math.isnan(figures["b"]), f"the figure of a term that is NaN is {figures['b']}"
 
 
 def check_sft(points=2):
-    """Cross-entropy on the token taken, log_Z - z_a, as torch's own. The figures carry no gradient."""
-    logits, w = student(), torch.tensor([[1.0, 0.0, 3.0]]).double()
-    terms = student_terms(logits, IDS, TAKEN)
-    each = F.cross_entropy(logits[0], TAKEN[0], reduction="none")
-    loss, figures = sft_loss(terms, w)
-    same(loss, (w[0] * each).sum() / 4, logits, "sft_loss")
-    same(sft_loss(terms, w, 10)[0], (w[0] * each).sum() / 10, logits, "sft_loss with a denominator")
-    assert not figures["nll"].requires_grad and figures["nll"] == loss.detach()
+    """Cross-entropy on the token taken, log_Z - z_a. The figure nll is the loss, without a graph.
+
+    Half precision becomes float32 BEFORE the difference and before the sum of the weights.
+
+    F.cross_entropy(logits, taken) is the same; lift both terms and the weights, then call sum_terms."""
+    for number in range(4):
+        x = random_example(number)
+        terms = student_terms(x.logits, x.ids, x.taken)
+        each = F.cross_entropy(x.logits.flatten(0, 1), x.taken.flatten(), reduction="none").view_as(x.taken)
+        for denominator in (None, 0.2, 10):
+            loss, figures = sft_loss(terms, x.weights, denominator)
+            want = (x.weights * each).sum() / (x.weights.sum() if denominator is None else denominator)
+            same_loss(loss, want, x.logits, f"sft_loss with denominator {denominator}")
+            same(figures["nll"], want, f"figure nll with denominator {denominator}")
+            assert is_detached(figures["nll"]), "figure nll keeps the graph"
+        dirty = terms._replace(log_Z=torch.where(x.weights > 0, terms.log_Z, math.nan))
+        same_loss(sft_loss(dirty, x.weights)[0], sft_loss(terms, x.weights)[0], x.logits, "NaN at weight 0")
+    g = torch.Generator().manual_seed(SEED)
+    log_Z, weights = (torch.rand(301, generator=g) + 100).bfloat16(), torch.rand(301, generator=g).bfloat16()
+    z_a = torch.rand(301, generator=g).bfloat16()
+    loss, _ = sft_loss(StudentTerms(None, z_a, log_Z), weights)
+    z_a, log_Z, weights = z_a.double(), log_Z.double(), weights.double()
+    same(loss, (weights * (log_Z - z_a)).sum() / weights.sum(), "the loss of terms and weights in bfloat16")
+    assert at_least_32(loss), f"the loss of bfloat16 terms is {loss.dtype}"
 
 
 def check_mask_terms(points=2):
-    """MASKED (not 0) where the mask is False. Where a position has no set or no weight, all of it is
-    harmless."""
-    z, nan = torch.full((1, 3, 3), 2.0), math.nan
-    mask = torch.tensor([[[True, False, True], [False] * 3, [True] * 3]])
-    z[0, 1], z[0, 2, 0] = nan, nan
-    terms = StudentTerms(z, torch.zeros(1, 3), torch.tensor([[1.0, nan, nan]]))
-    z_K, log_Z, log_t, weights = mask_terms(terms, TeacherSets(-z, mask), torch.tensor([[0.5, 1.0, 0.0]]))
-    expected = torch.tensor([[[2.0, MASKED, 2.0], [MASKED] * 3, [MASKED] * 3]])
-    assert torch.equal(z_K, expected), f"z_K {z_K.tolist()}"
-    assert torch.equal(log_t[0, 0], torch.tensor([-2.0, MASKED, -2.0])), f"log_t {log_t[0, 0].tolist()}"
-    assert log_Z.tolist() == [[1.0, 0.0, 0.0]]
-    assert weights.tolist() == [[0.5, 0.0, 0.0]], f"weights {weights.tolist()}: an empty set does not count"
+    """z_K and log_t are MASKED (not 0) where the mask is False. Where a position has an empty set or weight
+    0, all its z_K and log_t are MASKED, its log_Z and weight are 0. All else stays, in float32 at least.
+
+    A position counts where some cell of its mask is True AND its weight is above 0.
+
+    live = mask.any(-1) & (weights > 0), and a cell counts where mask & live[..., None]; then where()."""
+    for number in range(6):
+        x, half = random_example(number), number % 2 == 1
+        z, log_Z = torch.randn(2, *x.mask.shape, dtype=torch.float64,
+                               generator=torch.Generator().manual_seed(SEED)).unbind()
+        log_Z, log_t, weights = log_Z[..., 0], x.log_t, x.weights
+        if half:
+            z, log_Z, log_t, weights = z.bfloat16(), log_Z.bfloat16(), log_t.half(), weights.bfloat16()
+        live = x.mask.any(-1) & (weights > 0)
+        cells = x.mask & live[..., None]
+        dirty = torch.where(x.mask, z, math.nan).requires_grad_()
+        found = mask_terms(StudentTerms(dirty, None, torch.where(live, log_Z, math.inf)),
+                           TeacherSets(torch.where(x.mask, log_t, math.nan), x.mask), weights)
+        types = {y.dtype for y in found}
+        assert types <= {torch.float64, torch.float32 if half else torch.float64}, (
+            f"types {types}; expected at least float32, and float64 where the input has it")
+        wants = (torch.where(cells, z.double(), MASKED), torch.where(live, log_Z.double(), 0),
+                 torch.where(cells, log_t.double(), MASKED), torch.where(live, weights.double(), 0))
+        names = "z_K", "log_Z", "log_t", "weights"
+        for name, counts, y, want in zip(names, (cells, live, cells, live), found, wants):
+            same(y[counts], want[counts], f"{name} where it counts")
+            same(y[~counts], want[~counts], f"{name} where it does not count")
+        grad = torch.autograd.grad(found[0][cells].sum(), dirty)[0]
+        same(grad, cells, "gradient of the z_K that count")
 
 
-def check_log_outside(points=1):
-    """log(1 - exp(x)) as log(-expm1(x)): exact also for a mass close to 1, and finite, with a finite
-    gradient, for a mass of 1."""
-    x = torch.tensor([-1e-5, -1e-3, -1.0, -30.0, -120.0], dtype=torch.float32)
-    want = torch.log(-torch.expm1(x.double())).float()
-    torch.testing.assert_close(log_outside(x), want, rtol=1e-5, atol=1e-7)
-    one = torch.tensor([0.0, 1e-7, -1e-9], requires_grad=True)
-    out = log_outside(one)
-    grad = torch.autograd.grad(out.sum(), one)[0]
-    assert torch.isfinite(out).all() and torch.isfinite(grad).all() and (out < -10).all()
+def check_log_outside(points=2):
+    """log(1 - exp(x)), precise where exp(x) is near 1; where it is 1 or more, log(8 eps) without gradient.
+
+    1 - exp(x) has few digits left when exp(x) is near 1. A where() after log(0) has NaN as its gradient.
+
+    expm1(x) is exp(x) - 1 without that loss; clamp x below 0, at -8 eps of its type, before it."""
+    spread = torch.rand(20, generator=torch.Generator().manual_seed(SEED))
+    for dtype, smallest, tolerance in ((torch.float32, 4e-6, 3e-5), (torch.float64, 1e-14, 3e-6)):
+        x = torch.tensor([-smallest, -1e-5, -1e-3, -1.0, -30.0, -120.0])
+        x = torch.cat([x, -2 * smallest ** spread, -20 * spread - 1e-3]).to(dtype).requires_grad_()
+        out = log_outside(x)
+        want = torch.tensor([math.log(-math.expm1(one)) for one in x.tolist()])
+        slope = torch.tensor([-math.exp(one) / -math.expm1(one) for one in x.tolist()])
+        grad = torch.autograd.grad(out.sum(), x)[0]
+        for one, y, d, a, b in zip(x.tolist(), out.tolist(), grad.tolist(), want.tolist(), slope.tolist()):
+            assert abs(y - a) < tolerance, f"log_outside({one:g}) in {dtype}: {y:.6f}, expected {a:.6f}"
+            assert abs(d - b) < 1e-3 * (0.01 + abs(b)), f"gradient at {one:g}, {dtype}: {d:g}, expected {b:g}"
+        eps = torch.finfo(dtype).eps
+        one = torch.tensor([0.0, eps, -eps, 0.5, 1.0], dtype=dtype, requires_grad=True)
+        out = log_outside(one)
+        same(out, torch.full((5,), math.log(8 * eps)), f"log_outside of a mass of 1 or more, {dtype}", 1e-3)
+        same(torch.autograd.grad(out.sum(), one)[0], torch.zeros(5), "gradient for a mass of 1 or more")
 
 
 def check_inside_is_kl_to_the_renormalised_set(points=3):
     """At leak 1: sum over the set of q (log q - log s), q = t / M renormalised, s the student's over the
-    WHOLE vocabulary."""
-    logits = student()
-    want = 0
-    for t in range(3):
-        q, s, M, S = parts(logits, t)
-        want = want + (q / M * ((q / M).log() - s.log())).sum() / 3
-    same(kl(logits)[0], want, logits, "KL inside")
+    WHOLE vocabulary. A weighted mean over positions.
+
+    log s = log(s / S) + log S: the KL between two renormalised sets, and the leak on top.
+
+    log_q = log_t - logsumexp(log_t), log(s / S) = z_K - logsumexp(z_K), both over the last axis."""
+    for number, scale in enumerate((2.0, 0.3, 30.0, 2.0, 2.0)):
+        x = random_example(number, scale)
+        want = expected(x, "inside")[0]
+        same_loss(loss_of(x)[0], want, x.logits, "the loss inside")
+        more = x._replace(log_t=torch.where(x.mask, x.log_t + 1, MASKED))
+        same_loss(loss_of(more, tail="inside")[0], want, x.logits, "the loss inside for a mass above 1")
 
 
 def check_leak(points=2):
     """leak (-log S) = leak (log_Z - V_p). At leak 0 the logits outside get no gradient, at 3 three times as
-    much."""
-    logits = student()
-    inside = torch.autograd.grad(kl(logits, leak=0.0)[0], logits)[0]
-    outside = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 0, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1]]).bool()
-    assert (inside[0][outside].abs() < 1e-12).all(), "at leak 0 there is a gradient outside the set"
-    want = sum(-parts(logits, t)[3].log() for t in range(3)) / 3
-    same(kl(logits, leak=3.0)[0] - kl(logits, leak=0.0)[0], 3 * want, logits, "three leaks")
+    much.
+
+    The leak is part of the loss inside alone, multiplied by its factor, 0 and fractions too.
+
+    V_p = logsumexp(z_K); kl + leak * (log_Z - V_p). A test like `if leak:` is not needed."""
+    x = random_example(0)
+    for leak, denominator in ((0, None), (0.0, 0.4), (0.3, 0.4), (1, None), (3.0, None)):
+        want = expected(x, "inside", leak, denominator)[0]
+        same_loss(loss_of(x, denominator, leak=leak)[0], want, x.logits,
+                  f"the loss inside at leak {leak}, denominator {denominator}")
+    grad = torch.autograd.grad(loss_of(x, leak=0.0)[0], x.logits)[0]
+    outside = torch.ones_like(grad).scatter(-1, x.ids, 0.0)
+    same((grad * outside)[0, 0], torch.zeros_like(grad[0, 0]), "gradient outside the set at leak 0", 1e-12)
 
 
 def check_bucket(points=3):
     """The mass outside is one more token on both sides: sum t (log t - log s) + (1 - M) (log(1 - M) - log(1 -
-    S))."""
-    logits, want = student(), 0
-    for t in range(3):
-        q, s, M, S = parts(logits, t)
-        want = want + ((q * (q.log() - s.log())).sum() + (1 - M) * ((1 - M).log() - (1 - S).log())) / 3
-    loss = kl(logits, tail="bucket")[0]
-    same(loss, want, logits, "the bucket")
-    assert torch.equal(kl(logits, tail="bucket", leak=5.0)[0], loss), "the bucket uses leak"
+    S)). leak is not used.
+
+    Neither side is renormalised: log t is log_t, log s is z_K - log_Z; log(1 - S) is log_outside(log S).
+
+    rest = 1 - M; add xlogy(rest, rest) - rest * log_outside(V_p - log_Z); rest is never below 0."""
+    for number, lift in enumerate((0, 1, 15, -10, 0)):              # of the student's logits on the set
+        x = random_example(number)
+        lifted = x.logits + lift * torch.zeros_like(x.logits).scatter(-1, x.ids, 1.0)
+        x = x._replace(logits=lifted.detach().requires_grad_())
+        loss = loss_of(x, tail="bucket")[0]
+        same_loss(loss, expected(x, "bucket")[0], x.logits, "the bucket")
+        for leak in (0.0, 5.0):
+            same_loss(loss_of(x, tail="bucket", leak=leak)[0], loss, x.logits, f"the bucket at leak {leak:g}")
 
 
-def check_where_they_lead(points=2):
+def check_where_they_lead(points=1):
     """The bias of truncation: the optimum inside is s = t / M, with the bucket s = t. Loss and gradient are 0
-    there."""
-    def at_rest(logits, **options):
-        loss, _ = kl(logits.requires_grad_(), **options)
-        slope = torch.autograd.grad(loss, logits)[0].abs().max()
-        assert abs(loss) < 1e-6 and slope < 1e-6, f"{options}: loss {loss}, gradient {slope}"
-    at_rest(TEACHER.log()[None].clone(), tail="bucket")
+    there.
+
+    If the loss is not 0 at its optimum, a term of the entropy of the target is missing.
+
+    Put in logits = log t, by hand, for one position: every logarithm of a ratio must be 0."""
+    def at_rest(logits, tail):
+        terms = student_terms(logits.requires_grad_(), IDS, IDS[..., 0])
+        loss, _ = topp_forward_kl(terms, TeacherSets(LOG_T, MASK), torch.ones(1, 3), tail=tail)
+        same(loss, 0, f"the loss at the optimum, {tail}")
+        grad = torch.autograd.grad(loss, logits)[0]
+        same(grad, torch.zeros(1, 3, V), f"the gradient at the optimum, {tail}")
+    at_rest(TEACHER.log()[None].clone(), "bucket")
     sharp = torch.full((1, 3, V), -40.0).double()
     for t in range(3):
         sharp[0, t, IDS[0, t][MASK[0, t]]] = LOG_T[0, t][MASK[0, t]]
-    at_rest(sharp, tail="inside")
-    assert kl(TEACHER.log()[None])[0] > 0.1, "inside, the teacher itself still leaks"
+    at_rest(sharp, "inside")
 
 
 def check_whole_sets_are_ordinary_kd(points=1):
     """Where the set is the whole vocabulary both tails are KL(teacher || student). The mass may exceed 1 by a
-    rounding."""
-    logits = student(dtype=torch.float32)
-    log_t = TEACHER.log()[None].float() + 1e-7
-    want = F.kl_div(logits.log_softmax(-1), log_t, log_target=True, reduction="none").sum(-1).mean()
-    terms = student_terms(logits, torch.arange(V).expand(1, 3, V), TAKEN)
-    for tail in ("inside", "bucket"):
-        loss, _ = topp_forward_kl(terms, TeacherSets(log_t, log_t < 1), torch.ones(1, 3), tail=tail)
-        assert abs(loss - want) < 1e-4, f"{tail}: {loss.item():.4f}, expected {want.item():.4f}"
-        grad = torch.autograd.grad(loss, logits, retain_graph=True)[0]
-        assert torch.isfinite(grad).all(), f"{tail}: the gradient is not finite"
+    rounding.
+
+    Then 1 - M is 0 or a little less, and its logarithm is -inf or NaN; 1 - S is 0 as well.
+
+    Clamp 1 - M at 0, use xlogy for x log x, and log_outside for the student's side."""
+    logits = 2 * torch.randn(1, 3, V, generator=torch.Generator().manual_seed(SEED))
+    logits.requires_grad_()
+    for excess in (0.0, 1e-7, 1e-6):
+        log_t = TEACHER.log()[None].float() + excess
+        want = F.kl_div(logits.log_softmax(-1), log_t, log_target=True, reduction="none").sum(-1).mean()
+        terms = student_terms(logits, torch.arange(V).expand(1, 3, V), IDS[..., 0])
+        for tail in TAILS:
+            loss, figures = topp_forward_kl(terms, TeacherSets(log_t, log_t < 1), torch.ones(1, 3), tail=tail)
+            same(loss, want, f"the loss, {tail}", 1e-4)
+            same(figures["entropy"], -(log_t.exp() * log_t).sum(-1).mean(), f"entropy, {tail}", 1e-4)
+            ours, theirs = (torch.autograd.grad(y, logits, retain_graph=True)[0] for y in (loss, want))
+            same(ours, theirs, f"gradient, {tail}", 1e-4)
 
 
-def check_padding_and_empty_sets(points=3):
-    """Mask BEFORE any arithmetic: 0 * NaN is NaN in the gradient. A position with an empty set does not count
-    in the denominator either."""
-    logits, hole = student(), MASK.clone()
-    hole[0, 1] = False
-    same(kl(logits, mask=hole)[0], kl(logits, (1.0, 0.0, 1.0))[0], logits, "an empty set")
-    terms = student_terms(logits, IDS, TAKEN)
-    for bad in (math.nan, math.inf, 50.0):
-        for tail in ("inside", "bucket"):
-            dirty = terms._replace(z_K=torch.where(hole, terms.z_K, bad))
-            teacher = TeacherSets(torch.where(hole, LOG_T, bad), hole)
-            loss, _ = topp_forward_kl(dirty, teacher, torch.ones(1, 3), tail=tail)
-            same(loss, kl(logits, (1.0, 0.0, 1.0), tail=tail)[0], logits, f"padding of {bad}, {tail}")
+def check_single_tokens(points=1):
+    """A set of one token: inside this is cross-entropy on it, also if the teacher is sure of it (t = 1).
+
+    Then q is 1 whatever t is, and the entropy of the target is 0.
+
+    K may be 1: no squeeze() without an axis, and no branch for it."""
+    x = random_example(1)
+    x = x._replace(ids=x.ids[..., :1], mask=x.mask[..., :1])
+    for log_t in (0.0, -0.7, -30.0):
+        x = x._replace(log_t=torch.where(x.mask, log_t, MASKED))
+        loss, figures = loss_of(x, tail="inside")
+        live = torch.where(x.mask[..., 0], x.weights, 0)
+        nll = F.cross_entropy(x.logits.flatten(0, 1), x.ids.flatten(), reduction="none").view_as(live)
+        same_loss(loss, (live * nll).sum() / live.sum(), x.logits, f"one token of log-probability {log_t}")
+        same(figures["kept_mass"], math.exp(log_t), "kept_mass of one token")
+        same(figures["entropy"], 0, "entropy of one token, inside")
+        if log_t:
+            same_loss(loss_of(x, tail="bucket")[0], expected(x, "bucket")[0], x.logits, "one token, bucket")
 
 
-def check_weights_and_denominator(points=1):
-    """A weighted mean over positions (not over tokens of the sets). With a denominator, parts add up."""
-    logits, w = student(), (1.0, 0.5, 2.0)
-    each = [kl(logits, tuple(float(i == t) for i in range(3)))[0].detach() for t in range(3)]
-    total = sum(a * b for a, b in zip(w, each))
-    torch.testing.assert_close(kl(logits, w)[0].detach(), total / 3.5)
-    torch.testing.assert_close(kl(logits, w, denominator=7.0)[0].detach(), total / 7)
-    assert kl(logits, (0.0, 0.0, 0.0))[0] == 0
+def check_denominators(points=2):
+    """With a denominator the parts of micro-batches add up, the figures too; it may be below 1.
+
+    The denominator belongs to the whole update: it replaces the sum of the weights in every mean.
+
+    Hand it on to sum_terms, whatever the tail."""
+    for number in range(2):
+        x = random_example(number)
+        for tail in TAILS:
+            for denominator in (0.05, torch.tensor(40.0, dtype=torch.float64)):
+                loss, figures = loss_of(x, denominator, tail=tail, leak=0.5)
+                want, means = expected(x, tail, 0.5, denominator)
+                what = f"{tail}, denominator {float(denominator):g}"
+                same_loss(loss, want, x.logits, f"the loss, {what}")
+                for name in means:
+                    same(figures[name], means[name], f"figure {name}, {what}")
+            whole = expected(x, tail)[0]
+            total = torch.where(x.mask.any(-1), x.weights, 0).sum()
+            parts = [loss_of(Example(*(y[:, columns] for y in x)), total, tail=tail)[0]
+                     for columns in (slice(1), slice(1, None))]
+            same_loss(sum(parts), whole, x.logits, f"the sum of two micro-batches, {tail}")
 
 
 def check_figures(points=2):
-    """kl, leak = log_Z - V_p (without its factor), kept_mass M, entropy of the TARGET (renormalised, or with
-    the bucket), all detached."""
-    logits = student()
-    each = [parts(logits, t) for t in range(3)]
-    for tail in ("inside", "bucket"):
-        loss, figures = kl(logits, tail=tail, leak=3.0)
-        target = [torch.cat([q, 1 - M[None]]) if tail == "bucket" else q / M for q, _, M, _ in each]
-        want = {"kl": loss, "leak": sum(-S.log() for *_, S in each) / 3, "kept_mass": 0.8,
-                "entropy": sum(-(q * q.log()).sum() for q in target) / 3}
-        for name, value in want.items():
-            assert abs(figures[name] - value) < 1e-6, f"{tail}, {name}: {figures[name]}, expected {value}"
-            assert not figures[name].requires_grad, f"{tail}, {name}: it keeps the graph"
+    """kl (the loss), leak = log_Z - V_p (without its factor), kept_mass M, entropy of the TARGET (q inside; t
+    and 1 - M with the bucket), all detached, and means with the weights of the loss.
+
+    A figure is a weighted mean over positions like the loss; a position that does not count is not in it.
+
+    Give all four to sum_terms; those that are no part of the loss have factor 0."""
+    for number in range(4):
+        x = random_example(number)
+        log_s = x.logits.detach().log_softmax(-1).gather(-1, x.ids)
+        for tail in TAILS:
+            for leak in (0.0, 3.0):
+                _, figures = loss_of(x, tail=tail, leak=leak)
+                means = expected(x, tail, leak, log_s=log_s)[1]
+                assert set(figures) == set(means), f"figures {sorted(figures)}, expected {sorted(means)}"
+                for name in means:
+                    same(figures[name], means[name], f"figure {name}, {tail}, leak {leak:g}")
+                    assert is_detached(figures[name]), f"figure {name}, {tail}: it keeps the graph"
+
+
+def check_padding_and_empty_sets(points=3):
+    """Anything may stand in padding, in an empty set and at weight 0: loss and gradient do not change. A
+    position with an empty set does not count in the denominator either.
+
+    Mask BEFORE any arithmetic: 0 * NaN is NaN in the gradient, also if where() removes it from the value.
+
+    Use the four tensors of mask_terms from here on, its weights too, and none of the arguments."""
+    for number, numbers in enumerate(((math.nan, math.inf, 50.0), (math.nan, -math.inf))):
+        x = random_example(number)
+        live = x.mask.any(-1) & (x.weights > 0)
+        cells = x.mask & live[..., None]
+        z_K, _, log_Z = (y.detach() for y in student_terms(x.logits, x.ids, x.taken)[:3])
+        for bad in numbers:
+            z, Z = (torch.where(*y, bad).requires_grad_() for y in ((cells, z_K), (live, log_Z)))
+            student, teacher = StudentTerms(z, None, Z), TeacherSets(torch.where(cells, x.log_t, bad), x.mask)
+            for tail in TAILS:
+                loss, figures = topp_forward_kl(student, teacher, x.weights, tail=tail)
+                log_s = torch.where(cells, z, 0) - torch.where(live, Z, 0)[..., None]
+                want, means = expected(x, tail, log_s=log_s)
+                what = f"{tail}, with {bad} where nothing counts"
+                same_loss(loss, want, (z, Z), f"the loss, {what}")
+                for name in means:
+                    same(figures[name], means[name], f"figure {name}, {what}")
+
+
+def check_no_position_counts(points=1):
+    """Where no position counts (all sets empty, or all weights 0) loss, figures and gradient are 0.
+
+    This happens in a micro-batch whose sets are all empty; 0 / 0 would end the run.
+
+    weighted_mean gives 0 for it; nothing may divide by a sum of weights, or take logarithms, beside it."""
+    x = random_example(0)
+    empty, nothing = x._replace(mask=torch.zeros_like(x.mask)), torch.zeros_like(x.weights)
+    for y in (empty, x._replace(weights=nothing)):
+        for tail in TAILS:
+            for denominator in (None, nothing[0, 0], 5.0):
+                loss, figures = loss_of(y, denominator, tail=tail)
+                what = f"{tail}, denominator {denominator if denominator is None else float(denominator)}"
+                same(loss, 0, f"the loss, {what}")
+                grad = torch.autograd.grad(loss + 0 * x.logits.sum(), x.logits)[0]
+                same(grad, torch.zeros_like(grad), f"its gradient, {what}")
+                for name, value in figures.items():
+                    same(value, 0, f"figure {name}, {what}")
+
+
+def check_half_precision(points=2):
+    """Terms, log-probabilities and weights in half precision become float32 before any arithmetic.
+
+    bfloat16 has 8 bits: a sum of weights in it is wrong in its third digit.
+
+    mask_terms lifts z_K, log_Z and log_t with at_least_float32, the weights to the type of log_Z, at once."""
+    g = torch.Generator().manual_seed(SEED)
+    z_K, weights = torch.randn(2, 20, 4, generator=g).bfloat16(), torch.rand(2, 20, generator=g).bfloat16()
+    log_Z = (torch.logsumexp(z_K.float(), -1) + 0.5 + torch.rand(2, 20, generator=g)).bfloat16()
+    log_t = torch.randn(2, 20, 5, generator=g).log_softmax(-1)[..., :4].half()
+    mask = torch.rand(2, 20, 4, generator=g) < 0.8
+    log_s = z_K.double() - log_Z.double()[..., None]
+    x, terms = Example(None, None, log_t, mask, None, weights), StudentTerms(z_K, None, log_Z)
+    for tail in TAILS:
+        loss, figures = topp_forward_kl(terms, TeacherSets(log_t, mask), weights, tail=tail)
+        want, means = expected(x, tail, log_s=log_s)
+        same(loss, want, f"{tail} in half precision", 1e-5)
+        assert at_least_32(loss), f"{tail}: the loss is {loss.dtype}"
+        for name in means:
+            same(figures[name], means[name], f"figure {name}, {tail}, in half precision", 1e-5)
+
+
+def check_nan_shows(points=1):
+    """NaN at a position that counts reaches the loss: a run that fails must not look healthy.
+
+    A mask is made from mask and weights; values are never tested for NaN.
+
+    Without nan_to_num, nansum and isfinite this holds by itself."""
+    x = random_example(2)
+    terms = StudentTerms(*(y.detach() for y in student_terms(x.logits, x.ids, x.taken)[:3]))
+    for name in ("z_K", "log_Z", "log_probs"):
+        broken = {"z_K": terms.z_K, "log_Z": terms.log_Z, "log_probs": x.log_t}[name].clone()
+        broken[0, 0] = math.nan
+        student, teacher = terms, TeacherSets(x.log_t, x.mask)
+        if name == "log_probs":
+            teacher = TeacherSets(broken, x.mask)
+        else:
+            student = terms._replace(**{name: broken})
+        for tail in TAILS:
+            loss = topp_forward_kl(student, teacher, x.weights, tail=tail)[0]
+            assert math.isnan(loss), f"{name} has NaN where it counts, but the loss is {loss}, {tail}"
+    loss = sft_loss(terms._replace(log_Z=torch.full_like(terms.log_Z, math.nan)), x.weights)[0]
+    assert math.isnan(loss), f"log_Z is NaN, but sft_loss is {loss}"
+
+
+def check_inputs_stay(points=1):
+    """No function changes its inputs, and another call gives the same.
+
+    The same teacher's sets serve several losses of one step.
+
+    where() and masked_fill make new tensors; masked_fill_, clamp_, *= and x[mask] = ... do not."""
+    for dtype in (torch.float64, torch.float32):
+        x = random_example(3)
+        logits, weights = x.logits.detach().to(dtype), x.weights.to(dtype)
+        log_t = torch.where(x.mask, x.log_t, 7).to(dtype)
+        weights[0, 0], weights[0, 1] = 0, 1
+        terms, teacher = student_terms(logits, x.ids, x.taken), TeacherSets(log_t, x.mask)
+        inputs = {"logits": logits, "z_K": terms.z_K, "z_a": terms.z_a, "log_Z": terms.log_Z,
+                  "log_probs": log_t, "mask": x.mask, "weights": weights,
+                  "log_mass": torch.tensor([0.0, -1e-9, -1.0])}
+        before = {name: y.clone() for name, y in inputs.items()}
+        calls = {"mask_terms": lambda: mask_terms(terms, teacher, weights),
+                 "weighted_mean": lambda: weighted_mean(terms.z_a, weights),
+                 "sft_loss": lambda: sft_loss(terms, weights),
+                 "log_outside": lambda: log_outside(inputs["log_mass"]),
+                 "topp_forward_kl, inside": lambda: topp_forward_kl(terms, teacher, weights),
+                 "topp_forward_kl, bucket": lambda: topp_forward_kl(terms, teacher, weights, tail="bucket")}
+        for call, function in calls.items():
+            function()
+            for name, y in inputs.items():
+                assert torch.equal(y, before[name]), f"{call} changed {name} in place"
 
 
 def check_another_tail(points=1):
-    """ValueError for an unknown tail."""
-    kl(student())
-    try:
-        kl(student(), tail="outside")
-    except ValueError:
-        return
-    raise AssertionError("tail='outside' gave no ValueError")
+    """ValueError for an unknown tail.
+
+    A misspelt name would be taken for the other tail without a word.
+
+    Compare tail with the two names first, and raise."""
+    x = random_example(0)
+    loss_of(x)
+    for tail in ("outside", "Bucket", "buck", "", None):
+        try:
+            loss_of(x, tail=tail)
+        except ValueError:
+            continue
+        raise AssertionError(f"tail={tail!r} gave no ValueError")
