@@ -80,7 +80,7 @@ class TDHeads(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, hidden, ids):
-        """hidden (B, T, C), ids (B, T, K) long -> v (B, T), U (B, T, K), in the type of the heads."""
+        """hidden (B, T, C), ids (B, T, K) long -> v (B, T), U of gelu(mix) (B, T, K), of the heads' type."""
         with torch.autocast(hidden.device.type, enabled=False):
             hidden = hidden.to(self.v.weight.dtype)
             features = F.gelu(self.mix(TRUNK * hidden + (1 - TRUNK) * hidden.detach()))     # (B, T, width)
@@ -203,7 +203,7 @@ class TDTerms(NamedTuple):              # each (B, T), of at least float32 and f
 
 
 def successor_values(values, exists, terminal):
-    """V(s'), the next column of V(s), 0 where there is none or a is terminal; all (B, T)."""
+    """V(s') (B, T): the next column of values, 0 where that does not exist or a is terminal. All (B, T)."""
     follows = F.pad(exists[:, 1:], (0, 1)) & ~terminal
     return torch.where(follows, F.pad(values[:, 1:], (0, 1)), 0)
 
@@ -250,7 +250,7 @@ def bellman_distill(student, teacher, weights, denominator=None, *, alpha=0.1, g
     the first state of a text pi / proj_p pi_T = 1 - x / (2 alpha) at the optimum: flatter than the teacher,
     and KD where alpha is large. v = log_Z is as published. Where x is not known a position is left out, or,
     if expected, its square alone: then cloning is cross_entropy, with less noise. The gradient goes through
-    V(s') too, but for options of td_terms. ValueError unless 0 < alpha < inf."""
+    V(s') too, but for options. ValueError unless 0 < alpha < inf. figures: cloning, bellman, leak, reward."""
     if not 0 < alpha < math.inf:
         raise ValueError(f"alpha={alpha}; expected 0 < alpha < inf")
     x = td_terms(student, teacher, weights, **options)
