@@ -101,7 +101,7 @@ def weighted_mean(values, weights, denominator=None):
     losses and gradients add up to those of the one batch. Positions of weight 0 count for nothing, whatever
     stands there; NaN at any other position stays NaN. No weight at all gives 0. Weights may be tiny."""
     total = torch.where(weights > 0, weights * values, 0).sum()
-    denominator = weights.sum() if denominator is None else torch.as_tensor(denominator)
+    denominator = weights.sum() if denominator is None else torch.as_tensor(denominator, dtype=total.dtype)
     return total / denominator.clamp(min=torch.finfo(values.dtype).tiny)
 
 
