@@ -228,8 +228,8 @@ def td_terms(student, teacher, weights, *, target_values=None, stop_gradient=Fal
     log_s_K, log_q = z_K - V_p[..., None], log_t.log_softmax(-1)            # (B, T, K)
     log_s, r, raw_r = (torch.where(taken, x, 0).sum(-1) for x in (log_s_K, log_q, log_t))
     cross_entropy, V = -(log_q.exp() * log_s_K).sum(-1), v - leak
-    V_next = successor_values(V if target_values is None else target_values, live > 0, teacher.terminal)
-    V_next = V_next.detach() if stop_gradient else V_next
+    later = V if target_values is None else at_least_float32(target_values)
+    V_next = successor_values(later.detach() if stop_gradient else later, live > 0, teacher.terminal)
     known = bellman_weights(teacher, live)
     return TDTerms(log_s, log_s + V, V, V_next, r, raw_r, cross_entropy, leak, live, known)
 
@@ -299,7 +299,7 @@ def path_consistency(student, teacher, weights, denominator=None, *, steps=4, ga
 
     The gradient goes through both values and log_s. One step has the value of soft_q; the same optimum."""
     x = td_terms(student, teacher, weights)
-    G = bootstrap = x.V if target_values is None else target_values
+    G = bootstrap = x.V if target_values is None else at_least_float32(target_values)
     for _ in range(steps):
         later = gamma * successor_values(G, x.live > 0, teacher.terminal)
         G = torch.where(x.known > 0, x.r - x.log_s + later, bootstrap)
@@ -329,8 +329,8 @@ def soft_returns(student, teacher, gamma=1.0):
     V(s) = log of the sum over A_p of pi(a|s) exp U(s,a), with the return for the token taken, if it is known,
     and the head for the others: at gamma 1, log P(the student stays in all sets from s on)."""
     live = teacher.mask.any(-1)
-    log_s = at_least_float32(student.z_K) - at_least_float32(student.log_Z)[..., None]
-    log_s, U = torch.where(teacher.mask, log_s, MASKED), torch.where(teacher.mask, student.U, 0)
+    z_K, log_Z, U = map(at_least_float32, (student.z_K, student.log_Z, student.U))
+    log_s, U = torch.where(teacher.mask, z_K - log_Z[..., None], MASKED), torch.where(teacher.mask, U, 0)
     taken = teacher.is_taken & (bellman_weights(teacher, live) > 0)[..., None]          # (B, T, K)
     returns, V = torch.zeros_like(log_s[..., 0]), 0
     for t in reversed(range(U.size(1))):

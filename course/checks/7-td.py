@@ -75,16 +75,16 @@ def positions(s):
 
 def lives(s, b, t):
     """Whether column t of row b exists, has a set, and counts."""
-    return t < s.weights.size(1) and bool(s.teacher.mask[b, t].any()) and bool(s.weights[b, t] > 0)
+    return t < s.weights.size(1) and s.weights[b, t].item() > 0 and any(s.teacher.mask[b, t].tolist())
 
 
 def goes_on(s, b, t):
-    return lives(s, b, t + 1) and not s.teacher.terminal[b, t]
+    return not s.teacher.terminal[b, t].item() and lives(s, b, t + 1)
 
 
 def is_known(s, b, t):
-    inside = bool((s.teacher.is_taken & s.teacher.mask)[b, t].any())
-    return lives(s, b, t) and inside and (goes_on(s, b, t) or bool(s.teacher.terminal[b, t]))
+    inside = any((s.teacher.is_taken[b, t] & s.teacher.mask[b, t]).tolist())
+    return inside and lives(s, b, t) and (s.teacher.terminal[b, t].item() or goes_on(s, b, t))
 
 
 def terms_at(s, b, t):
@@ -205,7 +205,9 @@ def random_heads(n):
     for parameter in heads.parameters():
         parameter.data = torch.randn(parameter.shape, generator=g, dtype=torch.float64)
     hidden = torch.randn(B, T, 3, generator=g, dtype=torch.float64)
-    return heads, hidden.bfloat16().double().requires_grad_(), torch.randint(5, (B, T, K), generator=g)
+    ids = torch.randint(5, (B, T, K), generator=g)
+    ids[0, 0, 0] = 4 * n % 5                                                # the first and the last id as well
+    return heads, hidden.bfloat16().double().requires_grad_(), ids
 
 
 def check_the_heads(points=2):
@@ -226,7 +228,7 @@ def check_the_heads(points=2):
     (of_v,), (of_U,), (full,) = (gradients(x.sum(), hidden) for x in (v, U, whole))
     same(of_v, heads.v.weight.expand(2, 4, 3), "the gradient of v by the hidden state, place ")
     same(of_U, TRUNK * full, "the gradient of U by the hidden state, which is TRUNK of it, place ")
-    for n in range(5):
+    for n in range(3):
         heads, hidden, ids = random_heads(n)
         results, by_hand = heads(hidden, ids), heads_by_hand(heads, hidden, ids)
         for name, found, want, part in zip("vU", results, by_hand, (1, TRUNK)):
@@ -378,34 +380,40 @@ def check_returns_of_a_text_that_was_cut(points=2):
         found = soft_returns(terms._replace(U=U), TEACHER)[1]
         for t, want in enumerate((0.0, V[2], V[3], 0.0)):
             near(found[t], want, f"return of column {t} in a text that was cut")
-    compare_returns(range(220, 228))
+    compare_returns(range(220, 224))
 
 
 def check_returns_leave_padding_and_inputs_alone(points=1):
-    """Padding may hold anything, NaN too. No gradient goes into a return, and U is not written to: the loss
-    needs it. z_K and log_Z in bfloat16 are lifted first.
+    """What does not count may be anything, NaN too: padding, a U that a return replaces, and the return of a
+    token that is not known. No gradient goes into a return. U is not written to. bfloat16 is lifted first.
 
     z_K and U are masked before the loop, log_Z counts for nothing in a column without a set. The loop writes
     into a copy of U. A NaN of U that counts must stay, so nan_to_num is no mask.
 
-    torch.where(mask, U, 0) makes a new tensor; torch.where(mask, log pi, MASKED) masks the student."""
+    torch.where(mask, U, 0) makes a new tensor; torch.where(mask, log pi, MASKED) masks the student; and
+    torch.where(taken, return, U) chooses without arithmetic."""
     nan = fixed_student()[2]
     nan = nan._replace(U=torch.where(IDS == 1, math.nan, nan.U))            # not taken in columns 2
     found = soft_returns(nan, TEACHER)[0, :2]
     assert found.isnan().all(), f"U is NaN in a set, and the returns before it are {found.tolist()}"
+    late = fixed_student()[2]
+    late.U.data[1, 3] = math.nan                            # the return of column 2, whose token is outside
+    found = soft_returns(late, TEACHER)[1].tolist()
+    assert math.isnan(found[2]) and math.isfinite(found[1]), f"a return of NaN that is not known: {found}"
     scenes = [random_scene(n) for n in (240, 241)]
     for student, teacher in [(fixed_student()[2], TEACHER), *((s.student, s.teacher) for s in scenes)]:
         want, mask = untouched(soft_returns, student, teacher), teacher.mask
         assert not want.requires_grad, "a return has a gradient"
+        known = bellman_weights(teacher, mask.any(-1).double()) > 0         # there a return replaces U
         for bad in (math.nan, 1e4, math.inf):
-            z_K, U = (torch.where(mask, x, bad) for x in (student.z_K, student.U))
+            z_K = torch.where(mask, student.z_K, bad)
+            U = torch.where(mask & ~(teacher.is_taken & known[..., None]), student.U, bad)
             log_Z = torch.where(mask.any(-1), student.log_Z, bad)
             found = soft_returns(student._replace(z_K=z_K, U=U, log_Z=log_Z), teacher)
-            assert torch.allclose(found, want), f"{bad} in the padding changes the returns"
-        z_K, log_Z = student.z_K.bfloat16(), student.log_Z.bfloat16()
-        half = StudentTerms(z_K, student.z_a, log_Z, None, student.U.float())
-        found = soft_returns(half, teacher)
-        want = soft_returns(half._replace(z_K=z_K.double(), log_Z=log_Z.double()), teacher)
+            assert torch.allclose(found, want), f"{bad} where nothing counts changes the returns"
+        half = StudentTerms(*(x.detach().bfloat16() for x in student))
+        found = soft_returns(half, teacher, 0.7)
+        want = soft_returns(StudentTerms(*(x.double() for x in half)), teacher, 0.7)
         assert found.dtype in (torch.float32, torch.float64), f"returns of bfloat16 logits: {found.dtype}"
         same(found, want, "returns of bfloat16 logits, column ", 1e-4)
 
@@ -446,19 +454,21 @@ def check_terms_of_other_types(points=1):
     of any size, and where no position counts.
 
     Values in bfloat16 are lifted BEFORE arithmetic; at_least_float32 does so, float64 stays. mask_terms lifts
-    z_K, log_Z and log_probs, but not v. exp(1000) is infinite, so log(sum(exp(z))) is as well.
+    z_K, log_Z and log_probs, but not v or target_values. exp(1000) is infinite: so is log(sum(exp(z))).
 
-    at_least_float32(student.v) inside the torch.where that masks it; torch.logsumexp, log_softmax."""
+    at_least_float32 of student.v, inside the torch.where that masks it, and of target_values; torch.logsumexp
+    and log_softmax, without exp and log of your own."""
     for n in range(3):
         s = random_scene(n + 40)
-        half = [x.detach().bfloat16() for x in s.student]
+        half, targets = [x.detach().bfloat16() for x in s.student], s.v.detach().cos().bfloat16()
+        targets = targets if n else None
         x = td_terms(StudentTerms(*half), s.teacher._replace(log_probs=s.teacher.log_probs.bfloat16()),
-                     s.weights.float())
+                     s.weights.float(), target_values=targets)
         lifted = s._replace(student=StudentTerms(*(y.double() for y in half)), teacher=s.teacher._replace(
             log_probs=s.teacher.log_probs.bfloat16().double()))
         for name, found in x._asdict().items():
             assert found.dtype in (torch.float32, torch.float64), f"{name} of bfloat16 terms: {found.dtype}"
-        for (b, t), terms in terms_by_hand(lifted).items():
+        for (b, t), terms in terms_by_hand(lifted, targets if targets is None else targets.double()).items():
             for name, want in terms.items():
                 near(getattr(x, name)[b, t], want, f"{name}[{b}, {t}] of bfloat16 terms", 1e-4)
         big = s._replace(student=extreme(s.student))
@@ -517,11 +527,11 @@ def check_where_gradients_flow(points=2):
     zero = torch.zeros_like(ONES)
     x = td_terms(terms, TEACHER, ONES, target_values=zero)
     assert not x.V_next.any(), "target_values of 0 are values as well"
-    for n in range(6):
+    for n in range(4):
         s = random_scene(n + 80)
         options = dict(stop_gradient=n % 2 == 1, target_values=None)
         if n % 3 == 0:
-            options["target_values"] = s.v.detach().flip(1) - 1
+            options["target_values"] = (s.v if n else s.v.detach()).flip(1) - 1     # with a gradient to stop
         what = f"stop_gradient={options['stop_gradient']}, {'own' if n % 3 else 'given'} values"
         x, factor = td_terms(s.student, s.teacher, s.weights, **options), 1.0
         found = want = torch.zeros((), dtype=torch.float64)
@@ -630,7 +640,7 @@ def check_the_expected_form(points=2):
     loss, _ = bellman_distill(terms, TEACHER, ONES, alpha=0.3, gamma=0.9, leak=0.5, expected=True)
     square = ((x.Q - 0.9 * x.V_next)[0] ** 2 / 1.2).sum()
     near(loss, ((x.cross_entropy + 0.5 * x.leak)[live].sum() + square) / 7, "bellman_distill, expected")
-    for n in range(140, 146):
+    for n in range(140, 145):
         compare_losses(n, expected=True)
 
 
@@ -644,10 +654,9 @@ def check_options_reach_the_terms(points=1):
     logits, v, terms = fixed_student()
     fixed = Scene(terms, TEACHER, ONES, logits, v)
     for expected in (False, True):
-        for stop in (False, True):
-            compare_losses(0, expected, fixed, stop_gradient=stop)
+        compare_losses(0, expected, fixed, stop_gradient=True)
         compare_losses(0, expected, fixed, target_values=True)
-    for n in range(160, 164):
+    for n in range(160, 163):
         compare_losses(n, expected=n % 2 == 0, stop_gradient=n % 4 < 2, target_values=True)
     s = random_scene(172)
     near(bellman_distill(s.student, s.teacher, s.weights)[0], loss_by_hand(s, None, 0.1, 0.99, 0.0, False)[0],
@@ -669,6 +678,8 @@ def check_what_does_not_count_is_harmless(points=2):
         live = s.teacher.mask.any(-1) & (s.weights > 0)
         mask, targets = s.teacher.mask & live[..., None], s.v.detach().cos()
         want = td_terms(s.student, s.teacher, s.weights, target_values=targets)
+        clean_loss = {expected: bellman_distill(s.student, s.teacher, s.weights, expected=expected)[0]
+                      for expected in (False, True)}
         for bad in (math.nan, 1e4, -math.inf):
             z_K, log_t = (torch.where(mask, x, bad) for x in (s.student.z_K, s.teacher.log_probs))
             dirty = s.student._replace(z_K=z_K, **{name: torch.where(live, getattr(s.student, name), bad)
@@ -680,8 +691,7 @@ def check_what_does_not_count_is_harmless(points=2):
                 same(a[live], b[live], f"{name} depends on what does not count; live position ")
             for expected in (False, True):
                 loss, figures = bellman_distill(dirty, teacher, s.weights, expected=expected)
-                clean_loss, _ = bellman_distill(s.student, s.teacher, s.weights, expected=expected)
-                near(loss, clean_loss, "bellman_distill")
+                near(loss, clean_loss[expected], f"bellman_distill where {bad} stands in the padding")
                 assert all(torch.isfinite(figure) for figure in figures.values()), f"figures {figures}"
                 finite = all(torch.isfinite(grad).all() for grad in gradients(loss, s.logits, s.v))
                 assert finite, f"{bad} returns in the gradient"
