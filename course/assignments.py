@@ -1,6 +1,6 @@
 """The nine assignments: which functions a student writes, and how source text is removed and replaced.
 
-Wrong answers (course/mutants) and the recipes of course/README.md are changes. A change is a block:
+Wrong answers (course/mutants) and the recipes of course/teacher/README.md are changes. A change is a block:
 
     @ td_distill.py restrict_to_p       the file, and the function that holds the text (none: the whole file)
     = the rounding slack is missing     what the change does, in words

@@ -87,8 +87,9 @@ def deceiver(value, depth=4):
     kind = type(value)
     if kind in (int, float, str, bytes, bool):
         return None
+    made = 1 << 9                           # this flag of CPython: a class made at run time, not one written in C
     own = [cls for cls in kind.__mro__ if cls.__module__.split(".")[0] in (*PROJECT, "unittest", "weakref") or
-           vars(sys.modules.get(cls.__module__, os)).get(cls.__name__) is not cls and cls.__flags__ & 1 << 9]
+           vars(sys.modules.get(cls.__module__, os)).get(cls.__name__) is not cls and cls.__flags__ & made]
     names = DECIDES | CONTAINS if isinstance(value, (list, tuple, dict, str)) else DECIDES
     if any(name in names and callable(member) for cls in own for name, member in vars(cls).items()):
         return kind.__name__

@@ -222,7 +222,8 @@ def grade_class(folder, numbers, options):
     with ThreadPoolExecutor(options.workers) as pool:
         for handin, (points, failed, read) in zip(handins, pool.map(one, handins)):
             name, *words = [printable("\n".join(lines)) for lines in ([handin.name], failed, read)]
-            table.writerow(["'" * (name[0] in "=+-@") + name, *points, sum(points), out_of, *words])
+            name = f"'{name}" if name[0] in "=+-@" else name            # no formula of a spreadsheet
+            table.writerow([name, *points, sum(points), out_of, *words])
             first = f"READ IT: {read[0]}" if read else f"{len(failed)} failed: {failed[0]}" if failed else ""
             print(printable(f"{handin.name:24}{sum(points):4} of {out_of}  {first:.150}"), flush=True)
     return out.getvalue()

@@ -279,7 +279,7 @@ def imported(path, source, monkeypatch):
 
 @pytest.mark.parametrize("which, names", enumerate(["animal number", "fuhr wohnt Montag Sie feeling"]))
 def test_the_recipes_for_another_world(which, names, tmp_path, monkeypatch):
-    """As course/README.md shows them: the annotations are valid, and the scripted reader agrees."""
+    """As course/teacher/README.md shows them: the annotations are valid, and the scripted reader agrees."""
     page, source, tables = ((ROOT / name).read_text(encoding="utf-8")
                             for name in ("course/teacher/README.md", "data/world.py", "data/world.json"))
     new, changes = re.findall(r"```json\n(.*?)```\n```diff\n(.*?)```", page, re.S)[which]
