@@ -50,8 +50,9 @@ ASSIGNMENTS = {
                   {"td_distill.py": ("TDHeads.forward", "successor_values", "bellman_weights", "td_terms",
                                      "bellman_distill", "soft_returns")},
                   {"td_distill.py": ("ls_iq",)}),
-    8: Assignment("8-control", {"data/figures.py": ("ratio_se", "paired_se"), "data/documents.py": ("data_mix",),
-                                "course/8-report.json": ("",), "course/8-results.json": ("",)}),
+    8: Assignment("8-control",
+                  {"data/figures.py": ("ratio_se", "paired_se"), "data/documents.py": ("data_mix",),
+                   "course/8-report.json": ("",), "course/8-results.json": ("",)}),
     9: Assignment("9-prize", {"experiments/objectives.py": ("prize",), "course/9-report.json": ("",),
                               "course/9-results.jsonl": ("",), "course/9-routes.jsonl": ("",)}),
 }

@@ -87,7 +87,7 @@ def deceiver(value, depth=4):
     kind = type(value)
     if kind in (int, float, str, bytes, bool):
         return None
-    made = 1 << 9                           # this flag of CPython: a class made at run time, not one written in C
+    made = 1 << 9                               # a flag of CPython: a class that is not written in C
     own = [cls for cls in kind.__mro__ if cls.__module__.split(".")[0] in (*PROJECT, "unittest", "weakref") or
            vars(sys.modules.get(cls.__module__, os)).get(cls.__name__) is not cls and cls.__flags__ & made]
     names = DECIDES | CONTAINS if isinstance(value, (list, tuple, dict, str)) else DECIDES
@@ -144,13 +144,13 @@ def one_line(error, folder):
     return f"{type(error).__name__}: {text:.300}{where}"
 
 
-def run_job(job, secret, write, seen, folders):
+def run_job(job, secret, write, before, seen, folders):
     """Runs the checks of a job, with a line for each; "! " begins what a lecturer should know of."""
     changed, load, dumps, describe = replaced, load_checks, json.dumps, one_line
     allowed = [os.getcwd(), job["folder"], job["checks"], __file__, os.devnull, sys.prefix, sys.base_prefix]
     allowed = [os.path.realpath(path) + os.sep for path in allowed + sys.path[1:]
                if path and Path(path).resolve() != REPOSITORY]
-    before, checks = functions_now(), None          # all that decides was bound before the student's code
+    checks = None                                   # all that decides was bound before the student's code
     for name in job["names"]:
         failed, start = None, len(seen)
         faulthandler.dump_traceback_later(job["limit"], exit=True)
@@ -159,7 +159,7 @@ def run_job(job, secret, write, seen, folders):
             if not checks:
                 checks = load(job)
                 space = checks[name].__globals__
-                before += [("the checks", space, *item) for item in space.items()]
+                before = before + [("the checks", space, *item) for item in space.items()]
             checks[name]()
         except BaseException as error:                      # also SystemExit of a file that is imported
             failed = "an error without a text"
@@ -190,10 +190,10 @@ def main():
         for kind in (resource.RLIMIT_DATA, resource.RLIMIT_FSIZE):
             resource.setrlimit(kind, (MEMORY, MEMORY))
     sys.modules["__main__"] = type(sys)("__main__")         # this file is not found by its name
-    events = watch_events()
+    events, before = watch_events(), functions_now()
     write(f"{secret} ready\n".encode())
     for job in jobs:
-        run_job(job, secret, write, *events)
+        run_job(job, secret, write, before, *events)
 
 
 if __name__ == "__main__":
