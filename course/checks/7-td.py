@@ -363,7 +363,7 @@ def check_returns_by_hand(points=3):
     two = teacher._replace(terminal=torch.tensor([[False, True, False, True]]))         # two texts in a row
     for t, want in enumerate((0.5 + 0.3 * 0.1, 1.0, 0.7, 1.0)):
         near(soft_returns(terms, two)[0, t], math.log(want), f"return of column {t} of two texts in a row")
-    compare_returns(range(200, 208))
+    compare_returns(range(200, 210))
 
 
 def check_returns_of_a_text_that_was_cut(points=2):
@@ -380,7 +380,6 @@ def check_returns_of_a_text_that_was_cut(points=2):
         found = soft_returns(terms._replace(U=U), TEACHER)[1]
         for t, want in enumerate((0.0, V[2], V[3], 0.0)):
             near(found[t], want, f"return of column {t} in a text that was cut")
-    compare_returns(range(220, 224))
 
 
 def check_returns_leave_padding_and_inputs_alone(points=1):
@@ -400,8 +399,8 @@ def check_returns_leave_padding_and_inputs_alone(points=1):
     late.U.data[1, 3] = math.nan                            # the return of column 2, whose token is outside
     found = soft_returns(late, TEACHER)[1].tolist()
     assert math.isnan(found[2]) and math.isfinite(found[1]), f"a return of NaN that is not known: {found}"
-    scenes = [random_scene(n) for n in (240, 241)]
-    for student, teacher in [(fixed_student()[2], TEACHER), *((s.student, s.teacher) for s in scenes)]:
+    s = random_scene(240)
+    for student, teacher in ((fixed_student()[2], TEACHER), (s.student, s.teacher)):
         want, mask = untouched(soft_returns, student, teacher), teacher.mask
         assert not want.requires_grad, "a return has a gradient"
         known = bellman_weights(teacher, mask.any(-1).double()) > 0         # there a return replaces U
@@ -524,9 +523,10 @@ def check_where_gradients_flow(points=2):
         assert bool(of_logits[0, 1].any()) != stop and not of_logits[0, 2:].any() and not of_logits[1].any()
     x = td_terms(terms, TEACHER, ONES, target_values=torch.arange(8.0).reshape(2, 4).double())
     assert x.V_next.tolist() == [[1, 2, 3, 0], [0, 6, 7, 0]], f"V_next of target_values {x.V_next.tolist()}"
-    zero = torch.zeros_like(ONES)
-    x = td_terms(terms, TEACHER, ONES, target_values=zero)
+    x = td_terms(terms, TEACHER, ONES, target_values=torch.zeros_like(ONES))
     assert not x.V_next.any(), "target_values of 0 are values as well"
+    x = td_terms(terms, TEACHER, ONES, target_values=v, stop_gradient=True)
+    assert not gradients(x.V_next.sum(), v)[0].any(), "stop_gradient must stop that of target_values as well"
     for n in range(4):
         s = random_scene(n + 80)
         options = dict(stop_gradient=n % 2 == 1, target_values=None)
