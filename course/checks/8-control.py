@@ -329,8 +329,8 @@ def small_tokenizer():
 def small_run(**options):
     """(options of a short run, its annotated paragraphs), with random sizes."""
     options = {"block_size": RNG.choice((128, 256)), "seed": RNG.randrange(1, 99999),
-               "student_tokens": RNG.randrange(900, 1300), "plain_share": RNG.choice((0.05, 0.15, 0.3)),
-               "ner_share": RNG.choice((0.1, 0.25, 0.4)), **options}
+               "student_tokens": RNG.randrange(900, 1300), "plain_share": RNG.choice((0.05, 0.2, 0.3)),
+               "ner_share": RNG.choice((0.15, 0.25, 0.4)), **options}
     paragraphs = list(world.annotated(RNG.randint(9, 14), f"assignment 8, {SEED}"))
     return Config(**options), paragraphs
 
