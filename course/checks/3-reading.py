@@ -498,4 +498,4 @@ def check_forms(points=2):
         for step, a, b in product((1, 2, 10), range(size), range(size)):
             count, want = found[step, a, b], n * (20 - step) / size ** 2
             assert 0.15 * want < count < 2.2 * want, (
-                f"forms={forms}: lines {step} apart have forms {a} and {b} {count} times, expected {want:.0f}")
+                f"forms={forms}: lines {step} apart: forms {a} and {b} {count} times, expected {want:.0f}")
