@@ -110,7 +110,7 @@ def blind_scores(model, tokenizer, items, batch_tokens=16384):
 def tie_accuracy(scores, right):
     """1 where the best score is a right candidate's, 0 where not. Scores closer than TIE to the best are best
     too: then the share of right ones, so that a model which scores all candidates alike gets chance."""
-    best = [i for i, score in enumerate(scores) if score >= max(scores) - TIE]
+    best = [i for i, score in enumerate(scores) if score > max(scores) - TIE]
     return sum(i in right for i in best) / len(best)
 
 

@@ -1,6 +1,6 @@
 """The nine assignments: which functions a student writes, and how source text is removed and replaced.
 
-Wrong answers (course/mutants) and the recipes of course/README.md are changes. A change is a block:
+Wrong answers (course/mutants) and the recipes of course/teacher/README.md are changes. A change is a block:
 
     @ td_distill.py restrict_to_p       the file, and the function that holds the text (none: the whole file)
     = the rounding slack is missing     what the change does, in words
@@ -35,7 +35,8 @@ ASSIGNMENTS = {
                   {"model.py": ("attend", "Attention.forward", "KVCache.advance", "KVCache.append")},
                   {"adapters/gpt2.py": ("GPT2Attention.forward",)}),
     3: Assignment("3-reading", {"data/documents.py": ("render_reading", "render", "encode_documents")}),
-    4: Assignment("4-blind", {"brd.py": ("split_tokens", "score_batch", "tie_accuracy")}),
+    4: Assignment("4-blind", {"brd.py": ("split_tokens", "score_batch", "tie_accuracy")},
+                  needs={"data/figures.py": ("ratio_se",)}),
     5: Assignment("5-cache",
                   {"data/sets.py": ("top_p_sets", "restrict_to_p"),
                    "data/cache_tools.py": ("round_down_to_half",),
@@ -49,6 +50,9 @@ ASSIGNMENTS = {
                   {"td_distill.py": ("TDHeads.forward", "successor_values", "bellman_weights", "td_terms",
                                      "bellman_distill", "soft_returns")},
                   {"td_distill.py": ("ls_iq",)}),
+    8: Assignment("8-control",
+                  {"data/figures.py": ("ratio_se", "paired_se"), "data/documents.py": ("data_mix",),
+                   "course/8-report.json": ("",), "course/8-results.json": ("",)}),
     9: Assignment("9-prize", {"experiments/objectives.py": ("prize",), "course/9-report.json": ("",),
                               "course/9-results.jsonl": ("",), "course/9-routes.jsonl": ("",)}),
 }

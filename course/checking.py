@@ -3,12 +3,13 @@
 It reads jobs, lines of JSON, until its input ends: before any code of a student is loaded. Then it writes one
 line a check: the secret and the name of the check, or a JSON string that says what failed.
 
-A check fails where the student's code opens a file elsewhere, reaches for another process, replaces a
-function of Python or torch, or returns objects that decide themselves what they are equal to. This is NO
-SANDBOX: the code has your rights, and who knows Python well can still deceive the grader. Grade strangers'
-code on a machine that you can throw away, and read what earns points.
+A check fails where the student's code opens a file elsewhere, reaches for another process or for frames,
+replaces a function that a check relies on, or returns objects that decide themselves what they are equal to.
+This is NO SANDBOX: C code opens files unseen (torch.from_file), a thread may change what was returned, who
+knows Python well gets further. Read a hand-in that has a word; grade strangers' code on a spare machine.
 """
 
+import contextlib
 import faulthandler
 import functools
 import importlib
@@ -19,98 +20,117 @@ import sys
 import traceback
 from pathlib import Path
 
-MEMORY = 4 << 30        # bytes that a student's code may take
+__builtins__ = vars(__builtins__).copy()    # the functions below use these, whatever is replaced later
+MEMORY = 4 << 30        # bytes that a student's code may take, or write into one file
 REPOSITORY = Path(__file__).resolve().parent.parent
 PROJECT = "brd", "model", "td_distill", "train", "adapters", "course", "data", "experiments"
-REFUSED = ("socket.", "subprocess.", "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn",
-           "os.kill", "os.startfile", "signal.pthread_kill", "ctypes.", "gc.get_", "sys._current_frames",
-           "sys.addaudithook")
-CHANGES = "os.remove", "os.rename", "os.rmdir", "os.truncate", "os.chmod", "os.chown", "os.link", "os.symlink"
-WATCHED = ("builtins", "collections", "copy", "itertools", "json", "math", "numpy", "numpy.testing", "os",
-           "os.path", "random", "sys", "time", "torch", "torch.autograd", "torch.nn.functional",
-           "torch.testing", "types")
+REFUSED = ("socket.", "subprocess.", "os.system", "os.exec", "os.fork", "os.posix_s", "os.spawn", "os.kill",
+           "os.startfile", "signal.", "ctypes.", "gc.get_", "sys._current_", "sys.add", "sys.set", "sys.mon")
+CHANGES = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.truncate", "os.chmod", "os.chown", "os.link",
+           "os.symlink", "sqlite3.connect")
+FRAMES = {"tb_frame", "gi_frame", "cr_frame", "ag_frame", "__code__"}
+WATCHED = ("builtins collections copy itertools json math numpy numpy.testing os os.path random sys time "
+           "torch torch.autograd torch.nn.functional torch.testing torch.testing._comparison types").split()
 DECIDES = {"__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__bool__", "__float__", "__abs__",
            "__sub__", "__rsub__", "__torch_function__", "__array__", "__array_ufunc__", "__getattribute__"}
+CONTAINS = {"__iter__", "__len__", "__getitem__", "__contains__", "count", "index", "keys", "values", "items"}
 
 
 def watch_events():
     """Adds an audit hook -> (list of what was refused, list of folders that may be read, the first of which
-    may be written; an empty one allows everything)."""
+    may be written, and from the fourth on libraries; an empty one allows everything)."""
     seen, folders, real, decode, writing = [], [], os.path.realpath, os.fsdecode, os.O_WRONLY | os.O_RDWR
+    frame_of, without = sys._getframe, "checks run without network, other programs, other folders and frames"
 
     def hook(event, arguments):
         if not folders:
             return
         found = event if event.startswith(REFUSED) else ""
-        if event.startswith(("open", *CHANGES)) and isinstance(arguments[0], (str, bytes, os.PathLike)):
-            path = real(decode(arguments[0])) + os.sep
-            changes = event != "open" or arguments[2] & writing
-            if not path.startswith(folders[0] if changes else tuple(folders)):
-                found = f"{event} {path[:-1]}"
-        if found:
-            seen.append(f"{found}: checks run without network, other programs and other folders")
+        if event.startswith(("open", *CHANGES)) and not isinstance(arguments[0], int):
+            path, alters = real(decode(arguments[0])) + os.sep, event != "open" or arguments[2] & writing
+            found = "" if path.startswith((*folders[:1 if alters else None],)) else f"{event} {path[:-1]}"
+        if event == "sys._getframe" or event.startswith("object.__") and arguments[1] in FRAMES:
+            allowed, folders[:] = folders[:], []            # frame_of raises this event as well
+            frame = frame_of(1)
+            while frame.f_code.co_filename.endswith("inspect.py") or "walk_" in frame.f_code.co_name:
+                frame = frame.f_back                        # for whom they ask
+            known = (frame.f_code.co_filename + os.sep).startswith(("<frozen ", *allowed[3:]))
+            found, folders[:] = "" if known else " ".join([event, *arguments[1:2]]), allowed
+        if found or event == "deceived":
+            seen.append(f"{found}: {without}" if found else arguments[0])
             raise PermissionError(seen[-1])
     sys.addaudithook(hook)
+    for module in filter(None, map(sys.modules.get, ("subprocess", "_posixsubprocess", "signal", "_signal"))):
+        for name in {"fork_exec", "_fork_exec", "signal"} & vars(module).keys():        # these raise no event
+            setattr(module, name, functools.partial(sys.audit, f"signal.{name}"))
     return seen, folders
 
 
 def functions_now():
-    """{(owner, name): function} of what a check relies on."""
-    torch = sys.modules["torch"]
-    owners = [sys.modules[name] for name in WATCHED] + [torch.Tensor, torch.nn.Module]
-    return {(owner.__name__, name): value for owner in owners for name, value in vars(owner).items()
-            if callable(value)}
+    """What a check relies on in modules, in their classes and here: [(owner, its dict, name, value)]."""
+    owners = [("the grader", globals()), ("sys.modules", sys.modules)]
+    for module in WATCHED:
+        space = vars(sys.modules[module])
+        classes = [(f"{module}.{name}", vars(cls)) for name, cls in space.items() if isinstance(cls, type)]
+        owners += [(module, space), *classes]
+    return [(owner, space, name, value) for owner, space in owners for name, value in space.items()
+            if callable(value) or name in WATCHED]
 
 
 def replaced(before):
     """The name of a function that is another one now, or None."""
-    now = functions_now()
-    return next((".".join(key) for key, value in before.items() if now.get(key) is not value), None)
+    return next((f"{owner}.{name}" for owner, now, name, value in before if now.get(name) is not value), None)
 
 
 def deceiver(value, depth=4):
     """The class of the first object in a result that decides itself what it is equal to, or None."""
-    if type(value) in (int, float, str, bytes, bool):
+    kind = type(value)
+    if kind in (int, float, str, bytes, bool):
         return None
-    own = [cls for cls in type(value).__mro__ if cls.__module__.split(".")[0] in (*PROJECT, "unittest")]
-    if any(DECIDES & vars(cls).keys() for cls in own):
-        return type(value).__name__
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
-    if own and hasattr(value, "__dict__"):
-        parts = [*parts, *vars(value).values()]
+    made = 1 << 9                               # a flag of CPython: a class that is not written in C
+    own = [cls for cls in kind.__mro__ if cls.__module__.split(".")[0] in (*PROJECT, "unittest", "weakref") or
+           vars(sys.modules.get(cls.__module__, os)).get(cls.__name__) is not cls and cls.__flags__ & made]
+    names = DECIDES | CONTAINS if isinstance(value, (list, tuple, dict, str)) else DECIDES
+    if any(name in names and callable(member) for cls in own for name, member in vars(cls).items()):
+        return kind.__name__
+    parts = [*value] if isinstance(value, (list, tuple, set, dict)) else []
+    parts += [*(value.values() if isinstance(value, dict) else ()), *getattr(value, "__dict__", {}).values()]
     return next(filter(None, (deceiver(part, depth - 1) for part in parts)), None) if depth else None
 
 
-def checked(function, seen):
-    """The function, which notes in `seen` where it returns a deceiver, or leaves one in a list."""
+def checked(function, name):
+    """The function, which tells the hook where it returns a deceiver, or leaves one in a list."""
     @functools.wraps(function)
     def call(*arguments, **options):
         found = function(*arguments, **options)
-        name = deceiver([found, *(one for one in arguments if type(one) is list)])
-        if name:
-            seen.append(f"{function.__name__} returns a {name}, which decides itself what it is equal to")
+        kind = deceiver([found, *(one for one in arguments if type(one) is list)])
+        if kind:
+            sys.audit("deceived", f"{name} returns a {kind}, which decides itself what it is equal to")
         return found
     return call
 
 
-def load_checks(job, seen):
-    """{name: function} of a file of checks that imports from the folder; ValueError where a module is not of
-    it, because its file is missing there."""
-    def modules():
-        return [name for name in sys.modules if name.split(".")[0] in PROJECT]
-    for name in modules():                                  # of the folder before
-        del sys.modules[name]
-    sys.path[0] = job["folder"]
+def load_checks(job):
+    """{name: function} of a file of checks; ValueError where a module is not of the folder, but missing."""
+    def drop(but=()):
+        for name in [name for name in sys.modules if name.split(".")[0] in PROJECT and name not in but]:
+            del sys.modules[name]
+    drop()                                                  # of the folder before
+    sys.path[0], finders, written = job["folder"], sys.meta_path[:], ["data"]
     for file, functions in job["write"].items():
-        module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
+        written.append(file.removesuffix(".py").replace("/", "."))
+        module = importlib.import_module(written[-1])
         for owner, _, name in (function.rpartition(".") for function in functions):
             owner = getattr(module, owner) if owner else module
-            setattr(owner, name, checked(getattr(owner, name), seen))
+            setattr(owner, name, checked(getattr(owner, name), name))
+    drop(written)                   # the rest, which the student may have changed, is imported anew
+    sys.meta_path[:] = finders
     checks = runpy.run_path(job["checks"], {"SEED": job["seed"]})
-    for name in modules():
-        file = getattr(sys.modules[name], "__file__", None)
-        if file and Path(job["folder"]) not in Path(file).resolve().parents:
-            raise ValueError(f"module {name} came from {file}; is its file missing in {job['folder']}?")
+    for name, module in sys.modules.items():
+        if name.split(".")[0] in PROJECT:
+            file = getattr(module, "__file__", None) or job["folder"] + "/none"
+            if type(module) is not type(sys) or Path(job["folder"]) not in Path(file).resolve().parents:
+                raise ValueError(f"module {name} came from {file}; is its file missing in {job['folder']}?")
     return checks
 
 
@@ -124,24 +144,27 @@ def one_line(error, folder):
     return f"{type(error).__name__}: {text:.300}{where}"
 
 
-def run_job(job, secret, write, seen, folders):
-    """Runs the checks of a job and writes a line for each. All that decides was bound before; "! " begins
-    what a lecturer should know of."""
-    changed, before, dumps, describe = replaced, functions_now(), json.dumps, one_line
-    libraries = [path for path in sys.path[1:] if path and Path(path).resolve() != REPOSITORY]
-    allowed = [os.getcwd(), job["folder"], job["checks"], os.devnull, sys.prefix, sys.base_prefix, *libraries]
-    allowed, load, checks = [os.path.realpath(path) + os.sep for path in allowed], load_checks, None
+def run_job(job, secret, write, before, seen, folders):
+    """Runs the checks of a job, with a line for each; "! " begins what a lecturer should know of."""
+    changed, load, dumps, describe = replaced, load_checks, json.dumps, one_line
+    allowed = [os.getcwd(), job["folder"], job["checks"], __file__, os.devnull, sys.prefix, sys.base_prefix]
+    allowed = [os.path.realpath(path) + os.sep for path in allowed + sys.path[1:]
+               if path and Path(path).resolve() != REPOSITORY]
+    checks = None                                   # all that decides was bound before the student's code
     for name in job["names"]:
-        failed, start = "the check did not end", len(seen)
+        failed, start = None, len(seen)
         faulthandler.dump_traceback_later(job["limit"], exit=True)
         folders[:] = allowed
         try:
-            checks = checks or load(job, seen)
+            if not checks:
+                checks = load(job)
+                space = checks[name].__globals__
+                before = before + [("the checks", space, *item) for item in space.items()]
             checks[name]()
-            failed = None
         except BaseException as error:                      # also SystemExit of a file that is imported
-            folders.clear()
-            failed = describe(error, job["folder"])
+            failed = "an error without a text"
+            with contextlib.suppress(BaseException):
+                failed = describe(error, job["folder"])     # its text comes from the student's code
         folders.clear()
         faulthandler.cancel_dump_traceback_later()
         if len(seen) > start:
@@ -162,15 +185,15 @@ def main():
     import torch
     importlib.import_module("numpy.testing")
     torch.set_num_threads(1)                                # the same results on any number of cores
-    try:
+    with contextlib.suppress(ImportError):                  # Windows has no such limits
         resource = importlib.import_module("resource")
-        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-    except ImportError:                                     # Windows has no such limit
-        pass
-    events = watch_events()
+        for kind in (resource.RLIMIT_DATA, resource.RLIMIT_FSIZE):
+            resource.setrlimit(kind, (MEMORY, MEMORY))
+    sys.modules["__main__"] = type(sys)("__main__")         # this file is not found by its name
+    events, before = watch_events(), functions_now()
     write(f"{secret} ready\n".encode())
     for job in jobs:
-        run_job(job, secret, write, *events)
+        run_job(job, secret, write, before, *events)
 
 
 if __name__ == "__main__":

@@ -39,9 +39,11 @@ COURSE = REPOSITORY / "course"
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1",
                "PYTHONOPTIMIZE": ""}
 DEATHS = 3              # of the process, after which the other checks of an assignment are not run
-# What the solution of an assignment needs no name of; a lecturer reads a hand-in that has one.
-UNUSUAL = re.compile(r"\b(__main__|__traceback__|_getframe|f_back|f_globals|f_locals|_exit|ctypes|settrace|"
-                     r"addaudithook|__subclasses__|__builtins__|getppid|killpg)\b")
+# What no solution needs: functions, modules, attributes, special names. A lecturer reads a hand-in with one.
+UNUSUAL = re.compile(
+    r"(?<![.\w])(?:exec|eval|compile|[gs]etattr|delattr|vars|globals|locals)(?=\W)|(?<=import )(?:_[a-z]\w*|"
+    r"__main__|builtins|importlib|inspect|unittest|weakref)\b|(?<=\.)(?:f_[a-z]+|from_file|modules|_C|_exit|"
+    r"meta_path)\b|__(?!init|name|main|doc|file|future|len|iter|next|get|repr|str|call|new|post)\w+__\b")
 
 
 # --- the checks of one assignment -------------------------------------------------------------------------
@@ -74,7 +76,7 @@ def read_answer(process, passed, limit):
                 f"! the process ended (exit code {code}) before the check did"), False
     try:
         return "" + json.loads(line), True
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return "! something else wrote to the grader in place of the check", False
 
 
@@ -127,6 +129,17 @@ def run_process(jobs, left, results, deaths, options, quiet):
 # --- hand-ins ---------------------------------------------------------------------------------------------
 
 
+def unusual_names(path):
+    """What a source file has of UNUSUAL, and which attributes of imported modules it sets."""
+    try:
+        text = ast.unparse(ast.parse(path.read_bytes()))        # without comments and escapes
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return set()                                            # it cannot be run either
+    words = re.findall(r"\w+", " ".join(re.findall(r"^ *(?:from|import) .*", text, re.M)))
+    sets = re.findall(rf"^ *((?:{'|'.join(words)})\.[\w.]+(?= = ))", text, re.M)
+    return {*UNUSUAL.findall("\nimport ".join([text, *words])), *sets}
+
+
 def take_files(handin, number, folder):
     """Makes a fresh copy with the files that the student writes, which lie in the hand-in at their place or
     by name alone -> [what a lecturer should read]. ValueError where none of them is there."""
@@ -134,17 +147,17 @@ def take_files(handin, number, folder):
     taken, unusual = 0, []
     for file in ASSIGNMENTS[number].write:
         places = [path for path in (Path(handin, file), Path(handin, Path(file).name))
-                  if path.is_file() and not path.is_symlink()]
+                  if path.is_file() and path.stat().st_size < 1 << 20 and
+                  path.resolve() == Path(handin).resolve() / path.relative_to(handin)]
         if not places:
             continue
-        usual = set(UNUSUAL.findall((REPOSITORY / file).read_text(encoding="utf-8")))
-        given = set(UNUSUAL.findall(places[0].read_bytes().decode("utf-8", "replace")))
-        unusual += [f"{file} has the name {name}, which no solution needs" for name in sorted(given - usual)]
+        names = sorted(unusual_names(places[0]) - unusual_names(REPOSITORY / file))
+        unusual += [f"{file} has {', '.join(names)}, which no solution needs"] if names else []
         shutil.copyfile(places[0], Path(folder, file))
         taken += 1
     if not taken:
         raise ValueError(f"{handin}: none of {', '.join(ASSIGNMENTS[number].write)}; expected the file that "
-                         "the student has written, at its place or by its name alone")
+                         "the student has written, at its place or by its name alone, no link and below 1 MB")
     return unusual
 
 
@@ -208,10 +221,10 @@ def grade_class(folder, numbers, options):
         return points, failed, read
     with ThreadPoolExecutor(options.workers) as pool:
         for handin, (points, failed, read) in zip(handins, pool.map(one, handins)):
-            words = [printable("\n".join(lines)) for lines in (failed, read)]
-            table.writerow([handin.name, *points, sum(points), out_of, *words])
-            first = f"{len(failed)} failed, the first: {failed[0]}" if failed else ""
-            first = f"READ IT: {read[0]}" if read else first
+            name, *words = [printable("\n".join(lines)) for lines in ([handin.name], failed, read)]
+            name = f"'{name}" if name[0] in "=+-@" else name            # no formula of a spreadsheet
+            table.writerow([name, *points, sum(points), out_of, *words])
+            first = f"READ IT: {read[0]}" if read else f"{len(failed)} failed: {failed[0]}" if failed else ""
             print(printable(f"{handin.name:24}{sum(points):4} of {out_of}  {first:.150}"), flush=True)
     return out.getvalue()
 

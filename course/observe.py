@@ -5,6 +5,7 @@
 
 import argparse
 import json
+import math
 import random
 from unittest import mock
 
@@ -19,6 +20,8 @@ from data import world
 from data.cache import TeacherCache
 from data.cli import printable, run_command
 from data.documents import BEHAVIOURS, course_tokenizer, encode_documents, render
+from data.figures import paired_se, ratio_se
+from data.report import STUDENTS
 from data.sets import restrict_to_p, top_p_sets
 
 
@@ -120,6 +123,18 @@ def observe_7():
         doors = td.soft_returns(student, teacher, gamma)[:, 0].softmax(-1)
         found.append(f"{doors @ known:.3f} at gamma {gamma:g}")
     return "right answers: " + ", ".join(found)
+
+
+def observe_8():
+    """What annotations change on two blind tasks, with the error of paired items and that of two groups."""
+    results, found = json.loads((REPOSITORY / "course" / "8-results.json").read_text(encoding="utf-8")), []
+    for task in ("entity_type", "nli"):
+        plain, brd = ([(credit, 1, 1) for credit in results["students"][name]["blind"][task]["credits"]]
+                      for name in STUDENTS)
+        apart = math.hypot(ratio_se(brd)["se"], ratio_se(plain)["se"])
+        pair = paired_se(brd, plain)
+        found.append(f"{task} {pair['value']:+.3f}, ± {pair['se']:.3f} paired, ± {apart:.3f} unpaired")
+    return "brd minus plain: " + "; ".join(found)
 
 
 def observe_9():

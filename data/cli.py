@@ -15,8 +15,8 @@ from types import SimpleNamespace
 from tqdm import tqdm
 
 EVERY = 30               # seconds between two lines of progress where there is no terminal
-# Line breaks, control codes and half characters: they may move the cursor of a terminal or colour its screen.
-CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+# Line breaks, control codes, marks of direction, half characters: they may move the cursor of a terminal.
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 # What other programs call an option.
 ELSEWHERE = {"lr": "learning_rate", "batch_size": "step_tokens", "epochs": "student_tokens", "data": "corpus",
              "max_steps": "student_tokens", "students": "arms", "hidden_size": "n_embd",

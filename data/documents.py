@@ -184,8 +184,16 @@ def gold_mix(tokens, config, tokenizer):
 
 
 def data_mix(name, config, tokenizer, paragraphs):
-    """What "plain" or "brd" reads -> DataMix. paragraphs: of world_paragraphs. An annotated corpus takes
-    corpus_share of all tokens."""
+    """What "plain" or "brd" reads in config.student_tokens tokens -> DataMix of Rows, whose shares sum to 1.
+
+    plain   plain_text that no other student reads, by the seed "SEED plain" (SEED is config.seed), enough for
+            the run, so that none of it is read twice
+    brd     reading_mix of config.seed and of `paragraphs` (of world_paragraphs). The D_QRA of the world begins
+            with the run, all other sources begin at QUESTIONS_FIRST
+
+    An annotated config.corpus takes corpus_share of all tokens: `plain` reads its D_ORI alone, after its own
+    text in the list; `brd` all three, after those of the world and in the same proportions. Where nobody
+    listed entities, the share of its D_NER is 0, and its D_QRA takes that part."""
     own, share = iter(()), 0.0
     if is_annotated(config.corpus):
         own = text_sources(config.corpus, tokenizer, config.block_size, config.seed)

@@ -14,7 +14,10 @@ from data.batches import DataMix, plan_batches
 
 def ratio_se(groups):
     """sum of a / sum of b with its standard error -> {"value", "se", "n"}; groups: list of (a, b, n), each an
-    independent unit: a paragraph. Delta method: se^2 = m/(m-1) sum (a - value b)^2 / (sum b)^2."""
+    independent unit: a paragraph. Delta method: se^2 = m/(m-1) sum (a - value b)^2 / (sum b)^2.
+
+    m counts the units whose b is not 0: the others are left out. n: that of the units, summed. Without units
+    value and se are None and n is 0; with a single one se is None."""
     groups = [group for group in groups if group[1]]
     total, n, m = sum(b for _, b, _ in groups), sum(n for *_, n in groups), len(groups)
     value = sum(a for a, *_ in groups) / total if groups else None
@@ -23,7 +26,14 @@ def ratio_se(groups):
 
 
 def paired_se(groups, others):
-    """The difference of two ratios over the same units, as ratio_se has them -> {"value", "se", "n"}."""
+    """The difference, `groups` minus `others`, of two ratios over the same units in the same order, as
+    ratio_se has them -> {"value", "se", "n"}. A unit changes the difference by (a - value b) / (sum of b) of
+    its own side minus that of the other; se^2 = m/(m-1) times the sum of their squares.
+
+    m and n count all units, also those whose b is 0. Where a side has no b above 0, value and se are None and
+    n is 0; se is None for a single unit. ValueError where the numbers of units differ."""
+    if len(groups) != len(others):
+        raise ValueError(f"{len(groups)} and {len(others)} units; expected the same units twice")
     if not all(sum(b for _, b, _ in some) for some in (groups, others)):
         return mean_se([])
 

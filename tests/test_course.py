@@ -23,7 +23,7 @@ ACCIDENTS = {"import time; time.sleep(99)": "endless loop", "raise SystemExit": 
              "import socket; socket.socket()": "without network", "print('null'); input()": "EOFError",
              "import os; os.system('true')": "without network, other programs",
              "bytearray(10 << 30)": "MemoryError"}
-WRITES = "for fd in range(3, 30):\n    try: os.write(fd, b'null\\n')\n    except OSError: pass"
+WRITES = "for fd in range(3, 30):\n    try: os.write(fd, b'[' * 4000 + b'\\n')\n    except OSError: pass"
 # What a file does when it is imported, to earn points, and what the grader finds.
 CHEATS = {"import __main__\n__main__.one_line = __main__.replaced = lambda *_: None": "NotImplementedError",
           "import json\njson.dumps = lambda *_: 'null'": "json.dumps was replaced",
@@ -34,7 +34,15 @@ CHEATS = {"import __main__\n__main__.one_line = __main__.replaced = lambda *_: N
           f"exec(open({str(ROOT / 'data' / 'documents.py')!r}).read())": "documents.py: checks run without",
           "import os\nos.kill(os.getppid(), 9)": "os.kill: checks run without",
           "open('/tmp/left-by-a-student', 'w')": "open /tmp/left-by-a-student: checks run without",
-          "from unittest.mock import ANY\nrender = encode_documents = lambda *_, **__: ANY": "decides itself"}
+          "from unittest.mock import ANY\nrender = encode_documents = lambda *_, **__: ANY": "decides itself",
+          "render = type('list', (), {'__eq__': lambda *_: True, '__module__': 'builtins', "
+          "'__init__': lambda *_, **__: None})": "render returns a list, which decides itself",
+          "import inspect\nprint(inspect.stack())": "sys._getframe: checks run without",
+          "import sys\nsys.modules['__main__'].one_line.__code__ = (lambda *_: '').__code__": "one_line",
+          "import builtins\nbuiltins.next = lambda *_: None": "builtins.next was replaced",
+          "class Error(Exception):\n    def __str__(self): return open('/etc/passwd').read()\nraise Error":
+              "open /etc/passwd: checks run without",
+          "import _posixsubprocess\n_posixsubprocess.fork_exec()": "fork_exec: checks run without"}
 
 
 @pytest.fixture(scope="module")
@@ -115,9 +123,9 @@ def class_of_cheats(copies, tmp_path_factory):
         (folder / f"cheat{i}" / "documents.py").write_text(f"{text}\n\n{cheat}\n", encoding="utf-8")
     (folder / "honest" / "data").mkdir(parents=True)
     (folder / "link").mkdir()
-    (folder / "nothing").mkdir()
+    (folder / "=nothing").mkdir()
     shutil.copy(source, folder / "honest" / "data")
-    (folder / "link" / "documents.py").symlink_to(source)
+    (folder / "link" / "data").symlink_to(source.parent)
     arguments = ["3", "--class", "--csv", str(folder / "marks.csv"), "--workers=2", "--limit=20"]
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("PYTHONOPTIMIZE", "2")           # without asserts and hints, if it reached the checks
@@ -139,7 +147,7 @@ def test_a_class_is_graded(class_of_cheats):
     assert honest == [out_of, out_of, "", ""]
     assert {row["out of"] for row in class_of_cheats.values()} == {out_of}
     assert all("expected the file that the student has written" in class_of_cheats[name]["failed"]
-               for name in ("link", "nothing"))
+               for name in ("link", "'=nothing"))            # no formula of a spreadsheet
 
 
 def test_the_command_prints_points_and_writes_the_gradebook(copies, tmp_path, capsys, monkeypatch):
@@ -271,7 +279,7 @@ def imported(path, source, monkeypatch):
 
 @pytest.mark.parametrize("which, names", enumerate(["animal number", "fuhr wohnt Montag Sie feeling"]))
 def test_the_recipes_for_another_world(which, names, tmp_path, monkeypatch):
-    """As course/README.md shows them: the annotations are valid, and the scripted reader agrees."""
+    """As course/teacher/README.md shows them: the annotations are valid, and the scripted reader agrees."""
     page, source, tables = ((ROOT / name).read_text(encoding="utf-8")
                             for name in ("course/teacher/README.md", "data/world.py", "data/world.json"))
     new, changes = re.findall(r"```json\n(.*?)```\n```diff\n(.*?)```", page, re.S)[which]

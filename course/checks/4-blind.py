@@ -2,7 +2,7 @@
 
 SEED is set by the grader. Random inputs are compared with a slow computation, one token after the other."""
 import copy
-import math
+import functools
 import random
 from types import SimpleNamespace
 
@@ -21,10 +21,9 @@ LOGITS = 3 * torch.sin(1.7 * torch.arange(63).double() ** 1.2).float().reshape(7
 
 class Letters:
     """Every letter is a token, but each of the given pairs is one token, 1000, 1001, ..."""
-    end = 0
 
-    def __init__(self, *pairs):
-        self.pairs = pairs
+    def __init__(self, *pairs, end=7):
+        self.pairs, self.end = pairs, end
 
     def encode(self, text):
         for i, pair in enumerate(self.pairs):
@@ -42,7 +41,7 @@ def after(state, token):
 
 class Steps:
     """A model of 9 tokens whose hidden state is a number, 0 to 6, with a row of logits for each. It notes
-    what it reads. As in GPT, prompts are padded on the left, and model.hidden moves the cache that it gets."""
+    what it reads. As in GPT, prompts are padded on the left; model.hidden moves the cache that it gets."""
 
     def __init__(self, logits=LOGITS, block_size=99, dtype=torch.float32):
         self.table, self.config, self.dtype = logits, SimpleNamespace(block_size=block_size), dtype
@@ -77,6 +76,7 @@ class Steps:
         return torch.stack(states, 1)[..., None].to(self.dtype)
 
     def logits(self, hidden):
+        assert hidden.dtype == self.dtype, f"model.logits got {hidden.dtype}, hidden states are {self.dtype}"
         return self.table[hidden[..., 0].long()]
 
     def score(self, prompt, tail):
@@ -97,13 +97,13 @@ class StepsCache:
         return StepsCache(self.states[rows], self.length)
 
 
-def near(found, want, what="scores", tolerance=1e-4):
+def near(found, want, what="scores", tolerance=5e-6):
     sizes, expected = [len(row) for row in found], [len(row) for row in want]
     assert sizes == expected, f"{what}: {sizes} of the items, expected {expected}"
     for i, (row, right) in enumerate(zip(found, want)):
         assert all(isinstance(x, float) for x in row), f"{what} of item {i}: {row!r:.80}, expected floats"
         good = all(abs(a - b) <= tolerance for a, b in zip(row, right))
-        row, right = ([round(x, 3) for x in numbers] for numbers in (row, right))
+        row, right = ([round(x, 6) for x in numbers] for numbers in (row, right))
         assert good, f"{what} of item {i}: {row}, expected {right}"
 
 
@@ -123,6 +123,7 @@ def draw_items(rng, n, tokens, longest):
     return items
 
 
+@functools.cache
 def tokenizer():
     return train_bpe(["did Anna go to Oslo? A: Oslo did Anna go to Rome? A: Rome No way, no way."] * 9, 320)
 
@@ -157,7 +158,7 @@ def check_the_space_between(points=2):
         assert found == want, f"prompt {prompt!r}, candidates after {space!r}: other tokens than without"
     for prompt, context, gap in (("?", "?", " "), ("? ", "?", " "), ("?  ", "?", "  "), ("\n", "\n", ""),
                                  ("?\n", "?\n", ""), ("\n ", "\n", " "), ("?\t", "?\t", ""),
-                                 ("", "\0", ""), ("  ", "\0", "  ")):
+                                 ("", "\7", ""), ("  ", "\7", "  ")):
         found = split_tokens(Letters(), prompt, ["a", "b ", " \nc"], 9)
         texts = ["".join(map(chr, ids)) for ids in (found[0], *found[1])]
         want = [context, gap + "a", gap + "b ", gap + "\nc"]
@@ -183,7 +184,7 @@ def check_a_candidate_that_merges_with_the_prompt(points=2):
     want = [97, 98], [[32, 99, 120], [32, 99, 121]]
     assert found[:2] == want, "tokens that only the candidates share must be scored"
     found = split_tokens(Letters(" b", "a" + chr(1000)), "a", ["b"], 9)
-    assert found[:2] == ([0], [[1001]]), f"nothing is shared: context {found[0]}, expected [tokenizer.end]"
+    assert found[:2] == ([7], [[1001]]), f"nothing is shared: context {found[0]}, expected [tokenizer.end]"
 
 
 def check_long_prompts_are_cut_on_the_left(points=2):
@@ -211,7 +212,7 @@ def check_what_is_refused(points=1):
 
     Test every candidate, before any is used: "", " ", "\\n" and "\\t" have nothing left after strip()."""
     plain, melted = Letters(), Letters(" b", "a" + chr(1000))    # of "ca", "b" and "c" the longest tail has 3
-    blank = ["a", " "], ["", "a"], ["a", "\n", "b"], ["\t "]
+    blank = ["a", " "], ["", "a"], ["a", "\n", "b"], ["\t "], ["\r\n"], ["a", "\u00a0"]
     long = ["a" * 6, "b"], ["b", "a" * 6], ["b" * 99]
     for tok, prompt, candidates, size in (*((plain, "?", names, 9) for names in blank),
                                           *((plain, "?", names, 6) for names in long),
@@ -223,53 +224,10 @@ def check_what_is_refused(points=1):
         raise AssertionError(f"prompt {prompt!r}, candidates {candidates}, block_size {size}: {found!r:.80}, "
                              "expected a ValueError")
     fitting = ((plain, "?", ["a" * 6], 7, [63]), (plain, "!?", ["b", "aa"], 3, [63]),
-               (plain, "", ["aaa"], 3, [0]), (melted, "ca", ["b", "c"], 3, [99]))
+               (plain, "", ["aaa"], 3, [7]), (melted, "ca", ["b", "c"], 3, [99]))
     for tok, prompt, candidates, size, want in fitting:
         found = split_tokens(tok, prompt, candidates, size)[0]
         assert found == want, f"a tail that just fits: context {found}, expected {want}"
-
-
-def slow_split(tok, prompt, candidates, block_size):
-    """What split_tokens must give, or None for a ValueError."""
-    own, texts = tok.encode(prompt.rstrip(" ")), [tok.encode(join(prompt, name)) for name in candidates]
-    shared = 0
-    while shared < len(own) and all(ids[:shared + 1] == own[:shared + 1] for ids in texts):
-        shared += 1
-    tails, context = [ids[shared:] for ids in texts], own[:shared]
-    longest = max(len(tail) for tail in tails)
-    if longest > block_size or not all(name.strip() for name in candidates):
-        return None
-    while len(context) + longest > block_size + 1:
-        context = context[1:]
-    return context or [tok.end], tails, len(context) < shared
-
-
-def check_random_texts(points=3):
-    """All of `split_tokens` on random texts, with random pairs of letters that are one token.
-
-    The message gives the texts: encode them by hand, and mark the longest prefix that all share.
-
-    Print the tokens of this prompt and of every joined text, one list below the other."""
-    rng = random.Random(f"texts {SEED}")
-    for _ in range(1000):
-        letters, pairs = list("ab \n"), []
-        for i in range(rng.randint(0, 4)):
-            pairs.append(rng.choice(letters) + rng.choice(letters))
-            letters.append(chr(1000 + i))
-        prompt = "".join(rng.choices("aab  \n", k=rng.randint(0, 9)))
-        names = ["".join(rng.choices("ab \n", k=rng.randint(0, 4))) for _ in range(rng.randint(1, 4))]
-        names = [name[:2] + rng.choice("ab") + name[2:] for name in names]
-        names.insert(0, " " if rng.random() < 0.02 else rng.choice(names))
-        given, size, tok = list(names), rng.randint(1, 14), Letters(*pairs)
-        want = slow_split(tok, prompt, names, size)
-        try:
-            found = split_tokens(tok, prompt, given, size)
-        except ValueError:
-            found = None
-        found = found and (list(found[0]), list(map(list, found[1])), found[2])
-        assert found == want, (f"pairs {pairs}, prompt {prompt!r}, candidates {names}, block_size {size}: "
-                               f"{found or 'ValueError'}, expected {want or 'ValueError'}")
-        assert given == names, f"the list of candidates has become {given}"
 
 
 def check_one_item_by_hand(points=2):
@@ -345,6 +303,91 @@ def check_improbable_tokens(points=1):
         near(score_batch(model, batch), slow_scores(model, batch), tolerance=0.01)
 
 
+def check_right_answers(points=1):
+    """The best score must be that of a right candidate; `right` is a set of indices, perhaps several.
+
+    It is enough that ONE right candidate has the best score; the others may have any.
+
+    Find the indices of the best score, and ask whether they are in `right`."""
+    for scores, right, want in (([-1.0, -2.0], {0}, 1), ([-1.0, -2.0], {1}, 0), ([-4.0], {0}, 1),
+                                ([-3.0, -2.0, -9.0], {1, 2}, 1), ([-3.0, -2.0, -1.0], {0, 1}, 0),
+                                ([5, 0, 7], {2}, 1), ([0.5, -0.5], {1}, 0)):
+        found = tie_accuracy(scores, right)
+        assert found == want, f"scores {scores}, right {right}: {found}, expected {want}"
+
+
+def check_ties(points=2):
+    """Where m candidates share the best score: the share of right ones among these m. Scores that differ from
+    the best by less than TIE are equal to it.
+
+    Rounding separates neighbours at a border, a factor of the score is no TIE, and a chain from neighbour to
+    neighbour has no end. Compare each score with the best one, in 64 bits: at -40 float32 has steps of 4 TIE.
+
+    Four scores, three of them best, one of these right: 1/3."""
+    chain = [-1.0, -1.0 + 0.8 * TIE, -1.0 + 1.6 * TIE]
+    for scores, right, want in (([-1.0, -1.0, -2.0, -1.0], {0}, 1 / 3), ([-1.0, -1.0, -2.0], {2}, 0),
+                                ([-1.0, -1.0, -2.0, -1.0], {0, 3}, 2 / 3), (chain, {0}, 0), (chain, {1}, 0.5),
+                                ([-1.0, -1.0 + TIE / 2], {0}, 0.5), ([-1.0, -1.0 + 3 * TIE], {0}, 0),
+                                ([0, -1, 0], {2}, 0.5)):
+        found = tie_accuracy(scores, right)
+        assert abs(found - want) < 1e-9, f"scores {scores}, right {right}: {found}, expected {want}"
+    rng = random.Random(f"ties {SEED}")
+    for _ in range(400):
+        best, n = rng.uniform(-4, 1) * rng.choice([1, 1, 10, 100]), rng.randint(1, 6)
+        below = [rng.choice([0, 0.2, 0.5, 0.9, 1.1, 1.5, 2, 3, 20, 1e4, 1e6]) for _ in range(n)] + [0]
+        rng.shuffle(below)
+        scores, right = [best - x * TIE for x in below], set(rng.sample(range(n + 1), rng.randint(1, n + 1)))
+        first = [i for i, x in enumerate(below) if x < 1]
+        want, given = len(right & set(first)) / len(first), (list(scores), set(right))
+        found = tie_accuracy(*given)
+        assert abs(found - want) < 1e-9, (f"scores {best:.7f} less {below} TIE, right {right}: {found:.4f}, "
+                                          f"expected {want:.4f}")
+        assert given == (scores, right), "tie_accuracy has changed what it was given"
+
+
+def slow_split(tok, prompt, candidates, block_size):
+    """What split_tokens must give, or None for a ValueError."""
+    own, texts = tok.encode(prompt.rstrip(" ")), [tok.encode(join(prompt, name)) for name in candidates]
+    shared = 0
+    while shared < len(own) and all(ids[:shared + 1] == own[:shared + 1] for ids in texts):
+        shared += 1
+    tails, context = [ids[shared:] for ids in texts], own[:shared]
+    longest = max(len(tail) for tail in tails)
+    if longest > block_size or not all(name.strip() for name in candidates):
+        return None
+    while len(context) + longest > block_size + 1:
+        context = context[1:]
+    return context or [tok.end], tails, len(context) < shared
+
+
+def check_random_texts(points=3):
+    """All of `split_tokens` on random texts, with random pairs of letters that are one token.
+
+    The message gives the texts: encode them by hand, and mark the longest prefix that all share.
+
+    Print the tokens of this prompt and of every joined text, one list below the other."""
+    rng = random.Random(f"texts {SEED}")
+    for _ in range(600):
+        letters, pairs = list("ab \n"), []
+        for i in range(rng.randint(0, 4)):
+            pairs.append(rng.choice(letters) + rng.choice(letters))
+            letters.append(chr(1000 + i))
+        prompt = "".join(rng.choices("aab  \n", k=rng.randint(0, 9)))
+        names = ["".join(rng.choices("ab \n", k=rng.randint(0, 4))) for _ in range(rng.randint(1, 4))]
+        names = [name[:2] + rng.choice("ab") + name[2:] for name in names]
+        names.insert(0, " " if rng.random() < 0.02 else rng.choice(names))
+        given, size, tok = list(names), rng.randint(1, 14), Letters(*pairs, end=rng.randint(0, 50))
+        want = slow_split(tok, prompt, names, size)
+        try:
+            found = split_tokens(tok, prompt, given, size)
+        except ValueError:
+            found = None
+        found = found and (list(found[0]), list(map(list, found[1])), found[2])
+        assert found == want, (f"pairs {pairs}, prompt {prompt!r}, candidates {names}, block_size {size}: "
+                               f"{found or 'ValueError'}, expected {want or 'ValueError'}")
+        assert given == names, f"the list of candidates has become {given}"
+
+
 def check_random_items(points=3):
     """All of `score_batch` on random items, with hidden states in float32 or bfloat16; the items stay as they
     are.
@@ -386,64 +429,25 @@ def check_a_gpt(points=2):
 
     A GPT's cache keeps whatever model.hidden reads with it, and model.hidden cannot read zero columns.
 
-    cache.select(owner) gives a new cache with a row for each candidate; use it for one call."""
+    cache.select(owner) gives a new cache with a row for each candidate; use it for one call. The weights of
+    the model, their type and its mode stay as they are."""
     model = small_gpt()
     for i, p in enumerate(model.parameters()):
         wave = torch.sin((0.7 + 0.1 * i) * torch.arange(p.numel()).double() ** 1.1).float().reshape(p.shape)
         p.data = wave if p.dim() > 1 else p.data
     near(score_batch(model, ITEMS), KNOWN, tolerance=2e-3)
-    model, rng = random_gpt(), random.Random(f"gpt {SEED}")
-    for n, longest in ((1, 4), (4, 1), (6, 5)):
+    model, rng = random_gpt().train(), random.Random(f"gpt {SEED}")
+    before = copy.deepcopy(model.state_dict())
+    for n, longest in ((1, 4), (3, 1), (4, 5)):
         batch, want = draw_items(rng, n, 10, longest), []
         for context, tails, _ in batch:
-            want.append([])
-            for tail in tails:
-                log_probs = model(torch.tensor([context + tail]))[0].log_softmax(-1)
-                found = [log_probs[len(context) - 1 + i, token].item() for i, token in enumerate(tail)]
-                want[-1].append(sum(found) / len(tail))
-        near(score_batch(model, batch), want)
-
-
-def check_right_answers(points=1):
-    """The best score must be that of a right candidate; `right` is a set of indices, perhaps several.
-
-    It is enough that ONE right candidate has the best score; the others may have any.
-
-    Find the indices of the best score, and ask whether they are in `right`."""
-    for scores, right, want in (([-1.0, -2.0], {0}, 1), ([-1.0, -2.0], {1}, 0), ([-4.0], {0}, 1),
-                                ([-3.0, -2.0, -9.0], {1, 2}, 1), ([-3.0, -2.0, -1.0], {0, 1}, 0),
-                                ([5, 0, 7], {2}, 1), ([0.5, -0.5], {1}, 0)):
-        found = tie_accuracy(scores, right)
-        assert found == want, f"scores {scores}, right {right}: {found}, expected {want}"
-
-
-def check_ties(points=2):
-    """Where m candidates share the best score: the share of right ones among these m. Scores that differ from
-    the best by less than TIE are equal to it.
-
-    Rounding separates neighbours at a border, a factor of the score is no TIE, and a chain from neighbour to
-    neighbour has no end. Compare each score with the best one.
-
-    Four scores, three of them best, one of these right: 1/3."""
-    chain = [-1.0, -1.0 + 0.8 * TIE, -1.0 + 1.6 * TIE]
-    for scores, right, want in (([-1.0, -1.0, -2.0, -1.0], {0}, 1 / 3), ([-1.0, -1.0, -2.0], {2}, 0),
-                                ([-1.0, -1.0, -2.0, -1.0], {0, 3}, 2 / 3), (chain, {0}, 0), (chain, {1}, 0.5),
-                                ([-1.0, -1.0 + TIE / 2], {0}, 0.5), ([-1.0, -1.0 + 3 * TIE], {0}, 0),
-                                ([0, -1, 0], {2}, 0.5)):
-        found = tie_accuracy(scores, right)
-        assert abs(found - want) < 1e-9, f"scores {scores}, right {right}: {found}, expected {want}"
-    rng = random.Random(f"ties {SEED}")
-    for _ in range(400):
-        best, n = rng.uniform(-4, 1), rng.randint(1, 6)
-        below = [rng.choice([0, 0.2, 0.5, 2, 3, 20, 1e4, 1e6]) for _ in range(n)] + [0]
-        rng.shuffle(below)
-        scores, right = [best - x * TIE for x in below], set(rng.sample(range(n + 1), rng.randint(1, n + 1)))
-        first = [i for i, x in enumerate(below) if x < 1]
-        want, given = len(right & set(first)) / len(first), (list(scores), set(right))
-        found = tie_accuracy(*given)
-        assert abs(found - want) < 1e-9, (f"scores {best:.7f} less {below} TIE, right {right}: {found:.4f}, "
-                                          f"expected {want:.4f}")
-        assert given == (scores, right), "tie_accuracy has changed what it was given"
+            rows = [context + tail + [0] * (longest - len(tail)) for tail in tails]
+            log_probs = model(torch.tensor(rows))[:, len(context) - 1:].log_softmax(-1).tolist()
+            want.append([sum(places[i][token] for i, token in enumerate(tail)) / len(tail)
+                         for tail, places in zip(tails, log_probs)])
+        near(score_batch(model, batch), want, tolerance=1e-4)
+    same = all(torch.equal(weights, before[name]) for name, weights in model.state_dict().items())
+    assert same and model.training, "score_batch has changed the model: its weights, or train() into eval()"
 
 
 def check_a_whole_task(points=1):
