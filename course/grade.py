@@ -14,8 +14,10 @@ others still run.
 
 import argparse
 import ast
+import compileall
 import csv
 import functools
+import importlib.util
 import io
 import json
 import os
@@ -241,11 +243,13 @@ def read_answers(number, kind):
 def write_mutants(changes, top):
     """Copies of what the checks need of the repository, with one change in each -> their folders in `top`."""
     copy(("*.py", "data/*.*", "data/teacher/header.json", "experiments/*.py", "course/*.*"), f"{top}/copy")
+    compileall.compile_dir(f"{top}/copy", quiet=2)
     for i, change in enumerate(changes):
         shutil.copytree(f"{top}/copy", f"{top}/{i}", copy_function=os.link)         # one file in all of them,
         path = Path(top, str(i), change.file)
         source = changed(path.read_text(encoding="utf-8"), change)
         path.unlink()                                                               # but this one
+        Path(importlib.util.cache_from_source(path)).unlink(missing_ok=True)
         path.write_text(source, encoding="utf-8")
     return [f"{top}/{i}" for i in range(len(changes))]
 

@@ -192,7 +192,7 @@ def test_answers_are_up_to_date(number, kind):
     assert len({(change.function, change.what) for change in changes}) == len(changes)
     for change in changes:
         assert change.what and change.old != change.new
-        assert change.function in assignment.write[change.file]
+        assert change.function in (*assignment.write[change.file], "")      # "": a row of a table
         source = changed((ROOT / change.file).read_text(encoding="utf-8"), change)
         if change.file.endswith(".py"):
             ast.parse(source)
