@@ -126,7 +126,7 @@ def load_checks(job):
     drop(written)                   # the rest, which the student may have changed, is imported anew
     sys.meta_path[:] = finders
     checks = runpy.run_path(job["checks"], {"SEED": job["seed"]})
-    for name, module in sys.modules.items():
+    for name, module in [*sys.modules.items()]:
         if name.split(".")[0] in PROJECT:
             file = getattr(module, "__file__", None) or job["folder"] + "/none"
             if type(module) is not type(sys) or Path(job["folder"]) not in Path(file).resolve().parents:
