@@ -82,20 +82,24 @@ def replaced(before):
     return next((f"{owner}.{name}" for owner, now, name, value in before if now.get(name) is not value), None)
 
 
-def deceiver(value, depth=4):
-    """The class of the first object in a result that decides itself what it is equal to, or None."""
-    kind = type(value)
-    if kind in (int, float, str, bytes, bool):
-        return None
-    made = 1 << 9                               # a flag of CPython: a class that is not written in C
-    own = [cls for cls in kind.__mro__ if cls.__module__.split(".")[0] in (*PROJECT, "unittest", "weakref") or
+def decides(value):
+    """Whether the class of an object, which was made at run time, says itself what it equals or holds."""
+    made, ours = 1 << 9, (*PROJECT, "unittest", "weakref")      # a flag of CPython: not written in C
+    own = [cls for cls in type(value).__mro__ if cls.__module__.split(".")[0] in ours or
            vars(sys.modules.get(cls.__module__, os)).get(cls.__name__) is not cls and cls.__flags__ & made]
     names = DECIDES | CONTAINS if isinstance(value, (list, tuple, dict, str)) else DECIDES
-    if any(name in names and callable(member) for cls in own for name, member in vars(cls).items()):
-        return kind.__name__
+    return any(name in names and callable(member) for cls in own for name, member in vars(cls).items())
+
+
+def deceiver(value, depth=4):
+    """The class of the first object in a result that decides itself what it is equal to, or None."""
+    if type(value) not in (list, tuple, dict) and decides(value):
+        return type(value).__name__
     parts = [*value] if isinstance(value, (list, tuple, set, dict)) else []
-    parts += [*(value.values() if isinstance(value, dict) else ()), *getattr(value, "__dict__", {}).values()]
-    return next(filter(None, (deceiver(part, depth - 1) for part in parts)), None) if depth else None
+    parts += value.values() if isinstance(value, dict) else ()
+    parts += getattr(value, "__dict__", {}).values()
+    found = (deceiver(part, depth - 1) for part in parts if type(part) not in (int, float, str, bytes, bool))
+    return next(filter(None, found), None) if depth else None
 
 
 def checked(function, name):

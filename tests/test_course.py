@@ -97,7 +97,7 @@ def test_a_solved_copy_earns_all_points_and_an_empty_one_none(graded, number):
     assert graded["solved", number] == dict.fromkeys(names)
     assert list(graded["empty", number]) == names
     for failed in graded["empty", number].values():
-        assert "NotImplementedError: assignment" in failed or "No such file" in failed
+        assert "NotImplementedError" in failed or "No such file" in failed
 
 
 def test_wrong_answers_lose_points(graded):
