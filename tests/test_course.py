@@ -38,7 +38,7 @@ CHEATS = {"import __main__\n__main__.one_line = __main__.replaced = lambda *_: N
           "render = type('list', (), {'__eq__': lambda *_: True, '__module__': 'builtins', "
           "'__init__': lambda *_, **__: None})": "render returns a list, which decides itself",
           "import inspect\nprint(inspect.stack())": "sys._getframe: checks run without",
-          "import sys\nsys.modules['__main__'].one_line.__code__ = (lambda *_: '').__code__": "one_line",
+          "import sys\nsys.modules['__main__'].one_line.__code__ = (lambda *_: '').__code__": "__code__: checks",
           "import builtins\nbuiltins.next = lambda *_: None": "builtins.next was replaced",
           "class Error(Exception):\n    def __str__(self): return open('/etc/passwd').read()\nraise Error":
               "open /etc/passwd: checks run without",
