@@ -80,7 +80,7 @@ class TDHeads(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, hidden, ids):
-        """hidden (B, T, C), ids (B, T, K) long -> v (B, T), U (B, T, K), in the type of the heads."""
+        """hidden (B, T, C), ids (B, T, K) long -> v (B, T), U of gelu(mix) (B, T, K), of the heads' type."""
         with torch.autocast(hidden.device.type, enabled=False):
             hidden = hidden.to(self.v.weight.dtype)
             features = F.gelu(self.mix(TRUNK * hidden + (1 - TRUNK) * hidden.detach()))     # (B, T, width)
@@ -101,7 +101,7 @@ def weighted_mean(values, weights, denominator=None):
     losses and gradients add up to those of the one batch. Positions of weight 0 count for nothing, whatever
     stands there; NaN at any other position stays NaN. No weight at all gives 0. Weights may be tiny."""
     total = torch.where(weights > 0, weights * values, 0).sum()
-    denominator = weights.sum() if denominator is None else torch.as_tensor(denominator)
+    denominator = weights.sum() if denominator is None else torch.as_tensor(denominator, dtype=total.dtype)
     return total / denominator.clamp(min=torch.finfo(values.dtype).tiny)
 
 
@@ -203,7 +203,7 @@ class TDTerms(NamedTuple):              # each (B, T), of at least float32 and f
 
 
 def successor_values(values, exists, terminal):
-    """V(s'), the next column of V(s), 0 where there is none or a is terminal; all (B, T)."""
+    """V(s') (B, T): the next column of values, 0 where that does not exist or a is terminal. All (B, T)."""
     follows = F.pad(exists[:, 1:], (0, 1)) & ~terminal
     return torch.where(follows, F.pad(values[:, 1:], (0, 1)), 0)
 
@@ -228,8 +228,8 @@ def td_terms(student, teacher, weights, *, target_values=None, stop_gradient=Fal
     log_s_K, log_q = z_K - V_p[..., None], log_t.log_softmax(-1)            # (B, T, K)
     log_s, r, raw_r = (torch.where(taken, x, 0).sum(-1) for x in (log_s_K, log_q, log_t))
     cross_entropy, V = -(log_q.exp() * log_s_K).sum(-1), v - leak
-    V_next = successor_values(V if target_values is None else target_values, live > 0, teacher.terminal)
-    V_next = V_next.detach() if stop_gradient else V_next
+    later = V if target_values is None else at_least_float32(target_values)
+    V_next = successor_values(later.detach() if stop_gradient else later, live > 0, teacher.terminal)
     known = bellman_weights(teacher, live)
     return TDTerms(log_s, log_s + V, V, V_next, r, raw_r, cross_entropy, leak, live, known)
 
@@ -250,7 +250,7 @@ def bellman_distill(student, teacher, weights, denominator=None, *, alpha=0.1, g
     the first state of a text pi / proj_p pi_T = 1 - x / (2 alpha) at the optimum: flatter than the teacher,
     and KD where alpha is large. v = log_Z is as published. Where x is not known a position is left out, or,
     if expected, its square alone: then cloning is cross_entropy, with less noise. The gradient goes through
-    V(s') too, but for options of td_terms. ValueError unless 0 < alpha < inf."""
+    V(s') too, but for options. ValueError unless 0 < alpha < inf. figures: cloning, bellman, leak, reward."""
     if not 0 < alpha < math.inf:
         raise ValueError(f"alpha={alpha}; expected 0 < alpha < inf")
     x = td_terms(student, teacher, weights, **options)
@@ -299,7 +299,7 @@ def path_consistency(student, teacher, weights, denominator=None, *, steps=4, ga
 
     The gradient goes through both values and log_s. One step has the value of soft_q; the same optimum."""
     x = td_terms(student, teacher, weights)
-    G = bootstrap = x.V if target_values is None else target_values
+    G = bootstrap = x.V if target_values is None else at_least_float32(target_values)
     for _ in range(steps):
         later = gamma * successor_values(G, x.live > 0, teacher.terminal)
         G = torch.where(x.known > 0, x.r - x.log_s + later, bootstrap)
@@ -329,8 +329,8 @@ def soft_returns(student, teacher, gamma=1.0):
     V(s) = log of the sum over A_p of pi(a|s) exp U(s,a), with the return for the token taken, if it is known,
     and the head for the others: at gamma 1, log P(the student stays in all sets from s on)."""
     live = teacher.mask.any(-1)
-    log_s = at_least_float32(student.z_K) - at_least_float32(student.log_Z)[..., None]
-    log_s, U = torch.where(teacher.mask, log_s, MASKED), torch.where(teacher.mask, student.U, 0)
+    z_K, log_Z, U = map(at_least_float32, (student.z_K, student.log_Z, student.U))
+    log_s, U = torch.where(teacher.mask, z_K - log_Z[..., None], MASKED), torch.where(teacher.mask, U, 0)
     taken = teacher.is_taken & (bellman_weights(teacher, live) > 0)[..., None]          # (B, T, K)
     returns, V = torch.zeros_like(log_s[..., 0]), 0
     for t in reversed(range(U.size(1))):

@@ -1,6 +1,6 @@
 """The nine assignments: which functions a student writes, and how source text is removed and replaced.
 
-Wrong answers (course/mutants) and the recipes of course/README.md are changes. A change is a block:
+Wrong answers (course/mutants) and the recipes of course/teacher/README.md are changes. A change is a block:
 
     @ td_distill.py restrict_to_p       the file, and the function that holds the text (none: the whole file)
     = the rounding slack is missing     what the change does, in words
@@ -50,8 +50,9 @@ ASSIGNMENTS = {
                   {"td_distill.py": ("TDHeads.forward", "successor_values", "bellman_weights", "td_terms",
                                      "bellman_distill", "soft_returns")},
                   {"td_distill.py": ("ls_iq",)}),
-    8: Assignment("8-control", {"data/figures.py": ("ratio_se", "paired_se"), "data/documents.py": ("data_mix",),
-                                "course/8-report.json": ("",), "course/8-results.json": ("",)}),
+    8: Assignment("8-control",
+                  {"data/figures.py": ("ratio_se", "paired_se"), "data/documents.py": ("data_mix",),
+                   "course/8-report.json": ("",), "course/8-results.json": ("",)}),
     9: Assignment("9-prize", {"experiments/objectives.py": ("prize",), "course/9-report.json": ("",),
                               "course/9-results.jsonl": ("",), "course/9-routes.jsonl": ("",)}),
 }

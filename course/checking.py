@@ -82,19 +82,24 @@ def replaced(before):
     return next((f"{owner}.{name}" for owner, now, name, value in before if now.get(name) is not value), None)
 
 
+def decides(value):
+    """Whether the class of an object, which was made at run time, says itself what it equals or holds."""
+    made, ours = 1 << 9, (*PROJECT, "unittest", "weakref")      # a flag of CPython: not written in C
+    own = [cls for cls in type(value).__mro__ if cls.__module__.split(".")[0] in ours or
+           vars(sys.modules.get(cls.__module__, os)).get(cls.__name__) is not cls and cls.__flags__ & made]
+    names = DECIDES | CONTAINS if isinstance(value, (list, tuple, dict, str)) else DECIDES
+    return any(name in names and callable(member) for cls in own for name, member in vars(cls).items())
+
+
 def deceiver(value, depth=4):
     """The class of the first object in a result that decides itself what it is equal to, or None."""
-    kind = type(value)
-    if kind in (int, float, str, bytes, bool):
-        return None
-    own = [cls for cls in kind.__mro__ if cls.__module__.split(".")[0] in (*PROJECT, "unittest", "weakref") or
-           vars(sys.modules.get(cls.__module__, os)).get(cls.__name__) is not cls and cls.__flags__ & 1 << 9]
-    names = DECIDES | CONTAINS if isinstance(value, (list, tuple, dict, str)) else DECIDES
-    if any(name in names and callable(member) for cls in own for name, member in vars(cls).items()):
-        return kind.__name__
+    if type(value) not in (list, tuple, dict) and decides(value):
+        return type(value).__name__
     parts = [*value] if isinstance(value, (list, tuple, set, dict)) else []
-    parts += [*(value.values() if isinstance(value, dict) else ()), *getattr(value, "__dict__", {}).values()]
-    return next(filter(None, (deceiver(part, depth - 1) for part in parts)), None) if depth else None
+    parts += value.values() if isinstance(value, dict) else ()
+    parts += getattr(value, "__dict__", {}).values()
+    found = (deceiver(part, depth - 1) for part in parts if type(part) not in (int, float, str, bytes, bool))
+    return next(filter(None, found), None) if depth else None
 
 
 def checked(function, name):
@@ -143,13 +148,13 @@ def one_line(error, folder):
     return f"{type(error).__name__}: {text:.300}{where}"
 
 
-def run_job(job, secret, write, seen, folders):
+def run_job(job, secret, write, before, seen, folders):
     """Runs the checks of a job, with a line for each; "! " begins what a lecturer should know of."""
     changed, load, dumps, describe = replaced, load_checks, json.dumps, one_line
     allowed = [os.getcwd(), job["folder"], job["checks"], __file__, os.devnull, sys.prefix, sys.base_prefix]
     allowed = [os.path.realpath(path) + os.sep for path in allowed + sys.path[1:]
                if path and Path(path).resolve() != REPOSITORY]
-    before, checks = functions_now(), None          # all that decides was bound before the student's code
+    checks = None                                   # all that decides was bound before the student's code
     for name in job["names"]:
         failed, start = None, len(seen)
         faulthandler.dump_traceback_later(job["limit"], exit=True)
@@ -158,7 +163,7 @@ def run_job(job, secret, write, seen, folders):
             if not checks:
                 checks = load(job)
                 space = checks[name].__globals__
-                before += [("the checks", space, *item) for item in space.items()]
+                before = before + [("the checks", space, *item) for item in space.items()]
             checks[name]()
         except BaseException as error:                      # also SystemExit of a file that is imported
             failed = "an error without a text"
@@ -189,10 +194,10 @@ def main():
         for kind in (resource.RLIMIT_DATA, resource.RLIMIT_FSIZE):
             resource.setrlimit(kind, (MEMORY, MEMORY))
     sys.modules["__main__"] = type(sys)("__main__")         # this file is not found by its name
-    events = watch_events()
+    events, before = watch_events(), functions_now()
     write(f"{secret} ready\n".encode())
     for job in jobs:
-        run_job(job, secret, write, *events)
+        run_job(job, secret, write, before, *events)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,10 @@ others still run.
 
 import argparse
 import ast
+import compileall
 import csv
 import functools
+import importlib.util
 import io
 import json
 import os
@@ -222,7 +224,8 @@ def grade_class(folder, numbers, options):
     with ThreadPoolExecutor(options.workers) as pool:
         for handin, (points, failed, read) in zip(handins, pool.map(one, handins)):
             name, *words = [printable("\n".join(lines)) for lines in ([handin.name], failed, read)]
-            table.writerow(["'" * (name[0] in "=+-@") + name, *points, sum(points), out_of, *words])
+            name = f"'{name}" if name[0] in "=+-@" else name            # no formula of a spreadsheet
+            table.writerow([name, *points, sum(points), out_of, *words])
             first = f"READ IT: {read[0]}" if read else f"{len(failed)} failed: {failed[0]}" if failed else ""
             print(printable(f"{handin.name:24}{sum(points):4} of {out_of}  {first:.150}"), flush=True)
     return out.getvalue()
@@ -240,11 +243,13 @@ def read_answers(number, kind):
 def write_mutants(changes, top):
     """Copies of what the checks need of the repository, with one change in each -> their folders in `top`."""
     copy(("*.py", "data/*.*", "data/teacher/header.json", "experiments/*.py", "course/*.*"), f"{top}/copy")
+    compileall.compile_dir(f"{top}/copy", quiet=2)
     for i, change in enumerate(changes):
         shutil.copytree(f"{top}/copy", f"{top}/{i}", copy_function=os.link)         # one file in all of them,
         path = Path(top, str(i), change.file)
         source = changed(path.read_text(encoding="utf-8"), change)
         path.unlink()                                                               # but this one
+        Path(importlib.util.cache_from_source(path)).unlink(missing_ok=True)
         path.write_text(source, encoding="utf-8")
     return [f"{top}/{i}" for i in range(len(changes))]
 

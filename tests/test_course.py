@@ -97,7 +97,7 @@ def test_a_solved_copy_earns_all_points_and_an_empty_one_none(graded, number):
     assert graded["solved", number] == dict.fromkeys(names)
     assert list(graded["empty", number]) == names
     for failed in graded["empty", number].values():
-        assert "NotImplementedError: assignment" in failed or "No such file" in failed
+        assert "NotImplementedError" in failed or "No such file" in failed
 
 
 def test_wrong_answers_lose_points(graded):
@@ -192,7 +192,7 @@ def test_answers_are_up_to_date(number, kind):
     assert len({(change.function, change.what) for change in changes}) == len(changes)
     for change in changes:
         assert change.what and change.old != change.new
-        assert change.function in assignment.write[change.file]
+        assert change.function in (*assignment.write[change.file], "")      # "": a row of a table
         source = changed((ROOT / change.file).read_text(encoding="utf-8"), change)
         if change.file.endswith(".py"):
             ast.parse(source)
@@ -279,7 +279,7 @@ def imported(path, source, monkeypatch):
 
 @pytest.mark.parametrize("which, names", enumerate(["animal number", "fuhr wohnt Montag Sie feeling"]))
 def test_the_recipes_for_another_world(which, names, tmp_path, monkeypatch):
-    """As course/README.md shows them: the annotations are valid, and the scripted reader agrees."""
+    """As course/teacher/README.md shows them: the annotations are valid, and the scripted reader agrees."""
     page, source, tables = ((ROOT / name).read_text(encoding="utf-8")
                             for name in ("course/teacher/README.md", "data/world.py", "data/world.json"))
     new, changes = re.findall(r"```json\n(.*?)```\n```diff\n(.*?)```", page, re.S)[which]

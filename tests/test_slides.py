@@ -1,4 +1,4 @@
-"""Slides and pictures of the course: their form, and that what they show of the source stands in the source."""
+"""Slides and pictures of the course: their form, and that what they show of the source stands in it."""
 import re
 import textwrap
 from pathlib import Path

@@ -38,6 +38,7 @@ def test_the_code_cells_run_as_a_program_and_the_loss_falls(tmp_path):
     done = subprocess.run([sys.executable, "tour.py"], cwd=tmp_path, env=env, capture_output=True,
                           encoding="utf-8", timeout=300)
     assert done.returncode == 0, done.stderr
-    before, after = map(float, re.search(r"the loss fell from ([\d.]+) to ([\d.]+) nats", done.stdout).groups())
+    told = re.search(r"the loss fell from ([\d.]+) to ([\d.]+) nats", done.stdout)
+    before, after = map(float, told.groups())
     assert after < before - 0.5 and "8 steps" in done.stdout and "entity_f1" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["tour.py"]                # nothing was downloaded

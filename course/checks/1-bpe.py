@@ -16,7 +16,8 @@ HUG_MERGES = [(ord("u"), ord("g")), (ord("u"), ord("n")), (ord("h"), 256), (ord(
 # Words, and borders of texts, of all kinds that PATTERN tells apart; random texts are made of them.
 PARTS = ("low", " low", "er", " lowest", " new", "New", " wide", "é", " né", "日本", " 🙂🙂", "12", " 1234567",
          "?!", " ?", "...", "  ", "\t\t", "\n", "\r\n", "<|end|>", "<|sep|>", " \ud83d", "\ud83d?", "ab" * 30,
-         "aaaaaaa", "-----")
+         "aaaaaaa", "-----", " \r ", "\v\f\v\f", "\u2028\u2028", "\x85\x1c", "ne\u0301", "ﬁ", " LOW")
+BLANK = ("  ", "\t\t", "\n", "\r\n", " \r ", "\v\f\v\f", "    ")
 
 
 def recount_merges(words, freqs, n_merges):
@@ -133,65 +134,6 @@ def check_words_are_rewritten(points=1):
     assert learn_merges(words, [5, 5], 0) == [] and words == [[1, 2], [1, 2]], "words changed without a merge"
 
 
-def check_equal_counts(points=2):
-    """Among pairs that count the same, the smaller left id is merged, then the smaller right id.
-
-    Whatever comes first in the text or in a dict: another order of the texts must give the same tokenizer.
-
-    The smallest (-count, left, right) is the best pair; a heap of such tuples finds it."""
-    want = [(4, 6), (4, 9), (8, 3)]
-    for words in ([[8, 3], [4, 9], [4, 6]], [[4, 6], [8, 3], [4, 9]], [[4, 9], [4, 6], [8, 3]]):
-        found = learn_merges(words, [5, 5, 5], 3)
-        assert found == want, f"merges {found}, expected {want}"
-    texts = ["to be or not", "to be a bee"]
-    assert train_bpe(texts, 300).hash == train_bpe(texts[::-1], 300).hash, "another order, another tokenizer"
-    for n in range(5):
-        same_merges(random_words(20, 9, f"ties {n}"), [1] * 20, 40, "all words occur once")
-
-
-def check_counts_stay_right(points=3):
-    """Random words: every merge takes occurrences away from the pairs beside it, and brings new ones.
-
-    Left and right neighbour of every merged place, with the frequency of its word. Count again and compare.
-
-    Take all pairs of a word out of the counts before a merge, and put all pairs of the new word in."""
-    for n in range(8):
-        freqs = [1 + i * (n + 3) % 7 for i in range(40)]
-        same_merges(random_words(40, 2 + n, f"counts {n}"), freqs, 30, f"random words {n}")
-    same_merges([[1, 1, 1], [2, 3]], [4, 5], 3, "1 1 1 holds 1 1 at two places")
-
-
-def check_runs_and_odd_words(points=2):
-    """Long runs of one id, empty and equal words, the same list twice, frequencies of 0 and above 2 ** 40.
-
-    A word of frequency 0 is rewritten like the others. A pair counts at overlapping places, too.
-
-    No dict of words (equal ones would be one), no int32, no change of a row that stands in the list twice."""
-    rng = random.Random(f"{SEED} odd")
-    same_merges([[1] * 37, [1, 1, 1], [1] * 8 + [2] + [1] * 5], [2, 5, 1], 12, "long runs")
-    same_merges([[1, 1, 1], [1, 1]], [1, 0], 3, "a word that occurs once")
-    for n in range(60):
-        words = [[rng.choice([0, 1, 1, 255, 7]) for _ in range(rng.choice([0, 1, 2, 3, 5, 9, 25]))]
-                 for _ in range(rng.randint(1, 9))]
-        words += [words[0], list(words[-1])][:rng.randint(0, 2)]
-        freqs = [rng.choice([0, 0, 1, 1, 2, 3, 2 ** 40, 2 ** 40 + 1]) for _ in words]
-        same_merges(words, freqs, rng.choice([0, 1, 4, 50]), "random words")
-
-
-def check_many_merges(points=1):
-    """A thousand merges: ids above 1,024 are no different from small ones.
-
-    A pair packed into one number needs room for both ids.
-
-    Tuples (left, right) need no packing; otherwise left * 2 ** 32 + right."""
-    pairs = [[left, 100 + right] for left in range(32) for right in range(32)]
-    words = pairs + [pairs[k] + pairs[k + 1] for k in range(900, 1000, 2)]
-    freqs = [30000 - 20 * k for k in range(1024)] + [2] * 50      # merged in this order, the long ones last
-    found = learn_merges([list(word) for word in words], freqs, 1100)
-    want = [tuple(pair) for pair in pairs] + [(256 + k, 257 + k) for k in range(900, 1000, 2)]
-    same_lists(found, want, "merge")
-
-
 def check_rare_pairs_are_left(points=2):
     """A pair that counts less than MIN_COUNT is not merged, and the tokenizer is smaller than asked for.
 
@@ -229,20 +171,6 @@ def check_texts_stay_apart(points=2):
         same_tokenizer(texts, 300, what, given)
     assert texts == before, "train_bpe has changed its list of texts"
     assert train_bpe(iter([]), 300).n_vocab == 258, "no texts: expected 258 ids"
-
-
-def check_random_texts(points=3):
-    """Random texts of letters, accents, digits, marks, blanks, names of special tokens, halves of characters.
-
-    Every word counts as often as it occurs in all texts. Its ids are the bytes of UTF-8.
-
-    Counter of all words of all texts; word.encode("utf-8", "replace"); nothing is stripped or lowered."""
-    same_tokenizer([" ? ? ?", " \ud83d \ud83d", " ! ! ! !"], 300, "? three times, half a character twice")
-    rng = random.Random(f"{SEED} texts")
-    for n in range(25):
-        parts = rng.sample(PARTS, rng.randint(2, 8))
-        texts = ["".join(rng.choices(parts, k=rng.randint(0, 12))) for _ in range(rng.randint(0, 9))]
-        same_tokenizer(texts + texts[:2], rng.choice([258, 259, 263, 280, 400]), f"texts of {parts}")
 
 
 def check_ids(points=2):
@@ -289,6 +217,82 @@ def check_bad_arguments(points=1):
             continue
         raise AssertionError(f"train_bpe{arguments} gave no ValueError")
     assert train_bpe(["abab abab"], 258).n_vocab == 258 and train_bpe([], 300).n_vocab == 258
+
+
+def check_random_texts(points=3):
+    """Random texts of letters, accents, digits, marks, blanks, names of special tokens, halves of characters.
+
+    Every word counts as often as it occurs in all texts. Its ids are the bytes of UTF-8.
+
+    Counter of all words of all texts; word.encode("utf-8", "replace"); nothing is stripped or lowered."""
+    same_tokenizer([" ? ? ?", " \ud83d \ud83d", " ! ! ! !"], 300, "? three times, half a character twice")
+    same_tokenizer([part for part in PARTS + BLANK for _ in range(3)], 600, "each of PARTS three times")
+    rng = random.Random(f"{SEED} texts")
+    for n in range(25):
+        parts = rng.sample(PARTS, rng.randint(1, 8)) if n % 5 else BLANK
+        texts = ["".join(rng.choices(parts, k=rng.randint(0, 12))) for _ in range(rng.randint(0, 9))]
+        same_tokenizer(texts + texts[:2], rng.choice([258, 259, 263, 280, 400]), f"texts of {parts}")
+
+
+def check_equal_counts(points=2):
+    """Among pairs that count the same, the smaller left id is merged, then the smaller right id.
+
+    Whatever comes first in the text or in a dict: another order of the texts must give the same tokenizer.
+
+    The smallest (-count, left, right) is the best pair; a heap of such tuples finds it."""
+    want = [(4, 6), (4, 9), (8, 3)]
+    for words in ([[8, 3], [4, 9], [4, 6]], [[4, 6], [8, 3], [4, 9]], [[4, 9], [4, 6], [8, 3]]):
+        found = learn_merges(words, [5, 5, 5], 3)
+        assert found == want, f"merges {found}, expected {want}"
+    texts = ["to be or not", "to be a bee"]
+    assert train_bpe(texts, 300).hash == train_bpe(texts[::-1], 300).hash, "another order, another tokenizer"
+    for n in range(5):
+        same_merges(random_words(20, 9, f"ties {n}"), [1] * 20, 40, "all words occur once")
+
+
+def check_counts_stay_right(points=3):
+    """Random words: every merge takes occurrences away from the pairs beside it, and brings new ones.
+
+    Left and right neighbour of every merged place, with the frequency of its word. Count again and compare.
+
+    Take all pairs of a word out of the counts before a merge, and put all pairs of the new word in."""
+    for n in range(8):
+        freqs = [1 + i * (n + 3) % 7 for i in range(40)]
+        same_merges(random_words(40, 2 + n, f"counts {n}"), freqs, 30, f"random words {n}")
+    same_merges([[1, 1, 1], [2, 3]], [4, 5], 3, "1 1 1 holds 1 1 at two places")
+
+
+def check_runs_and_odd_words(points=2):
+    """Long runs of one id, empty and equal words, the same list twice, frequencies of 0 and up to 2 ** 50.
+
+    A word of frequency 0 is rewritten like the others. A pair counts at overlapping places, too.
+
+    No dict of words (equal ones would be one), no int32, no floats, no change of a row that stands twice."""
+    rng = random.Random(f"{SEED} odd")
+    same_merges([[1] * 37, [1, 1, 1], [1] * 8 + [2] + [1] * 5], [2, 5, 1], 12, "long runs")
+    same_merges([[1, 1, 1], [1, 1]], [1, 0], 3, "a word that occurs once")
+    same_merges([[1, 2]] * 9 + [[3, 4]] * 10, [2 ** 50] * 18 + [1], 2, "9 * 2 ** 50, and 1 more")
+    for n in range(60):
+        words = [[rng.choice([0, 1, 1, 255, 7]) for _ in range(rng.choice([0, 1, 2, 3, 5, 9, 25]))]
+                 for _ in range(rng.randint(1, 9))]
+        words += [words[0], list(words[-1])][:rng.randint(0, 2)]
+        sizes = rng.choice([[0, 1, 2, 3], [0, 0, 1, 1, 2, 3, 2 ** 40, 2 ** 40 + 1], [2 ** 50 - 1, 2 ** 50]])
+        freqs = [rng.choice(sizes) for _ in words]
+        same_merges(words, freqs, rng.choice([0, 1, 4, 50]), "random words")
+
+
+def check_many_merges(points=1):
+    """A thousand merges: ids above 1,024 are no different from small ones.
+
+    A pair packed into one number needs room for both ids.
+
+    Tuples (left, right) need no packing; otherwise left * 2 ** 32 + right."""
+    pairs = [[left, 100 + right] for left in range(32) for right in range(32)]
+    words = pairs + [pairs[k] + pairs[k + 1] for k in range(900, 1000, 2)]
+    freqs = [30000 - 20 * k for k in range(1024)] + [2] * 50      # merged in this order, the long ones last
+    found = learn_merges([list(word) for word in words], freqs, 1100)
+    want = [tuple(pair) for pair in pairs] + [(256 + k, 257 + k) for k in range(900, 1000, 2)]
+    same_lists(found, want, "merge")
 
 
 def check_speed(points=2):

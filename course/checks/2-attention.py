@@ -79,9 +79,9 @@ def slow_attend(q, k, v, mask):
     for row in range(q.size(0)):
         for head in range(q.size(1)):
             scores = q[row, head].double() @ k[row, head].double().T                   # (T, S)
-            scores = scores.masked_fill(~seen[row, 0], -math.inf)
-            weights = (scores - scores.amax(-1, keepdim=True).detach()).exp()
-            rows.append(weights / weights.sum(-1, keepdim=True) @ v[row, head].double())
+            scores = scores.masked_fill_(~seen[row, 0], -math.inf)
+            weights = scores.sub_(scores.detach().amax(-1, keepdim=True)).exp()
+            rows.append(weights @ v[row, head].double() / weights.sum(-1, keepdim=True))
     return torch.stack(rows).reshape(*q.shape[:3], v.size(3))
 
 
@@ -347,9 +347,11 @@ def check_advance_of_any_rows(points=2):
 
     Keep no tables of your own: compute all from self.length and self.pads, which `select` keeps right."""
     numbers, _ = sources()
-    for case in range(12):
-        B = numbers.randint(1, 4)
-        pads = [numbers.randint(0, 5) * (case % 3 > 0) for _ in range(B)]
+    for case in range(15):
+        B, some, none = numbers.randint(1, 4), numbers.randint(1, 5), [0] * numbers.randint(1, 3)
+        mixed = [numbers.randint(0, 5) for _ in range(B)]
+        pads = (mixed, [some, *none], [*none, some], [some] * B, none)[case % 5]
+        B = len(pads)
         cache, length = KVCache(CONFIG, torch.tensor(pads)), 0
         for _ in range(6):
             T = numbers.choice([1, 1, 2, 3, 5])
@@ -410,9 +412,10 @@ def check_append_of_any_pieces(points=2):
         cache = cls(GPTConfig(n_vocab=9, n_embd=H * D, n_head=H, n_layer=L), torch.zeros(B, dtype=torch.long))
         stored, earlier = [torch.zeros(2, B, H, cls.shift, D, dtype=dtype) for _ in range(L)], []
         caches = [(cache, stored)]
-        for _ in range(10):
+        for step in range(9):
             cache, stored = numbers.choice(caches)
-            T = numbers.choice([1, 1, 1, 2, 4, 9])
+            T = (1, 9, 30)[step] if step < 3 else numbers.choice([1, 1, 1, 2, 4, 9])   # more than the room
+            rooms = [kv.size(3) for kv in cache.kv]
             cache.advance(T)
             for layer in numbers.sample(range(L), L):
                 new = torch.randn(2, len(cache.pads), T, H, D, generator=generator).to(dtype).transpose(2, 3)
@@ -424,6 +427,9 @@ def check_append_of_any_pieces(points=2):
                     assert mine.dtype == dtype, f"{what}: {name} are {mine.dtype}"
                     close(mine, ours[:, :, :cache.length], f"{name} of {what}", 0)
                     earlier.append((mine, mine.clone()))
+                room, needed = cache.kv[layer].size(3), cache.length + cls.shift
+                assert room <= max(rooms[layer], 2 * needed + 2), \
+                    f"{what}: {needed} columns are needed, and room is made for {room}, expected {2 * needed}"
                 assert torch.equal(torch.stack([k, v]), new), f"{what}: k or v is changed"
             assert all(torch.equal(*both) for both in earlier), "what append returned before is changed later"
             if numbers.random() < 0.3:                                  # both caches go on
@@ -438,14 +444,13 @@ def check_room_grows_by_doubling(points=1):
 
     Where S columns do not fit any more, make room for 2 S columns in all."""
     cache, rooms = KVCache(CONFIG, torch.tensor([0])), [0]
-    for S in range(1, 601):
+    for S in range(1, 401):
         cache.advance(1)
         cache.append(1, torch.ones(1, 4, 1, 4), torch.ones(1, 4, 1, 4))
         room = cache.kv[1].shape[3]
         assert room <= 2 * S + 4 or room == rooms[-1], f"{S} tokens get room for {room}, expected {2 * S + 2}"
         rooms += [room] if room != rooms[-1] else []
-    assert len(rooms) <= 14, f"room was made {len(rooms) - 1} times in 600 tokens, expected about 10 times"
-    assert cache.kv[0].shape[3] == 0, "layer 0 has room, but only layer 1 was appended to"
+    assert len(rooms) <= 13, f"room was made {len(rooms) - 1} times in 400 tokens, expected about 9 times"
 
 
 @empty_is_nan()
@@ -506,10 +511,9 @@ def check_inputs_stay_as_they_are(points=1):
     q, k, v, mask = *(torch.randn(2, 2, T, 4, generator=generator) for _ in range(3)), triangle(T)
     module, x, positions = random_attention(numbers, generator, 2, T)
     rotary = tables(module, x, positions)
-    for long in (False, True):
-        if long:
-            q, k, v = (t.repeat(1, 1, 100, 1) for t in (q, k, v))
-            mask = triangle(600)
+    for times in (1, 25, 4):                                            # 6, 150 and 600 tokens
+        q, k, v = (t.repeat(1, 1, times, 1) for t in (q, k, v))
+        mask = triangle(q.size(2))
         kept = {"q": q, "k": k, "v": v, "mask": mask, "x": x, "cos": rotary[0], "sin": rotary[1],
                 **dict(module.named_parameters())}
         before = {name: t.detach().clone() for name, t in kept.items()}
@@ -520,6 +524,39 @@ def check_inputs_stay_as_they_are(points=1):
         for name, t in kept.items():
             assert torch.equal(t.detach(), before[name]), f"{name} is changed"
         close(again, first, "the second of two equal calls")
+
+
+def check_half_precision(points=1):
+    """bfloat16 goes in and comes out; queries and keys are normalised AND turned in
+    float32, then rounded once.
+
+    Rounding between the steps costs about half of the 8 bits that bfloat16 has. Under autocast x is float32
+    and c_attn gives bfloat16: the type is that of v, not that of x.
+
+    Take .float() of queries and own keys first, and .to(v.dtype) of both after the turn."""
+    numbers, generator = sources()
+    bfloat16, float16 = (torch.bfloat16, 8), (torch.float16, 11)
+    for (dtype, bits), factor, auto in ((bfloat16, 1, False), (float16, 1, False), (float16, 300, False),
+                                        (bfloat16, 1, True)):
+        T = 12
+        module, x, positions = random_attention(numbers, generator, 2, T)
+        module = module if auto else module.to(dtype)
+        module.c_attn.weight.data *= factor                             # squares of 300 are no float16
+        x = (x if auto else x.to(dtype)) / x.size(2) ** 0.5
+        rotary, mask = tables(module, x, positions + 3), random_mask(generator, 2, 1, T, T)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=auto):
+            q, k, v = slow_parts(module, x, positions + 3)
+            cache = Recorder(k.to(dtype), v.to(dtype) / factor)
+            y = module(x, rotary, mask, cache)
+            (_, new_k, new_v), = cache.appended
+            assert new_k.dtype == new_v.dtype == y.dtype == dtype, \
+                f"x is {x.dtype}, c_attn gives {dtype}; k, v, y are {new_k.dtype}, {new_v.dtype}, {y.dtype}"
+            close(new_k, k, f"{dtype} keys", 12 * 2.0 ** -bits)
+            step = 2.0 ** (k.abs().clamp(min=1e-3).log2().floor() + 1 - bits)          # between two numbers
+            wrong = ((new_k.double() - k).abs() > 0.505 * step).double().mean()
+            assert wrong < 0.03, f"{wrong:.0%} of the {dtype} keys are not the nearest, but rounded twice"
+            want = slow_output(module, q, k.to(dtype), v.to(dtype) / factor, mask)
+            close(y, want, f"output in {dtype}", 12 * 2.0 ** -bits)
 
 
 def check_forward_with_a_cache(points=2):
@@ -549,36 +586,6 @@ def check_forward_with_a_cache(points=2):
             close(found, slow_output(module, q, k, v, mask), f"{T} tokens and {S} columns of a cache", 1e-4)
 
 
-def check_half_precision(points=1):
-    """bfloat16 goes in and comes out; queries and keys are normalised AND turned in
-    float32, then rounded once.
-
-    Rounding between the steps costs about half of the 8 bits that bfloat16 has.
-
-    Take .float() of queries and own keys first, and .to(v.dtype) of both after the turn."""
-    numbers, generator = sources()
-    for dtype, bits, factor in ((torch.bfloat16, 8, 1), (torch.float16, 11, 1), (torch.float16, 11, 300)):
-        T = 12
-        module, x, positions = random_attention(numbers, generator, 2, T)
-        module = module.to(dtype)
-        module.c_attn.weight.data *= factor                             # squares of 300 are no float16
-        x = x.to(dtype) / x.size(2) ** 0.5
-        rotary, mask = tables(module, x, positions + 3), random_mask(generator, 2, 1, T, T)
-        with torch.no_grad():
-            q, k, v = slow_parts(module, x, positions + 3)
-            cache = Recorder(k.to(dtype), v.to(dtype) / factor)
-            y = module(x, rotary, mask, cache)
-            (_, new_k, new_v), = cache.appended
-            assert new_k.dtype == new_v.dtype == y.dtype == dtype, \
-                f"{dtype} goes in; keys, values, output are {new_k.dtype}, {new_v.dtype}, {y.dtype}"
-            close(new_k, k, f"{dtype} keys", 12 * 2.0 ** -bits)
-            step = 2.0 ** (k.abs().clamp(min=1e-3).log2().floor() + 1 - bits)          # between two numbers
-            wrong = ((new_k.double() - k).abs() > 0.505 * step).double().mean()
-            assert wrong < 0.03, f"{wrong:.0%} of the {dtype} keys are not the nearest, but rounded twice"
-            want = slow_output(module, q, k.to(dtype), v.to(dtype) / factor, mask)
-            close(y, want, f"output in {dtype}", 12 * 2.0 ** -bits)
-
-
 def random_model(numbers, generator, **sizes):
     """A GPT with random weights, also where a new one has zeros."""
     model = GPT(GPTConfig(**{**SIZES, "shared_heads": numbers.randint(0, 4),
@@ -596,7 +603,8 @@ def check_in_pieces_as_at_once(points=2):
     Read 2 + 1 tokens by hand: the third sees columns 0 (empty), 1 and 2, and its key stands in column 3."""
     ids = torch.tensor([[3, 7, 7, 1, 12, 3, 7, 19, 0, 2, 3, 7], [5, 6, 5, 6, 5, 6, 5, 6, 5, 6, 6, 5]])
     numbers, generator = sources()
-    for model, sizes in ((filled(GPT(CONFIG)), [4, 1, 3, 4]), (random_model(numbers, generator), [1] * 12),
+    for model, sizes in ((filled(GPT(CONFIG)), [4, 1, 3, 4]),
+                         (random_model(numbers, generator), [1, 1, 1, 1, 1, 1, 6]),
                          (random_model(numbers, generator), [1, 1, 2, 7, 1])):
         cache = KVCache(model.config, torch.zeros(2, dtype=torch.long))
         parts = [model.hidden(part, cache) for part in ids.split(sizes, dim=1)]
@@ -618,7 +626,7 @@ def check_pads_leave_no_trace(points=2):
     for longest in (9, 530):
         model = random_model(numbers, generator, block_size=540, n_layer=2 if longest < 99 else 1)
         prompts = [[numbers.randrange(20) for _ in range(n)]
-                   for n in (numbers.randint(1, 9), longest, numbers.randint(longest // 2, longest))]
+                   for n in (numbers.randint(1, 9), longest, numbers.randint(5, 9))]
         cases.append((model, prompts, torch.randint(20, (3, 4), generator=generator)))
     for model, prompts, more in cases:
         hidden, cache = model.prefill(prompts)
@@ -641,8 +649,8 @@ def check_attend_of_any_size(points=2):
     A kernel that takes is_causal=True needs no mask, any other call does. Queries a .. b of a causal row need
     the mask's rows a .. b and its columns 0 .. b. No kernel may scale again: scale=1.0."""
     numbers, generator = sources()
-    kinds = ["triangle"] * 7 + ["row by row", "one for all", "nothing"] * 4
-    lengths = [128, 129, 256, 513] + [numbers.randint(*some) for some in ((2, 127), (130, 511), (514, 600))]
+    kinds = ["triangle"] * 5 + ["row by row", "one for all", "nothing"] * 4
+    lengths = [128, 129, 256] + [numbers.randint(*some) for some in ((257, 512), (513, 530))]
     lengths += [1, 1, 2]
     for some in ((3, 40), (129, 200), (513, 530)):
         lengths += [numbers.randint(*some) for _ in range(3)]
@@ -667,15 +675,16 @@ def check_types_and_gradients_of_attend(points=1):
     for T in (6, numbers.randint(130, 150), numbers.randint(513, 520)):
         inputs = [torch.randn(1, 1, T, 4, generator=generator) * size for size in (0.7, 1, 1)]
         for mask, causal in ((triangle(T), True), (random_mask(generator, 1, 1, T, T), False)):
-            want = slow_attend(*inputs, mask)
-            for dtype, tolerance in ((torch.bfloat16, 0.05), (torch.float16, 0.01), (torch.float64, 1e-5)):
+            mine, ours = ([x.clone().requires_grad_() for x in inputs] for _ in range(2))
+            want = slow_attend(*ours, mask)
+            types = (torch.bfloat16, 0.05), (torch.float16, 0.01), (torch.float64, 1e-5)
+            for dtype, tolerance in types if T < 512 else types[::2]:
                 found = attend(*(x.to(dtype) for x in inputs), mask, causal)
                 assert found.dtype == dtype, f"{T} tokens of {dtype}: {found.dtype} comes out"
                 close(found, want, f"{T} tokens of {dtype}, causal={causal}", tolerance)
-            mine, ours = ([x.clone().requires_grad_() for x in inputs] for _ in range(2))
             weight = torch.randn(1, 1, T, 4, generator=generator)
             (attend(*mine, mask, causal) * weight).sum().backward()
-            (slow_attend(*ours, mask) * weight).sum().backward()
+            (want * weight).sum().backward()
             for name, a, b in zip("qkv", mine, ours):
                 assert a.grad is not None, f"{T} tokens, causal={causal}: no gradient for {name}"
                 close(a.grad, b.grad, f"{T} tokens, causal={causal}: gradient of {name}", 1e-4)

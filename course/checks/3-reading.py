@@ -48,6 +48,15 @@ class Letters:
         return self.encode_batch([text])[0]
 
 
+class Pairs(Letters):
+    """A tokenizer of two bytes a token: pieces joined before have other tokens, "🙂" has two."""
+
+    def encode_batch(self, texts):
+        self.asked.append(list(texts))
+        codes = [text.encode("utf-8") for text in self.asked[-1]]
+        return [[int.from_bytes(code[k:k + 2], "big") for k in range(0, len(code), 2)] for code in codes]
+
+
 def plain(behaviour, paragraph=PARAGRAPH, seed=1, **options):
     return render(paragraph, behaviour, random.Random(seed), forms=1, **options)
 
@@ -66,11 +75,24 @@ def pairs(document):
     return list(zip(said[::2], said[1::2]))
 
 
+def assert_even(found, n, what):
+    """Asserts that a Counter of n things holds each about equally often: a chi-square test that an even
+    choice fails once in a million times."""
+    total, free = sum(found.values()), n - 1
+    want = total / n
+    chi_square = sum((count - want) ** 2 / want for count in found.values()) + (n - len(found)) * want
+    limit = free * (1 - 2 / (9 * free) + 5 * (2 / (9 * free)) ** 0.5) ** 3 if free else 0
+    assert chi_square <= limit, (
+        f"{what}: of {total} draws {len(found)} of {n} occur, {min(found.values())} to {max(found.values())} "
+        f"times, expected about {want:.0f} times each")
+
+
 def draw_record(rng, number):
     """A made-up record. The pools are small, so that equal entities, questions and texts occur."""
     entities = [{"text": rng.choice(["Anna", "Oslo", "Ben: Rom", "Eva"]),
                  "type": rng.choice(["person", "place", "object"]),
                  "about": rng.choice(["goal", "old, tall"])} for _ in range(rng.choice([0, 1, 2, 4]))]
+    entities = entities or rng.choice([[], ()])
     questions = [{"kind": rng.choice(["content", "structure", "attitude"]), "question": rng.choice(QUESTIONS),
                   "answer": rng.choice(["Yes", "No", "Oslo"])} for _ in range(rng.choice([0, 1, 2, 3, 5]))]
     text = rng.choice(["Anna went to Oslo.", "It rained.", "Ben said: no!"])
@@ -205,6 +227,7 @@ def check_nothing_to_say(points=1):
     same(plain("ner", [DAY]), [("What a lovely day!", "text"), SEP, *NONE, SEP, END])
     same(plain("qra", [{**DAY, "questions": []}]), [("What a lovely day!", "text"), SEP, SEP, END])
     same(plain("ner", [{**DAY, "entities": ()}]), [("What a lovely day!", "text"), SEP, *NONE, SEP, END])
+    same(render_reading({**DAY, "entities": ()}, "ner", random.Random(1)), NONE)
 
 
 def check_joined_sentences(points=2):
@@ -232,6 +255,128 @@ def check_attitude_is_asked_of_the_last_sentence(points=2):
         same(document[n + 1 + len(asked):], [SEP, END])
 
 
+def check_bad_arguments(points=1):
+    """ValueError for another behaviour and for forms below 1, as the docstring says.
+
+    A misspelt behaviour would otherwise be read like another one, without a word.
+
+    Look at both arguments before anything else; BEHAVIOURS holds the names."""
+    for behaviour, forms in (("nre", 3), ("", 1), ("ORI", 1), ("ner", 0), ("qra", -1), ("ori", 0)):
+        try:
+            render(PARAGRAPH, behaviour, random.Random(8), forms)
+        except ValueError:
+            continue
+        raise AssertionError(f"behaviour {behaviour!r} with {forms} forms gave no ValueError")
+
+
+def check_the_same_seed(points=1):
+    """All random numbers come from rng, and the records are not changed.
+
+    Two runs with the same seed must give the same corpus, or no result can be repeated.
+
+    No random.shuffle, random.random or random.Random() of your own; shuffle a new list, not the record's."""
+    before, state = copy.deepcopy(PARAGRAPH), random.getstate()
+    for name in ("ner", "qra"):
+        found = [render(PARAGRAPH, name, random.Random(SEED), join_prob=0.5) for _ in range(5)]
+        assert all(document == found[0] for document in found), "the same rng gives another document"
+        others = {tuple(render(PARAGRAPH, name, random.Random(n), join_prob=0.5)) for n in range(50)}
+        assert len(others) > 10, f"50 seeds give only {len(others)} different documents"
+    assert PARAGRAPH == before, "render has changed the records that it was given"
+    assert random.getstate() == state, "render has drawn from the module `random`, not from rng"
+
+
+def check_encoding(points=3):
+    """Ids of all pieces one after another. Every token of a piece has its role. SEP and END are one id each.
+
+    roles has the same length as ids: a number, the place of the role in ROLES, for every token.
+
+    A piece of five tokens adds [ROLES.index(role)] * 5; SEP adds tokenizer.sep, END tokenizer.end."""
+    document = [("Hi.", "text"), SEP, (" a: b\n", "entity"), SEP, END]
+    (ids, roles), (other, _) = encode_documents([document, [(" a: b\n", "entity"), END]], Letters())
+    assert ids == [72, 105, 46, 1000, 32, 97, 58, 32, 98, 10, 1000, 1001], f"ids {ids}"
+    names = [ROLES[role] for role in roles]
+    assert names == ["text"] * 3 + ["sep"] + ["entity"] * 6 + ["sep", "end"], f"roles {names}"
+    assert other == [32, 97, 58, 32, 98, 10, 1001] and encode_documents([], Letters()) == []
+
+
+def check_many_documents(points=2):
+    """Random documents: equal documents, equal pieces, one text in several roles, a role "sep" with text, no
+    END. The tokens of the tokenizer are not letters.
+
+    The text of a piece decides its ids, its role decides the roles. A role is no property of a text.
+
+    A dict of text -> ids; the role comes from the piece; only a piece WITHOUT text is a special token."""
+    rng = random.Random(f"{SEED} documents")
+    for _ in range(40):
+        texts = ["Hi.", " a\n", " a: b\n", " Oslo", "<|sep|>", "\n", "🙂", " ", "Hi. "]
+        texts = rng.sample(texts, rng.randint(1, 9))
+        pieces = [SEP, *product(texts, ROLES)]
+        documents = [rng.choices(pieces, k=rng.randint(1, 7)) + rng.choice([[], [SEP, END]])
+                     for _ in range(rng.randint(1, 5))]
+        documents += [list(document) for document in documents[:rng.randint(0, 2)]]
+        before, want = copy.deepcopy(documents), []
+        for document in documents:
+            ids, roles = [], []
+            for text, role in document:
+                new = Pairs().encode(text) or [{"sep": Pairs.sep, "end": Pairs.end}[role]]
+                ids.extend(new)
+                roles.extend(ROLES.index(role) for _ in new)
+            want.append((ids, roles))
+        found = encode_documents(documents, Pairs())
+        assert len(found) == len(want), f"{len(found)} results for {len(want)} documents"
+        for document, (ids, roles), (want_ids, want_roles) in zip(documents, found, want):
+            assert ids == want_ids and roles == want_roles, (
+                f"{document}: ids {ids}, roles {roles}, expected {want_ids}, {want_roles}")
+            kinds = {type(number).__name__ for number in [*ids, *roles]}
+            assert kinds <= {"int"}, f"{document}: numbers of type {kinds}, expected int"
+        assert documents == before, "encode_documents has changed its documents"
+
+
+def check_pieces_are_encoded_once(points=2):
+    """Every distinct text once, all in one call of encode_batch.
+
+    A corpus repeats its questions and openers thousands of times; the call costs more than a look-up.
+
+    Collect the texts of all documents in a set or dict, encode them, then look every piece up."""
+    letters, document = Letters(), [("Hi.", "text"), SEP, (" a\n", "entity"), (" a\n", "answer"), SEP, END]
+    encode_documents([document, document, [(" b", "text"), END]], letters)
+    asked = [sorted(filter(None, texts)) for texts in letters.asked]
+    assert asked == [[" a\n", " b", "Hi."]], f"asked for {letters.asked}"
+
+
+def check_pieces_are_running_text(points=1):
+    """Because of the spaces, pieces encoded one by one are the tokens of the running text.
+
+    Between two special tokens, the ids are those of the joined pieces.
+
+    Look for a piece that begins without a space, or ends with one."""
+    text = "Anna went to Oslo. What a lovely day! She felt proud."
+    tokenizer = train_bpe([f"{text} Where did Anna go? Is this good?"] * 9, 320)
+    for name in ("ori", "ner", "qra"):
+        document = render(PARAGRAPH, name, random.Random(SEED), ALL_FORMS, 0.5)
+        (ids, _), = encode_documents([document], tokenizer)
+        *runs, _ = "".join(text or "\0" for text, _ in document).split("\0")
+        want = [token for run in runs for token in tokenizer.encode(run) + [tokenizer.sep]]
+        want[-1] = tokenizer.end
+        assert ids == want, f"{name}: tokens {tokenizer.decode(ids)!r}, expected {tokenizer.decode(want)!r}"
+
+
+def check_questions_can_be_parsed_back(points=1):
+    """Opener, question, bridge and answer together are the line that parse_question reads.
+
+    The answer ends the line, and every part begins with a space.
+
+    Join the texts of the pieces and read them: " Q: Who is she? A: Anna\\n"."""
+    rng = random.Random(f"{SEED} parse")
+    for _ in range(100):
+        document = render([SHE], "qra", rng, forms=ALL_FORMS)
+        lines = "".join(text for text, role in document if role in ("question", "answer")).split("\n")[:-1]
+        want = [{name: item[name] for name in ("question", "answer")} for item in SHE["questions"]]
+        assert [parse_question(line) for line in lines] == want, f"{lines}"
+        for text, role in render([ANNA], "ner", rng):
+            assert role != "entity" or parse_entity(text) in ANNA["entities"], f"{text!r}"
+
+
 def check_many_paragraphs(points=3):
     """Documents of random paragraphs hold every sentence, every entity and every question at its place.
 
@@ -248,41 +393,22 @@ def check_many_paragraphs(points=3):
         assert paragraph == before, "render has changed the records that it was given"
 
 
-def check_the_order_of_questions(points=2):
-    """The questions about several sentences are shuffled, every order equally often. Questions about one
-    sentence keep their order, even where another sentence of the paragraph waited.
-
-    In the order of the sentences, the position of a question would reveal its answer.
-
-    rng.shuffle on a new list of all questions that will be asked, where more than one sentence waited."""
-    paragraph = [{**SHE, "questions": ANNA["questions"][:1] + SHE["questions"][:1]},
-                 {**SHE, "questions": SHE["questions"][1:]}]
-    rng, n = random.Random(f"{SEED} orders"), 300
-    orders = Counter(tuple(pairs(render(paragraph, "qra", rng, 1, 1.0))) for _ in range(n))
-    assert len(orders) == 6, f"{len(orders)} of 6 orders of three questions"
-    low, high = min(orders.values()), max(orders.values())
-    assert 0.4 * n / 6 < low and high < 1.8 * n / 6, (
-        f"of {n} readings, {low} to {high} have the same order, expected about {n // 6}")
-    for single in (paragraph[:1], [ANNA]):
-        orders = {tuple(pairs(render(single, "qra", rng, 1, 1.0))) for _ in range(20)}
-        assert len(orders) == 1, "the questions of one sentence are shuffled"
-    again = {tuple(pairs(plain("qra", join_prob=1.0))) for _ in range(20)}
-    assert len(again) == 1, "the same rng gives another order"
-
-
 def check_how_often_a_sentence_waits(points=1):
     """Every sentence that has a next one waits with probability join_prob, whatever the others do.
 
     A number drawn once for a document makes all its sentences wait, or none.
 
     rng.random() < join_prob inside the loop over the sentences."""
-    rng, n, silent = random.Random(f"{SEED} waits"), 120, {**DAY, "questions": []}
-    for join_prob in (0.3, 0.8):
-        found = Counter()
+    rng, n, silent = random.Random(f"{SEED} waits"), 200, {**DAY, "questions": []}
+    for join_prob in (0.15, 0.8):
+        found, waited = Counter(), 0
         for _ in range(n):
             roles = [role for _, role in render([{**silent} for _ in range(13)], "qra", rng, 1, join_prob)]
             waits = tuple(b == "text" for a, b in zip(roles, roles[1:]) if a == "text")
             found.update(waits[k:k + 3] for k in (0, 3, 6, 9))
+            waited += sum(waits) / (12 * n)
+        assert abs(waited - join_prob) < 5 * (join_prob * (1 - join_prob) / (12 * n)) ** 0.5, (
+            f"join_prob {join_prob}: {waited:.3f} of all sentences wait")
         for waits in product((False, True), repeat=3):
             want = join_prob ** sum(waits) * (1 - join_prob) ** (3 - sum(waits))
             share, slack = found[waits] / (4 * n), 6 * (want * (1 - want) / (4 * n)) ** 0.5
@@ -292,30 +418,27 @@ def check_how_often_a_sentence_waits(points=1):
     assert plain("ner", join_prob=0.0).count(SEP) == 6, "a sentence waits with join_prob=0"
 
 
-def check_forms(points=2):
-    """forms = n: every entity line has one of the first n ENTITY_FORMS, every question one of the first n
-    OPENERS and BRIDGES. Each line draws its own form.
+def check_the_order_of_questions(points=2):
+    """The questions about several sentences are shuffled, "attitude" among them, every order equally often.
+    Questions about one sentence keep their order, even where another sentence of the paragraph waited.
 
-    One form for a whole sentence, document or copy would make the other lines predictable.
+    In the order of the sentences, the position of a question would reveal its answer. Exchanging every place
+    with any place is no even shuffle.
 
-    rng.randrange(min(forms, len(ENTITY_FORMS))) for each entity; question_texts(.., forms, rng)."""
-    rng, n, entities = random.Random(f"{SEED} forms"), 60, ANNA["entities"] * 5
-    paragraph = [{**ANNA, "entities": entities}, {**SHE, "entities": entities}]
-    for forms, join_prob in product((1, 2, 3, len(ENTITY_FORMS), ALL_FORMS), (0, 1)):
-        size, found = min(forms, len(ENTITY_FORMS)), Counter()
-        lines = [[f" {entity_line(**one, form=form)}\n" for form in range(size)] for one in entities * 2]
-        for _ in range(n):
-            document = render(paragraph, "ner", rng, forms, join_prob)
-            texts = [text for text, role in document if role == "entity"]
-            assert len(texts) == 20, f"{len(texts)} lines of 20 entities, some of them equal"
-            drawn = [own.index(text) if text in own else None for own, text in zip(lines, texts)]
-            assert None not in drawn, f"forms={forms} gives {texts[drawn.index(None)]!r}"
-            for step in (1, 2, 10):                             # neighbours, equal entities, two sentences
-                found.update((step, a, b) for a, b in zip(drawn, drawn[step:]))
-        for step, a, b in product((1, 2, 10), range(size), range(size)):
-            count, want = found[step, a, b], n * (20 - step) / size ** 2
-            assert 0.15 * want < count < 2.2 * want, (
-                f"forms={forms}: lines {step} apart have forms {a} and {b} {count} times, expected {want:.0f}")
+    rng.shuffle on a new list of all questions that will be asked, where more than one sentence waited."""
+    who, did = SHE["questions"]
+    first = {**DAY, "questions": ANNA["questions"]}
+    two = [first, {**DAY, "questions": [who, *DAY["questions"], did]}]              # four are asked
+    three = [first, {**DAY, "questions": [who]}, {**DAY, "questions": [did]}]       # three are asked
+    rng = random.Random(f"{SEED} orders")
+    for paragraph, orders, n in ((two, 24, 3000), (three, 6, 300)):
+        found = Counter(tuple(render(paragraph, "qra", rng, 1, 1.0)) for _ in range(n))
+        assert_even(found, orders, f"orders of the questions about {len(paragraph)} sentences")
+    for single in ([{**SHE, "questions": [who, did, who]}], [ANNA]):
+        orders = {tuple(pairs(render(single, "qra", rng, 1, 1.0))) for _ in range(20)}
+        assert len(orders) == 1, "the questions of one sentence are shuffled"
+    again = {tuple(pairs(plain("qra", join_prob=1.0))) for _ in range(20)}
+    assert len(again) == 1, "the same rng gives another order"
 
 
 def check_forms_of_questions(points=1):
@@ -349,118 +472,30 @@ def check_forms_of_questions(points=1):
                                                      f"empty in {share:.2f} of all cases, expected .25")
 
 
-def check_questions_can_be_parsed_back(points=1):
-    """Opener, question, bridge and answer together are the line that parse_question reads.
+def check_forms(points=2):
+    """forms = n: every entity line has one of the first n ENTITY_FORMS, all of them where n is larger, each
+    equally often. Each line draws its own form.
 
-    The answer ends the line, and every part begins with a space.
+    One form for a whole sentence, document or copy would make the other lines predictable.
 
-    Join the texts of the pieces and read them: " Q: Who is she? A: Anna\\n"."""
-    rng = random.Random(f"{SEED} parse")
-    for _ in range(100):
-        document = render([SHE], "qra", rng, forms=ALL_FORMS)
-        lines = "".join(text for text, role in document if role in ("question", "answer")).split("\n")[:-1]
-        want = [{name: item[name] for name in ("question", "answer")} for item in SHE["questions"]]
-        assert [parse_question(line) for line in lines] == want, f"{lines}"
-        for text, role in render([ANNA], "ner", rng):
-            assert role != "entity" or parse_entity(text) in ANNA["entities"], f"{text!r}"
-
-
-def check_the_same_seed(points=1):
-    """All random numbers come from rng, and the records are not changed.
-
-    Two runs with the same seed must give the same corpus, or no result can be repeated.
-
-    No random.shuffle, random.random or random.Random() of your own; shuffle a new list, not the record's."""
-    before, state = copy.deepcopy(PARAGRAPH), random.getstate()
-    for name in ("ner", "qra"):
-        found = [render(PARAGRAPH, name, random.Random(SEED), join_prob=0.5) for _ in range(5)]
-        assert all(document == found[0] for document in found), "the same rng gives another document"
-        others = {tuple(render(PARAGRAPH, name, random.Random(n), join_prob=0.5)) for n in range(50)}
-        assert len(others) > 10, f"50 seeds give only {len(others)} different documents"
-    assert PARAGRAPH == before, "render has changed the records that it was given"
-    assert random.getstate() == state, "render has drawn from the module `random`, not from rng"
-
-
-def check_bad_arguments(points=1):
-    """ValueError for another behaviour and for forms below 1, as the docstring says.
-
-    A misspelt behaviour would otherwise be read like another one, without a word.
-
-    Look at both arguments before anything else; BEHAVIOURS holds the names."""
-    for behaviour, forms in (("nre", 3), ("", 1), ("ORI", 1), ("ner", 0), ("qra", -1), ("ori", 0)):
-        try:
-            render(PARAGRAPH, behaviour, random.Random(8), forms)
-        except ValueError:
-            continue
-        raise AssertionError(f"behaviour {behaviour!r} with {forms} forms gave no ValueError")
-
-
-def check_encoding(points=3):
-    """Ids of all pieces one after another. Every token of a piece has its role. SEP and END are one id each.
-
-    roles has the same length as ids: a number, the place of the role in ROLES, for every token.
-
-    A piece of five tokens adds [ROLES.index(role)] * 5; SEP adds tokenizer.sep, END tokenizer.end."""
-    document = [("Hi.", "text"), SEP, (" a: b\n", "entity"), SEP, END]
-    (ids, roles), (other, _) = encode_documents([document, [(" a: b\n", "entity"), END]], Letters())
-    assert ids == [72, 105, 46, 1000, 32, 97, 58, 32, 98, 10, 1000, 1001], f"ids {ids}"
-    names = [ROLES[role] for role in roles]
-    assert names == ["text"] * 3 + ["sep"] + ["entity"] * 6 + ["sep", "end"], f"roles {names}"
-    assert other == [32, 97, 58, 32, 98, 10, 1001] and encode_documents([], Letters()) == []
-
-
-def check_many_documents(points=2):
-    """Random documents: equal documents, equal pieces, one text in several roles, a role "sep" with text.
-
-    The text of a piece decides its ids, its role decides the roles. A role is no property of a text.
-
-    A dict of text -> ids; the role comes from the piece; only a piece WITHOUT text is a special token."""
-    rng = random.Random(f"{SEED} documents")
-    for _ in range(40):
-        texts = ["Hi.", " a\n", " a: b\n", " Oslo", "<|sep|>", "\n", "é", "Hi.  "][:rng.randint(1, 8)]
-        pieces = [SEP, *product(texts, ROLES)]
-        documents = [rng.choices(pieces, k=rng.randint(0, 7)) + [SEP, END] for _ in range(rng.randint(1, 5))]
-        documents += [list(document) for document in documents[:rng.randint(0, 2)]]
-        before, want = copy.deepcopy(documents), []
-        for document in documents:
-            ids, roles = [], []
-            for text, role in document:
-                new = [ord(letter) for letter in text] or [{"sep": Letters.sep, "end": Letters.end}[role]]
-                ids.extend(new)
-                roles.extend(ROLES.index(role) for _ in new)
-            want.append((ids, roles))
-        found = encode_documents(documents, Letters())
-        assert len(found) == len(want), f"{len(found)} results for {len(want)} documents"
-        for document, (ids, roles), (want_ids, want_roles) in zip(documents, found, want):
-            assert ids == want_ids and roles == want_roles, (
-                f"{document}: ids {ids}, roles {roles}, expected {want_ids}, {want_roles}")
-        assert documents == before, "encode_documents has changed its documents"
-
-
-def check_pieces_are_encoded_once(points=2):
-    """Every distinct text once, all in one call of encode_batch.
-
-    A corpus repeats its questions and openers thousands of times; the call costs more than a look-up.
-
-    Collect the texts of all documents in a set or dict, encode them, then look every piece up."""
-    letters, document = Letters(), [("Hi.", "text"), SEP, (" a\n", "entity"), (" a\n", "answer"), SEP, END]
-    encode_documents([document, document, [(" b", "text"), END]], letters)
-    asked = [sorted(filter(None, texts)) for texts in letters.asked]
-    assert asked == [[" a\n", " b", "Hi."]], f"asked for {letters.asked}"
-
-
-def check_pieces_are_running_text(points=1):
-    """Because of the spaces, pieces encoded one by one are the tokens of the running text.
-
-    Between two special tokens, the ids are those of the joined pieces.
-
-    Look for a piece that begins without a space, or ends with one."""
-    text = "Anna went to Oslo. What a lovely day! She felt proud."
-    tokenizer = train_bpe([f"{text} Where did Anna go? Is this good?"] * 9, 320)
-    for name in ("ori", "ner", "qra"):
-        document = render(PARAGRAPH, name, random.Random(SEED), ALL_FORMS, 0.5)
-        (ids, _), = encode_documents([document], tokenizer)
-        *runs, _ = "".join(text or "\0" for text, _ in document).split("\0")
-        want = [token for run in runs for token in tokenizer.encode(run) + [tokenizer.sep]]
-        want[-1] = tokenizer.end
-        assert ids == want, f"{name}: tokens {tokenizer.decode(ids)!r}, expected {tokenizer.decode(want)!r}"
+    rng.randrange(min(forms, len(ENTITY_FORMS))) for each entity; a remainder (%) is not uniform."""
+    rng, n, entities = random.Random(f"{SEED} forms"), 60, ANNA["entities"] * 5
+    for forms in (2, 3, 4, 6, 9, ALL_FORMS):
+        found = Counter(render_reading({**ANNA, "entities": entities[:1] * 2000}, "ner", rng, forms))
+        assert_even(found, min(forms, len(ENTITY_FORMS)), f"entity lines with forms={forms}")
+    paragraph = [{**ANNA, "entities": entities}, {**SHE, "entities": entities}]
+    for forms, join_prob in product((1, 3, len(ENTITY_FORMS), ALL_FORMS), (0, 1)):
+        size, found = min(forms, len(ENTITY_FORMS)), Counter()
+        lines = [[f" {entity_line(**one, form=form)}\n" for form in range(size)] for one in entities * 2]
+        for _ in range(n):
+            document = render(paragraph, "ner", rng, forms, join_prob)
+            texts = [text for text, role in document if role == "entity"]
+            assert len(texts) == 20, f"{len(texts)} lines of 20 entities, some of them equal"
+            drawn = [own.index(text) if text in own else None for own, text in zip(lines, texts)]
+            assert None not in drawn, f"forms={forms} gives {texts[drawn.index(None)]!r}"
+            for step in (1, 2, 10):                             # neighbours, equal entities, two sentences
+                found.update((step, a, b) for a, b in zip(drawn, drawn[step:]))
+        for step, a, b in product((1, 2, 10), range(size), range(size)):
+            count, want = found[step, a, b], n * (20 - step) / size ** 2
+            assert 0.15 * want < count < 2.2 * want, (
+                f"forms={forms}: lines {step} apart: forms {a} and {b} {count} times, expected {want:.0f}")

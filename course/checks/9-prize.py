@@ -4,6 +4,7 @@ ahead helps. The docstring of a check is its hint.
 The objective must have the properties of a loss, whatever its idea. The figures of the report are computed
 again from the runs. Whether the term helps earns no points.
 """
+import itertools
 import json
 import math
 from pathlib import Path
@@ -21,13 +22,13 @@ B, T, K, V, C = 3, 6, 3, 12, 8
 
 
 def batch(other=0):
-    """A batch: hidden states and the head of a student, a teacher's sets. Document 1 is two tokens shorter,
-    and the first column of each is given, without a set. other: draws another one."""
+    """A batch: hidden states and the head of a student, a teacher's sets. Document 1 is two tokens shorter;
+    the first column of documents 1 and 2 is given, without a set. other: draws another one."""
     g = torch.Generator().manual_seed(1000 * other + SEED)
     hidden, head, teacher = (torch.randn(*shape, generator=g) for shape in ((B, T, C), (V, C), (B, T, V)))
     log_probs, ids = teacher.log_softmax(-1).topk(K, dim=-1)
     sizes = torch.randint(1, K + 1, (B, T), generator=g)
-    sizes[:, 0] = 0
+    sizes[1:, 0] = 0
     sizes[1, -2:] = 0
     mask = torch.arange(K) < sizes[..., None]
     place = (torch.rand(B, T, generator=g) * sizes.clamp(min=1)).long()[..., None]
@@ -35,7 +36,7 @@ def batch(other=0):
     terminal[[0, 1, 2], [T - 1, T - 3, T - 1]] = True
     return {"hidden": hidden, "head": head, "ids": ids.masked_fill(~mask, 0), "mask": mask,
             "log_probs": log_probs.masked_fill(~mask, MASKED), "taken": ids.gather(-1, place)[..., 0],
-            "terminal": terminal, "weights": (sizes > 0).float()}
+            "terminal": terminal, "weights": (sizes > 0) * (0.5 + torch.rand(B, T, generator=g))}
 
 
 def run(row, parts, seed=SEED):
@@ -47,10 +48,16 @@ def run(row, parts, seed=SEED):
     if heads:
         torch.nn.init.normal_(heads.U.weight, std=0.05)
         torch.nn.init.normal_(heads.v.weight, std=0.1)
-    value = row.loss(SimpleNamespace(
+    given = SimpleNamespace(
         student=td.student_terms(hidden @ parts["head"].T, ids, taken, hidden, heads), ids=ids, hidden=hidden,
         teacher=td.TeacherSets(parts["log_probs"], parts["mask"], ids == taken[..., None], parts["terminal"]),
-        weights=parts["weights"], model=SimpleNamespace(config=SimpleNamespace(n_vocab=V, n_embd=C))))
+        weights=parts["weights"], model=SimpleNamespace(config=SimpleNamespace(n_vocab=V, n_embd=C)))
+    before, terms = dict(vars(given)), [x.clone() for x in given.student if x is not None]
+    value = row.loss(given)
+    now, terms_now = vars(given), [x for x in before["student"] if x is not None]
+    written = [name for name in {**before, **now} if now.get(name) is not before.get(name)]
+    written += ["student"] * (not all(map(torch.equal, terms, terms_now)))
+    assert not written, f"the objective writes s.{written[0]}"
     assert value.shape == (), f"the loss has the shape {tuple(value.shape)}, expected one number"
     return value.detach(), torch.autograd.grad(value, hidden, allow_unused=True)[0]
 
@@ -75,6 +82,12 @@ def some(parts, chosen):
 def turned(a, b):
     """How much the directions of two gradients differ: 1 - cosine."""
     return 1 - float(torch.cosine_similarity(a.flatten().double(), b.flatten().double(), dim=0))
+
+
+def alike(one, other):
+    """Whether two (loss, gradient) are the same but for rounding."""
+    (loss, grad), (again, grad_again) = one, other
+    return abs(again - loss) < 1e-5 * max(1, abs(loss)) and torch.allclose(grad_again, grad, 1e-3, 1e-5)
 
 
 def read_report():
@@ -115,7 +128,7 @@ def read_routes():
         found.append(paired(mine, theirs))
         for name, value in zip(("difference", "standard_error"), found[-1]):
             said = f"routes[{number}]: {name} is {entry[name]}, but the runs give {value:.4f}"
-            assert abs(entry[name] - value) < 2e-4, said
+            assert abs(entry[name] - value) < 1e-4, said
     return [entry["world"] for entry in routes], found
 
 
@@ -159,7 +172,7 @@ def check_padding_does_not_count(points=2):
     other = parts["hidden"].clone()
     other[1, -2:] = 7 * other[1, -2:].flip(-1) + 3
     again, grad_again = prize({**parts, "hidden": other})
-    same = abs(again - loss) < 1e-5 and torch.allclose(grad_again[:, :-2], grad[:, :-2], atol=1e-5)
+    same = alike((loss, grad[:, :-2]), (again, grad_again[:, :-2]))
     assert same, f"other hidden states in the padding change the loss from {loss:.5f} to {again:.5f}"
 
 
@@ -173,7 +186,7 @@ def check_documents_do_not_mix(points=1):
     Dimension 0 is documents, dimension 1 columns: roll, cumsum and flip go along 1."""
     parts, order = batch(), [2, 0, 1]
     (loss, grad), (again, grad_again) = prize(parts), prize(some(parts, order))
-    assert abs(again - loss) < 1e-5 and torch.allclose(grad_again, grad[order], atol=1e-5), \
+    assert alike((loss, grad[order]), (again, grad_again)), \
         f"documents in another order change the loss from {loss:.5f} to {again:.5f}, or the gradient"
     alone = [i for i in range(B) if not grad[i].any()]
     assert not alone, f"document {alone[:1]} has weight, but gets no gradient"
@@ -197,7 +210,7 @@ def check_the_order_within_a_set(points=2):
                          ("in another order", lambda x, _: x[..., order]),
                          ("padded", lambda x, value: torch.nn.functional.pad(x, (0, 2), value=value))):
         again, grad_again = prize({**parts, **{name: change(parts[name], x) for name, x in padding.items()}})
-        same = abs(again - loss) < 1e-5 and torch.allclose(grad_again, grad, atol=1e-5)
+        same = alike((loss, grad), (again, grad_again))
         assert same, f"sets {what} change the loss from {loss:.5f} to {again:.5f}, or the gradient"
 
 
@@ -235,57 +248,23 @@ def check_the_teacher_is_not_changed(points=1):
 
 
 def check_it_looks_ahead(points=3):
-    """Temporal difference: what stands in LATER columns must change the direction of the gradient of an early
-    column.
+    """Temporal difference: what stands in LATER columns must change the direction of the gradient of the
+    early columns, taken together.
 
     A loss that treats every column alone does not look ahead, and a new factor on all of it changes the size
     of the gradient only.
 
     For example: a term of column t that holds V of column t + 1 (td_terms gives V_next)."""
-    for k in (0, 2):
-        parts, change = batch(k), 0.0
-        for scale in (1.0, 0.2):
-            pair = [{**one, "hidden": scale * one["hidden"]} for one in (parts, later_changed(parts))]
-            change = max(change, turned(*(prize(one)[1][:, :2] for one in pair)))
-        assert change > 1e-7, f"other later columns turn the gradient of the first columns by {change:.0e}"
-
-
-def check_it_learns(points=3):
-    """Along this gradient the teacher's tokens become more probable: by .3 nats in the mean after 20 steps.
-
-    A loss of the wrong sign, or one whose terms cancel, has a gradient, too.
-
-    Compare the sign with that of td.topp_forward_kl, which falls where the student comes nearer."""
-    parts = batch()
-    start = run(OBJECTIVES["SFT"], parts)[0].item()
-    for _ in range(20):
-        parts = {**parts, "hidden": parts["hidden"] - 0.3 * prize(parts)[1].sign()}
-    end = run(OBJECTIVES["SFT"], parts)[0].item()
-    assert end < start - 0.3, f"the tokens drawn cost {start:.2f} nats before and {end:.2f} after 20 steps"
-
-
-def check_the_teacher_is_followed(points=2):
-    """Texts of two tokens, each .9 one and .1 the other: the student must come to prefer the likely one.
-
-    A square alone pulls every reward to 0, and then nothing tells what the teacher would do.
-
-    Keep a term that is least at the teacher's probabilities, for example the KD of the control."""
-    first, second, shape = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1]), (4, 3)   # 1: the rare one
-    likely = SEED % 2                                                           # the id of the likely token
-    column = torch.tensor([False, True, True]).expand(shape)                    # the first column is given
-    times, probs = torch.tensor([81.0, 9.0, 9.0, 1.0])[:, None], torch.tensor([0.9, 0.1]).roll(likely)
-    parts = {"head": torch.eye(4), "ids": torch.arange(2).expand(*shape, 2) * column[..., None],
-             "log_probs": torch.where(column[..., None], probs.log(), MASKED),
-             "mask": column[..., None].expand(*shape, 2), "terminal": torch.arange(3).expand(shape) == 2,
-             "taken": torch.stack([0 * first, abs(first - likely), abs(second - likely)], 1),
-             "weights": times * column}
-    logits = torch.tensor([-1.0, 1.0]).roll(likely).tolist()                # a student that prefers the other
-    logits = torch.tensor([*logits, 0.0, 0.0]).repeat(3, 1)
-    for step in range(30):
-        grad = prize({**parts, "hidden": logits.expand(4, 3, 4)})[1].sum(0)
-        logits = logits - 0.25 * 0.9 ** step * grad.sign()
-    found = logits[1:, :2].softmax(-1)[:, likely]
-    assert found.min() > 0.55, f"the likely tokens have {found[0]:.2f} and {found[1]:.2f} of their sets"
+    change = 0.0
+    for k, scale, near in itertools.product(range(5), (1.0, 0.2), (0.0, 0.4)):     # near: it leaks little
+        parts = batch(k)
+        inside = (parts["head"][parts["ids"]] * parts["mask"][..., None]).sum(2)        # (B, T, C)
+        pair = [prize({**one, "hidden": scale * one["hidden"] + near * inside})[1][:, :2]
+                for one in (parts, later_changed(parts))]
+        change = max(change, turned(*pair))
+        if change > 1e-8:
+            return
+    raise AssertionError(f"other later columns turn the gradient of the first columns by {change:.0e}")
 
 
 def check_the_row_and_its_control(points=3):
@@ -356,7 +335,7 @@ def check_the_difference(points=3):
     difference, error = paired(mine, theirs)
     want = {"seeds": len(mine), "difference": difference, "standard_error": error}
     for name, value in want.items():
-        assert abs(report[name] - value) < 2e-4, f"{name} is {report[name]}, but the runs give {value:.4f}"
+        assert abs(report[name] - value) < 1e-4, f"{name} is {report[name]}, but the runs give {value:.4f}"
 
 
 def check_the_verdict(points=2):
@@ -411,5 +390,46 @@ def check_the_text(points=2):
         length = len(report[name].strip())
         assert 80 <= length <= 2000, f"{name} has {length} letters, expected 80 to 2000"
     assert len({report[name] for name in texts}) == 4, "two of where, idea, result, doubt are the same text"
-    for value in (f"{report['difference']:+.3f}", f"{report['standard_error']:.3f}"):
+    for value in (f"{abs(report['difference']):.3f}", f"{report['standard_error']:.3f}"):
         assert value in report["result"], f"the result does not name {value}"
+
+
+# --- what the gradient leads to; these two take longest -----------------------------------------------------
+
+
+def check_it_learns(points=3):
+    """Against this gradient the teacher's tokens become more probable: by .3 nats in the mean after 20 steps.
+
+    A loss of the wrong sign, or one whose terms cancel, has a gradient, too.
+
+    Compare the sign with that of td.topp_forward_kl, which falls where the student comes nearer."""
+    parts = batch()
+    start = run(OBJECTIVES["SFT"], parts)[0].item()
+    for _ in range(20):
+        parts = {**parts, "hidden": parts["hidden"] - 0.3 * prize(parts)[1].sign()}
+    end = run(OBJECTIVES["SFT"], parts)[0].item()
+    assert end < start - 0.3, f"the tokens drawn cost {start:.2f} nats before and {end:.2f} after 20 steps"
+
+
+def check_the_teacher_is_followed(points=2):
+    """Texts of two tokens, each .9 one and .1 the other: the student must come to prefer the likely one.
+
+    A square alone pulls every reward to 0, and then nothing tells what the teacher would do.
+
+    Keep a term that is least at the teacher's probabilities, for example the KD of the control."""
+    first, second, shape = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1]), (4, 3)   # 1: the rare one
+    likely = SEED % 2                                                           # the id of the likely token
+    column = torch.tensor([False, True, True]).expand(shape)                    # the first column is given
+    times, probs = torch.tensor([81.0, 9.0, 9.0, 1.0])[:, None], torch.tensor([0.9, 0.1]).roll(likely)
+    parts = {"head": torch.eye(4), "ids": torch.arange(2).expand(*shape, 2) * column[..., None],
+             "log_probs": torch.where(column[..., None], probs.log(), MASKED),
+             "mask": column[..., None].expand(*shape, 2), "terminal": torch.arange(3).expand(shape) == 2,
+             "taken": torch.stack([0 * first, abs(first - likely), abs(second - likely)], 1),
+             "weights": times * column}
+    logits = torch.tensor([-1.0, 1.0]).roll(likely).tolist()                # a student that prefers the other
+    logits = torch.tensor([*logits, 0.0, 0.0]).repeat(3, 1)
+    for step in range(30):
+        grad = prize({**parts, "hidden": logits.expand(4, 3, 4)})[1].sum(0)
+        logits = logits - 0.25 * 0.9 ** step * grad.sign()
+    found = logits[1:, :2].softmax(-1)[:, likely]
+    assert found.min() > 0.55, f"the likely tokens have {found[0]:.2f} and {found[1]:.2f} of their sets"
