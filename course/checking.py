@@ -91,15 +91,21 @@ def decides(value):
     return any(name in names and callable(member) for cls in own for name, member in vars(cls).items())
 
 
-def deceiver(value, depth=4):
+def deceiver(value):
     """The class of the first object in a result that decides itself what it is equal to, or None."""
-    if type(value) not in (list, tuple, dict) and decides(value):
-        return type(value).__name__
-    parts = [*value] if isinstance(value, (list, tuple, set, dict)) else []
-    parts += value.values() if isinstance(value, dict) else ()
-    parts += getattr(value, "__dict__", {}).values()
-    found = (deceiver(part, depth - 1) for part in parts if type(part) not in (int, float, str, bytes, bool))
-    return next(filter(None, found), None) if depth else None
+    level = [value]
+    for _ in range(5):                                          # lists in lists, and what objects hold
+        level, above = [], level
+        for one in above:
+            kind = type(one)
+            if kind in (int, float, str, bytes, bool):
+                continue
+            if kind not in (list, tuple, dict) and decides(one):
+                return kind.__name__
+            level += one if isinstance(one, (list, tuple, set, dict)) else ()
+            level += one.values() if isinstance(one, dict) else ()
+            level += getattr(one, "__dict__", {}).values()
+    return None
 
 
 def checked(function, name):

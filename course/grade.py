@@ -29,6 +29,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -254,27 +255,26 @@ def write_mutants(changes, top):
     return [f"{top}/{i}" for i in range(len(changes))]
 
 
-def run_answers(number, kind, seed):
-    """Tries the "wrong" or the "right" answers to an assignment, prints what each met -> (as they should be,
-    tried): a wrong answer loses points, a right one earns all."""
-    changes, good = read_answers(number, kind), 0
-    with tempfile.TemporaryDirectory() as top:
-        jobs = [(number, folder) for folder in write_mutants(changes, top)]
-        for change, found in zip(changes, run_checks(jobs, seed, stop=True)):
-            check, failed = list(found.items())[-1]                     # the one that failed, if any
-            good += (failed is not None) == (kind == "wrong")
-            word = {"wrong": ("MISSED", "caught"), "right": ("passed", "REFUSED")}[kind][failed is not None]
-            print(f"  {word}  {change.what}\n          {check}: {failed!s:.90}")
-    return good, len(changes)
-
-
 def try_answers(numbers, seed):
-    """Prints how wrong and right answers fare -> exit code, 1 where one does not as it should."""
-    found = {(n, kind): run_answers(n, kind, seed) for n in numbers for kind in ("wrong", "right")}
-    for (n, kind), (good, tried) in found.items():
-        print(f"{ASSIGNMENTS[n].name:14}{good:4} of {tried} {kind} answers "
+    """Tries the wrong and the right answers to assignments and prints what each met -> exit code, 1 where a
+    wrong answer earns all points, or a right one loses some."""
+    answers = [(n, kind, change) for n in numbers for kind in ("wrong", "right")
+               for change in read_answers(n, kind)]
+    print(f"{len(answers)} answers, some five in a second", flush=True)
+    with tempfile.TemporaryDirectory() as top:
+        folders = write_mutants([change for *_, change in answers], top)
+        found = run_checks([(n, folder) for (n, *_), folder in zip(answers, folders)], seed, stop=True)
+    good, tried = Counter(), Counter()
+    for (n, kind, change), checks in zip(answers, found):
+        check, failed = list(checks.items())[-1]                        # the one that failed, if any
+        tried[n, kind] += 1
+        good[n, kind] += (failed is not None) == (kind == "wrong")
+        word = {"wrong": ("MISSED", "caught"), "right": ("passed", "REFUSED")}[kind][failed is not None]
+        print(f"  {word}  {change.what}\n          {check}: {failed!s:.90}")
+    for n, kind in tried:
+        print(f"{ASSIGNMENTS[n].name:14}{good[n, kind]:4} of {tried[n, kind]} {kind} answers "
               f"{'lose points' if kind == 'wrong' else 'earn all points'}")
-    return int(any(good < tried for good, tried in found.values()))
+    return int(good != tried)
 
 
 def parse(arguments):

@@ -178,11 +178,14 @@ def test_a_bad_folder_is_a_value_error_and_a_missed_wrong_answer_exit_code_1(tmp
         grade.main([str(tmp_path)])
     with pytest.raises(ValueError, match="expected the file that the student has written"):
         grade.main([str(tmp_path), "3"])
-    monkeypatch.setattr(grade, "run_answers", lambda *_: (5, 5))
-    assert grade.main(["--mutants"]) == 0
-    monkeypatch.setattr(grade, "run_answers", lambda number, *_: (4 + number % 2, 5))
-    assert grade.main(["--mutants"]) == 1
-    assert "2-attention      4 of 5 wrong answers lose points" in capsys.readouterr().out
+    change = Change("data/documents.py", "render", "an answer", "", "pass")
+    monkeypatch.setattr(grade, "read_answers", lambda number, kind: [change] * 2)
+    for wrong, code, says in (("found 2", 0, "2 of 2 wrong"), (None, 1, "1 of 2 wrong")):
+        found = [{"check": text} for text in ("found 1", wrong, None, None)]
+        monkeypatch.setattr(grade, "run_checks", lambda jobs, *_, **__: found)
+        assert grade.main(["--mutants", "no folder", "3"]) == code
+        printed = capsys.readouterr().out
+        assert f"3-reading        {says} answers lose points" in printed and "2 of 2 right" in printed
 
 
 @pytest.mark.parametrize("kind", ["wrong", "right"])
