@@ -9,6 +9,7 @@ This is NO SANDBOX: C code opens files unseen (torch.from_file), a thread may ch
 knows Python well gets further. Read a hand-in that has a word; grade strangers' code on a spare machine.
 """
 
+import builtins
 import contextlib
 import faulthandler
 import functools
@@ -20,7 +21,7 @@ import sys
 import traceback
 from pathlib import Path
 
-__builtins__ = vars(__builtins__).copy()    # the functions below use these, whatever is replaced later
+__builtins__ = vars(builtins).copy()    # the functions below use these, whatever is replaced later
 MEMORY = 4 << 30        # bytes that a student's code may take, or write into one file
 REPOSITORY = Path(__file__).resolve().parent.parent
 PROJECT = "brd", "model", "td_distill", "train", "adapters", "course", "data", "experiments"
