@@ -41,6 +41,7 @@ from data.files import write_text
 COURSE = REPOSITORY / "course"
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1",
                "PYTHONOPTIMIZE": ""}
+PARSING = threading.Lock()                          # ast.parse is not safe in two threads at once
 DEATHS = 3              # of the process, after which the other checks of an assignment are not run
 # What no solution needs: functions, modules, attributes, special names. A lecturer reads a hand-in with one.
 UNUSUAL = re.compile(
@@ -170,7 +171,8 @@ def grade(handin, numbers, options, quiet=False):
     graded = {}
     for number in numbers:
         with tempfile.TemporaryDirectory() as folder:
-            unusual = take_files(handin, number, folder)
+            with PARSING:
+                unusual = take_files(handin, number, folder)
             found, = run_checks([(number, folder)], options.seed, limit=options.limit, quiet=quiet)
         unusual += dict.fromkeys(text[2:] for text in found.values() if text and text.startswith("! "))
         rows = [{"name": name, "points": 0 if found[name] else points, "out_of": points,

@@ -84,6 +84,7 @@ def graded(copies, tmp_path_factory):
         solved["empty", n] = n, copies[n]
     wrong = {("wrong", n): (n, *grade.write_mutants([random.Random(n).choice(grade.read_answers(n, "wrong"))],
                                                     new("wrong"))) for n in (3, 4, 7)}     # all: --mutants
+    assert all(map(grade.read_checks, NUMBERS))         # before the threads: ast.parse is not safe in two
     with ThreadPoolExecutor(2) as pool:
         runs = [(jobs, pool.submit(grade.run_checks, list(jobs.values()), 1, limit=limit))
                 for jobs, limit in ((solved, 30.0), (wrong, 30.0), (accidents, 2.0))]
