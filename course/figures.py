@@ -22,6 +22,7 @@ from course.assignments import REPOSITORY
 from course.figures_canvas import (BLUE, GREEN, GREY, INK, ORANGE, PALE_BLUE, PALE_GREEN, PALE_GREY,
                                    PALE_ORANGE, RED, STYLE, WHITE, Canvas, box, figure)
 from course.figures_tokens import draw_1_bpe, draw_2_attention, draw_3_reading, draw_4_blind
+from course.observe import distilled, two_doors
 from data.cache_tools import round_down_to_half
 from data.cli import run_command
 from data.documents import course_tokenizer
@@ -75,28 +76,13 @@ def draw_5_cache(p=0.8, n=12):
     return fig
 
 
-def optimum(teacher, ids, V, tail):
-    """The probabilities (V,) of the student at which topp_forward_kl is smallest."""
-    logits = torch.zeros(1, V, dtype=torch.float64, requires_grad=True)
-    lbfgs = torch.optim.LBFGS([logits], max_iter=200, tolerance_change=0, line_search_fn="strong_wolfe")
-
-    def closure():
-        lbfgs.zero_grad()
-        student = td.student_terms(logits, ids, ids[:, 0])
-        loss, _ = td.topp_forward_kl(student, teacher, torch.ones(1), tail=tail)
-        loss.backward()
-        return loss
-    lbfgs.step(closure)
-    return logits.detach().softmax(-1)[0]
-
-
 def draw_6_kd(p=0.8, V=50):
     """A teacher, and the student that each tail of topp_forward_kl has as its optimum, as in observe 6."""
     log_t = (1 / torch.arange(1, V + 1).double()).log().log_softmax(-1)
     ids, log_probs, mask = top_p_sets(log_t[None], p, V)
     (fig, panels), K, M = figure(8, 3.6, 1, 2, sharey=True), int(mask.sum()), log_probs.exp().sum().item()
     for axes, tail in zip(panels, ("inside", "bucket")):
-        s, ranks = optimum(td.TeacherSets(log_probs, mask), ids, V, tail), np.arange(1, V + 1)
+        s, ranks = distilled(log_probs, ids, mask, V, tail), np.arange(1, V + 1)
         axes.bar(ranks[:K], s[:K], 0.9, color=PALE_BLUE, edgecolor=BLUE, label="student s at its optimum")
         axes.bar(ranks[K:], s[K:], 0.9, color=PALE_ORANGE, edgecolor=ORANGE)
         axes.plot(ranks, log_t.exp(), "o", color=INK, ms=2.5, label="teacher t")
@@ -115,24 +101,11 @@ def draw_6_kd(p=0.8, V=50):
     return fig
 
 
-def doors():
-    """The example of `python -m course.observe 7` -> gamma V(s') of each column on both ways (2, 3), the
-    moved target at the doors (2,), what the student knows of the marks (2,)."""
-    known, logits = torch.tensor([0.9, 0.3]), torch.full((2, 3, 5), -1e3)
-    logits[:, 0, :2] = logits[:, 1, 2] = 0
-    logits[:, 2, 3:] = torch.stack([known, 1 - known], -1).log()
-    taken, terminal = torch.tensor([[0, 2, 3], [1, 2, 3]]), torch.tensor([False, False, True]).expand(2, 3)
-    ids = torch.tensor([[0, 1], [2, 0], [3, 0]]).expand(2, 3, 2)
-    mask = torch.tensor([[True, True], [True, False], [True, False]]).expand(2, 3, 2)
-    student = td.student_terms(logits, ids, taken)._replace(U=torch.zeros(2, 3, 2))
-    teacher = td.TeacherSets(torch.zeros(2, 3, 2), mask, (ids == taken[..., None]) & mask, terminal)
-    U = td.soft_returns(student, teacher)
-    return U, U[:, 0].softmax(-1), known
-
-
 def draw_7_td():
     """Q, V and s' in the columns of a text; then the returns of two ways, and the target that they move."""
-    canvas, (returns, target, known) = Canvas(8.4, 5.0), doors()
+    canvas, (student, teacher, known) = Canvas(8.4, 5.0), two_doors()
+    returns = td.soft_returns(student, teacher)             # gamma V(s') of each column on both ways (2, 3)
+    target = returns[:, 0].softmax(-1)
     canvas.title(0.1, 0.22, "1. The columns of one text: s' of a column is s of the next one")
     columns = ("<start>", "door"), ("… door", "corridor"), ("… corridor", "mark, the end")
     for t, (state, token) in enumerate(columns):

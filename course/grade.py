@@ -280,6 +280,7 @@ def try_answers(numbers, seed):
 
 
 def parse(arguments):
+    """The options of the command."""
     parser = argparse.ArgumentParser(prog="python -m course.grade", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", default="no folder", help="the student's, or of all hand-ins")

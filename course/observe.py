@@ -89,29 +89,34 @@ def observe_5():
             f"{mass.mean():.3f} of its mass; {(sizes == 1).double().mean():.1%} of them hold a single token")
 
 
+def distilled(log_probs, ids, mask, V, tail):
+    """The student's probabilities (V,) at which topp_forward_kl is smallest, for one set of top_p_sets."""
+    logits = torch.zeros(1, V, dtype=torch.float64, requires_grad=True)
+    lbfgs = torch.optim.LBFGS([logits], max_iter=100, tolerance_change=0, line_search_fn="strong_wolfe")
+
+    def closure():
+        lbfgs.zero_grad()
+        student, teacher = td.student_terms(logits, ids, ids[:, 0]), td.TeacherSets(log_probs, mask)
+        loss, _ = td.topp_forward_kl(student, teacher, torch.ones(1), tail=tail)
+        loss.backward()
+        return loss
+    lbfgs.step(closure)
+    return logits.detach().softmax(-1)[0]
+
+
 def observe_6():
     """The probability that a student gives to the most probable token after distillation on a set."""
     log_t = (1 / torch.arange(1, 51).double()).log().log_softmax(-1)
-    probs, (ids, log_probs, mask), found = log_t.exp(), top_p_sets(log_t[None], 0.8, 50), []
-    for tail in ("inside", "bucket"):
-        logits = torch.zeros(1, 50, dtype=torch.float64, requires_grad=True)
-        lbfgs = torch.optim.LBFGS([logits], max_iter=100, tolerance_change=0, line_search_fn="strong_wolfe")
-
-        def closure():
-            lbfgs.zero_grad()
-            student, teacher = td.student_terms(logits, ids, ids[:, 0]), td.TeacherSets(log_probs, mask)
-            loss, _ = td.topp_forward_kl(student, teacher, torch.ones(1), tail=tail)
-            loss.backward()
-            return loss
-        lbfgs.step(closure)
-        found.append(f"{logits.detach().softmax(-1)[0, 0]:.3f} with tail={tail!r}")
+    probs, (ids, log_probs, mask) = log_t.exp(), top_p_sets(log_t[None], 0.8, 50)
+    found = [f"{distilled(log_probs, ids, mask, 50, tail)[0]:.3f} with tail={tail!r}"
+             for tail in ("inside", "bucket")]
     return f"teacher {probs[0]:.3f}, set of {int(mask.sum())} tokens of 50; student " + ", ".join(found)
 
 
-def observe_7():
-    """What looking ahead is worth where the teacher takes one of two doors; a corridor follows, then a mark,
-    which the student knows with .9 behind the first door and with .3 behind the second."""
-    known, logits, found = torch.tensor([0.9, 0.3]), torch.full((2, 3, 5), -1e3), []
+def two_doors():
+    """A teacher takes one of two doors; a corridor follows, then a mark, which the student knows with .9
+    behind the first door and with .3 behind the second -> (student, teacher) of both texts, and these (2,)."""
+    known, logits = torch.tensor([0.9, 0.3]), torch.full((2, 3, 5), -1e3)
     logits[:, 0, :2] = logits[:, 1, 2] = 0
     logits[:, 2, 3:] = torch.stack([known, 1 - known], -1).log()
     taken, terminal = torch.tensor([[0, 2, 3], [1, 2, 3]]), torch.tensor([False, False, True]).expand(2, 3)
@@ -119,6 +124,12 @@ def observe_7():
     mask = torch.tensor([[True, True], [True, False], [True, False]]).expand(2, 3, 2)
     student = td.student_terms(logits, ids, taken)._replace(U=torch.zeros(2, 3, 2))
     teacher = td.TeacherSets(torch.zeros(2, 3, 2), mask, (ids == taken[..., None]) & mask, terminal)
+    return student, teacher, known
+
+
+def observe_7():
+    """What looking ahead is worth at the two doors."""
+    (student, teacher, known), found = two_doors(), []
     for gamma in (0, 0.5, 1):
         doors = td.soft_returns(student, teacher, gamma)[:, 0].softmax(-1)
         found.append(f"{doors @ known:.3f} at gamma {gamma:g}")
