@@ -115,7 +115,7 @@ def observe_6():
 
 def two_doors():
     """A teacher takes one of two doors; a corridor follows, then a mark, which the student knows with .9
-    behind the first door and with .3 behind the second -> (student, teacher) of both texts, and these (2,)."""
+    behind the first door and with .3 behind the second -> student, teacher (of both texts), .9 and .3."""
     known, logits = torch.tensor([0.9, 0.3]), torch.full((2, 3, 5), -1e3)
     logits[:, 0, :2] = logits[:, 1, 2] = 0
     logits[:, 2, 3:] = torch.stack([known, 1 - known], -1).log()
