@@ -15,10 +15,12 @@ the texts any of which must be generated, word for word.
              is generated. An example whose target is not among several options is skipped.
     .jsonl   one object a line (or an array), and .tsv, one row a line below a line of names: FORMATS. A row
              without label ("-", -1) is skipped. Several languages in one file are several tasks.
+    .txt     or any name: bAbI (Weston et al. 2015), whose first line is "1 Mary moved to the bathroom." A
+             question stands after the sentences of its story; the candidates are the answers of the file.
 """
 import random
 import re
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 
 from brd import join
@@ -47,21 +49,27 @@ FORMATS = (     # of JSON lines and TSV: the fields with the label last; the tem
     ((("sentence", "label"),), "Review: {0}\nSentiment:", {"1": "positive", "0": "negative"}),      # SST-2
 )
 UNLABELLED = "-", "-1"      # the annotators did not agree; a test set without its answers
+BABI = rb"(\xef\xbb\xbf)?\s*1 [^\t\r\n]+([\r\n]|$)"   # the first line: "1 Mary moved to the bathroom."
 MAX_CLOSED, CLOSED_SHARE = 10, 0.5      # targets are candidates if there are so few, and so few an example
 
 
-def with_shots(examples, fewshot, seed, prefix="", gap="\n\n"):
+def with_shots(examples, fewshot, seed, prefix="", gap="\n\n", stories=None):
     """Examples (text, candidates, right) -> items whose prompts are the prefix, `fewshot` other examples
-    with a right answer, drawn by seed and position from those with another text, and the text."""
-    texts, items = Counter(text for text, *_ in examples), []
+    with a right answer, drawn by seed and position from those with another text, and the text. stories: the
+    number of each example's story, if they share text in stories; then those are of another story too."""
+    stories, alike, items = stories or [text for text, *_ in examples], defaultdict(set), []
+    for i, ((text, *_), story) in enumerate(zip(examples, stories)):
+        alike[text].add(i)
+        alike[story].add(i)
     for i, (text, candidates, right) in enumerate(examples):
-        rng, drawn, others = random.Random(f"{seed} {i}"), {}, len(examples) - texts[text]
+        rng, drawn, barred = random.Random(f"{seed} {i}"), {}, alike[text] | alike[stories[i]]
+        others = len(examples) - len(barred)
         if fewshot > others:
             raise ValueError(f"--fewshot={fewshot}, but only {others} other examples to draw from")
         while len(drawn) < fewshot:
             j = rng.randrange(len(examples))
-            other, words, answers = examples[j]
-            if j not in drawn and other != text:
+            if j not in drawn and j not in barred:
+                other, words, answers = examples[j]
                 drawn[j] = join(other, words[min(answers)] if words else min(answers))
         items.append((prefix + gap.join([*drawn.values(), text]), candidates, right))
     return items
@@ -124,13 +132,18 @@ def big_bench_hard(task, fewshot, seed):
     return with_shots(kept, fewshot, seed), len(pairs) - len(kept)
 
 
+def lines_of(path):
+    """A text file -> list of ("line 3", its fields between tabs), without blank lines."""
+    text = text_bytes(path).decode("utf-8-sig")
+    lines = text.split("\n" if "\n" in text else "\r")          # a field may hold a \r
+    return [(f"line {n}", line.rstrip("\r").split("\t")) for n, line in enumerate(lines, 1) if line.strip()]
+
+
 def rows_of(path):
     """A .jsonl or .tsv file -> list of (place, row as a dict), place: "line 3", without empty lines."""
     if path.suffix == ".jsonl":
         return json_rows(path)
-    text = text_bytes(path).decode("utf-8-sig")
-    lines = text.split("\n" if "\n" in text else "\r")          # a field may hold a \r
-    lines = [(f"line {n}", line.rstrip("\r").split("\t")) for n, line in enumerate(lines, 1) if line.strip()]
+    lines = lines_of(path)
     names = lines.pop(0)[1] if lines else []                    # no quoting: a " is a quotation mark
     for place, fields in lines:
         if len(fields) != len(names):
@@ -173,8 +186,49 @@ def labelled_rows(path, fewshot, seed):
             for language, (examples, skipped) in languages.items()}
 
 
+def babi_questions(path):
+    """A bAbI file -> list of (number of the story, its sentences so far and the question, answer)."""
+    asked, facts, story, last = [], {}, 0, 0
+    for place, fields in lines_of(path):
+        with named(place):
+            first, *rest = (field.strip() for field in fields)      # rest: answer, supporting facts
+            number, _, text = first.partition(" ")
+            if not (number.isdecimal() and text) or "" in rest[:1] or len(rest) > 2:
+                raise ValueError(f"{first:.40}; expected 'n sentence' or 'n question<tab>answer<tab>numbers' "
+                                 "(bAbI), or a name in .json, .jsonl or .tsv")
+            if int(number) not in (1, last + 1):
+                other = ", or 1 for a new story" if last else ""
+                raise ValueError(f"the number {number:.9}; expected {last + 1}{other}")
+            last = int(number)
+            if last == 1:
+                facts, story = {}, story + 1
+            if not rest:
+                facts[number] = text.strip()
+                continue
+            unknown = [fact for fact in " ".join(rest[1:]).split() if fact not in facts]
+            if not facts:
+                raise ValueError(f"{text.strip():.40}; expected a sentence of the story before its questions")
+            if unknown:
+                raise ValueError(f"supporting fact {unknown[0]:.9}; expected numbers of sentences before it")
+            asked.append((story, " ".join([*facts.values(), text.strip()]), rest[0]))
+    return asked
+
+
+def babi(path, fewshot, seed):
+    """A bAbI file -> (items, the number of each item's story). The candidates are the answers of the file."""
+    asked = babi_questions(path)
+    words = sorted({answer for *_, answer in asked})
+    if len(words) < 2:
+        found = f"no answer but {words[0]:.40}" if words else "no question"
+        raise ValueError(f"{found}; expected questions with different answers")
+    stories = [story for story, *_ in asked]
+    examples = [(text, words, {words.index(answer)}) for _, text, answer in asked]
+    return with_shots(examples, fewshot, seed, stories=stories), stories
+
+
 def load_tasks(path, fewshot=0, seed=0):
     """A task file, or a folder of subtasks -> list of {"name", "items", "skipped"}; see the top of this file.
+    bAbI has "stories" too, the number of each item's story, because the items of one share its sentences.
     fewshot: how many other examples stand with their answers before each. ValueError names the bad line."""
     path = Path(path)
     if path.is_dir():
@@ -185,8 +239,9 @@ def load_tasks(path, fewshot=0, seed=0):
                 for file in files for task in load_tasks(file, fewshot, seed)]
     name = path.parent.resolve().name if path.name == "task.json" else path.stem
     with named(path):
-        if path.suffix not in (".json", ".jsonl", ".tsv"):
-            raise ValueError("expected a name in .json, .jsonl or .tsv")
+        if path.suffix not in (".json", ".jsonl", ".tsv") or re.match(BABI, text_bytes(path, 999)):
+            items, stories = babi(path, fewshot, seed)
+            return [{"name": name, "items": items, "skipped": 0, "stories": stories}]
         if path.suffix != ".json":
             tasks = labelled_rows(path, fewshot, seed)
         else:

@@ -225,6 +225,53 @@ def test_shots_follow_the_layout_of_the_file(tmp_path):
     assert load(path, fewshot=1)["items"] == [("c d\n\na", [], {"b"}), ("a b\n\nc", [], {"d"})]
 
 
+TWO_STORIES = ["1 Mia walked to the attic.", "2 Where is Mia? \tattic\t1", "3 Leo took the cup there.",
+               "4 What does Leo hold?\tcup\t3", "1 Leo has a cup.", "2 Leo has a hat.",
+               "3 What does Leo hold?\tcup,hat\t1 2"]
+
+
+def test_a_question_of_babi_stands_after_its_story(tmp_path):
+    words = ["attic", "cup", "cup,hat"]
+    wanted = {"name": "qa1_train", "skipped": 0, "stories": [1, 1, 2], "items": [
+        ("Mia walked to the attic. Where is Mia?", words, {0}),
+        ("Mia walked to the attic. Leo took the cup there. What does Leo hold?", words, {1}),
+        ("Leo has a cup. Leo has a hat. What does Leo hold?", words, {2})]}
+    path = write(tmp_path / "qa1_train.txt", *TWO_STORIES)
+    assert load(path) == wanted
+    for end in ("\r\n", "\r"):                           # with a byte order mark, blank lines and blanks
+        path.write_bytes(("\ufeff" + end + f"  {end} ".join(TWO_STORIES)).encode())
+        assert load(path) == wanted
+    write(path, *(re.sub(r"\t[\d ]+$", "", line) for line in TWO_STORIES))      # without supporting facts
+    assert load(path) == wanted
+    for name in ("qa1_train", "qa1_train.json", "qa1_train.jsonl", "qa1_train.tsv"):      # the content counts
+        assert load(write(tmp_path / "other" / name, *TWO_STORIES)) == wanted
+
+
+def test_words_of_babi_may_be_of_any_language(tmp_path):
+    """Its variants: Hindi in Latin letters; English whose letters are shuffled; and what is not ASCII."""
+    lines = ["1 Mia gusalkhane mein gayi.", "2 Mia kahan hai?\tgusalkhana\t1", "1 Xjb nbkf.", "2 Lol?\tnb\t1",
+             "1 Zoë est à Nîmes\u2028.", "2 Où est Zoë ?\tNîmes\t1"]
+    items = load(write(tmp_path / "hn.txt", *lines))["items"]
+    assert [prompt for prompt, *_ in items] == ["Mia gusalkhane mein gayi. Mia kahan hai?", "Xjb nbkf. Lol?",
+                                                "Zoë est à Nîmes\u2028. Où est Zoë ?"]
+    assert items[2][1:] == (["Nîmes", "gusalkhana", "nb"], {0})
+
+
+def test_shots_of_babi_are_of_other_stories(tmp_path):
+    lines = [f"{n} {text}" for i in range(9) for n, text in enumerate((
+        f"Mia has {i // 2} cups.", f"Cups?\t{i // 2}\t1", "Leo is old.", "Who is old?\tLeo\t3"), 1)]
+    task = load(write(tmp_path / "t.txt", *lines), fewshot=5)
+    for (prompt, *_), story in zip(task["items"], task["stories"]):
+        *shots, own = prompt.split("\n\n")
+        assert len(shots) == 5 and own.startswith(f"Mia has {(story - 1) // 2} cups.")
+        assert all(not shot.startswith(f"{own} ") for shot in shots)       # the same story may be told twice
+        assert all(re.search("Cups[?] [0-4]$|Who is old[?] Leo$", shot) for shot in shots)
+    alone = load(write(tmp_path / "t.txt", *lines[:4], *lines[16:20]), fewshot=2)["items"]
+    assert all("has 2 cups" in shot for shot in alone[0][0].split("\n\n")[:2])
+    with pytest.raises(ValueError, match="t.txt: --fewshot=3, but only 2 other examples to draw from"):
+        load(tmp_path / "t.txt", fewshot=3)
+
+
 GOOD, FREE = {"input": "x", "target_scores": {"a": 1, "b": 0}}, {"input": "x", "target": "a"}
 BOTH = "example 1: expected a string 'input', and 'target_scores'"
 
@@ -264,6 +311,22 @@ FOUND = "the fields premise, hypothesis, label with the labels"
     ("t.tsv", "line 3: expected the columns sentence, label", ["sentence\tlabel", "fine\t1", "dull"]),
     ("t.tsv", "the fields index, sentence with the labels ;", ["index\tsentence", "1\tfine"]),
     ("t.tsv", "the fields sentence, label with the labels 1;", ["sentence\tlabel", "fine\t1"]),
+    ("t.txt", "line 1: Once upon a time; expected 'n sentence' or 'n question<tab>", ["Once upon a time"]),
+    ("t.csv", "line 1: sentence,label; expected 'n sentence' or", ["sentence,label", "fine,1"]),
+    ("t.txt", "line 1: the number 2; expected 1", ["2 A."]), ("t.txt", "line 1: the number 0;", ["0 A."]),
+    ("t.txt", "line 4: the number 3; expected 2, or 1 for a new story", ["1 A.", "2 B?\tb", "1 A.", "3 C."]),
+    ("t.txt", "line 3: the number 2; expected 3", ["1 A.", "2 B.", "2 C."]),
+    ("t.txt", "line 1: B?; expected a sentence of the story before its questions", ["1 B?\tb\t1"]),
+    ("t.txt", "line 3: C?; expected a sentence of", ["1 A.", "2 B?\tb", "1 C?\tc"]),
+    ("t.txt", "line 2: supporting fact 2; expected numbers of", ["1 A.", "2 B?\tb\t1 2"]),
+    ("t.txt", "line 3: supporting fact 2; expected numbers of", ["1 A.", "2 B?\tb\t1", "3 C?\tc\t2"]),
+    ("t.txt", "line 4: supporting fact 2; expected numbers of", ["1 A.", "2 B.", "1 C.", "2 D?\td\t2"]),
+    *[("t.txt", f"line 2: {line[:4]}; expected 'n", ["1 A.", line]) for line in (
+        "2 B?\t\t1", "2 B.\t", "2 B?\tb\t1\tc", "2 B.\t\t1")],
+    *[("t.txt", f"line 2: {line}; expected 'n sentence'", ["1 A.", line]) for line in ("2", "B.", "2. B")],
+    ("t.txt", "no question; expected questions", ["1 A.", "2 B."]), ("t.txt", "no question", [""]),
+    ("t.txt", "no answer but b; expected questions with different", ["1 A.", "2 B?\tb", "3 C?\tb"]),
+    ("t.tsv", "the fields 1 A., x with the labels ;", ["1 A.\tx", "2 B.\ty"]),      # a table, as before
     ("t.json", "Extra data: line 2 column 1", ['{"a": 1}', '{"b": 2}']),
     ("t.json", "maximum recursion depth", ["[" * 200000]), ("t.json", "expected", ["[]"])])
 def test_a_bad_line_is_named(tmp_path, name, message, lines):
@@ -276,7 +339,7 @@ def test_bytes_that_are_no_text_are_named(tmp_path):
     (tmp_path / "t.tsv").write_bytes(b"sentence\tlabel\ncaf\xe9\t1\n")
     with pytest.raises(ValueError, match="t.tsv: 'utf-8' codec can't decode byte 0xe9"):
         load(tmp_path / "t.tsv")
-    for name in ("t.tsv", "t.jsonl", "t.json"):
+    for name in ("t.tsv", "t.jsonl", "t.json", "t.txt"):
         (tmp_path / name).write_bytes(gzip.compress(b"{}"))
         with pytest.raises(ValueError, match=f"^{tmp_path / name}: not UTF-8 text but an archive"):
             load_tasks(tmp_path / name)
