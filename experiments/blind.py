@@ -5,8 +5,9 @@
     python brd.py test out/brd FILE --setting=supervised --labels=16
 
 relaxed: the student learns from `labels` items of a task, answered by a teacher; supervised: from their gold
-labels. It is tested on the others, and starts every task from the same weights. Where the items have no
-candidates, an answer is generated and must match word for word. Files: see adapters/task_files.py. Columns:
+labels. It is tested on the others (bAbI: on those of other stories), and starts every task from the same
+weights. Where the items have no candidates, an answer is generated and must match word for word. Files: see
+adapters/task_files.py. Columns:
 chance is the accuracy of guessing, majority that of the answer which is right most often in the test, centred
 the accuracy where each candidate's mean over the unlabelled test items is subtracted from its scores.
 """
@@ -55,15 +56,29 @@ def adapter(model, tokenizer, options):
 
     def learn(task):
         """A student that has learnt `labels` items of a task, and the task without them."""
-        items, n = task["items"], options.labels or LABELS
-        if len(items) <= n:
-            raise ValueError(f"{task['name']}: {len(items)} items, of which {n} are to be learnt from; "
-                             f"try --labels={max(1, len(items) // 2)}")
-        order = random.Random(f"{task['name']} {options.seed}").sample(range(len(items)), len(items))
-        shown, rest = ([items[i] for i in sorted(part)] for part in (order[:n], order[n:]))
+        shown, rest = split_items(task, options.labels or LABELS, options.seed)
         answers = teacher_answers(teacher, tokenizer, task["name"], shown) if teacher else gold_answers(shown)
         return teach(model, tokenizer, shown, answers, options), {**task, "items": rest}
     return learn
+
+
+def split_items(task, n, seed):
+    """n items of a task to learn from, drawn by seed, and those to test on -> two lists of items. Where items
+    share text in "stories", whole stories are drawn, and the rest of the last one is in neither list.
+    ValueError if no item is left to test on."""
+    items, members = task["items"], {}
+    stories = task.get("stories", range(len(items)))
+    for i, story in enumerate(stories):
+        members.setdefault(story, []).append(i)
+    drawn = random.Random(f"{task['name']} {seed}").sample(list(members), len(members))
+    most = len(items) - len(members[drawn[-1]])                 # one story is left to test on
+    if n > most:
+        found = f"{len(items)} items" + f" of {len(members)} stories" * ("stories" in task)
+        remedy = f"try --labels={min(most, len(items) // 2)}" if most else "expected others to test on"
+        raise ValueError(f"{task['name']}: {found}, of which {n} are to be learnt from; {remedy}")
+    shown = sorted([i for story in drawn for i in members[story]][:n])
+    seen = {stories[i] for i in shown}
+    return [items[i] for i in shown], [item for item, story in zip(items, stories) if story not in seen]
 
 
 def gold_answers(items):

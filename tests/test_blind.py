@@ -45,6 +45,34 @@ def test_labels_teach_a_task_and_are_not_tested_on(folder):
     assert first["mean"]["accuracy"] < 0.7 and taught["mean"]["accuracy"] > 0.8
 
 
+def test_items_that_are_learnt_and_tested_share_no_story():
+    items, stories = list("abcdefghij"), [1, 1, 1, 2, 2, 3, 3, 3, 3, 4]
+    task, found = {"name": "t", "items": items, "stories": stories}, set()
+    for seed in range(40):
+        shown, rest = blind.split_items(task, 4, seed)
+        apart = [{stories[items.index(item)] for item in part} for part in (shown, rest)]
+        assert len(shown) == 4 and shown == sorted(shown) and rest and not set.intersection(*apart)
+        assert rest == [item for item, story in zip(items, stories) if story in apart[1]]
+        found.add("".join(shown))
+    assert len(found) > 4
+    for one, message in ((task, "t: 10 items of 4 stories, of which 10 are to be learnt from; try --labels="),
+                         ({**task, "stories": [1] * 10}, "t: 10 items of 1 stories, .*; expected others to")):
+        with pytest.raises(ValueError, match=message) as caught:
+            blind.split_items(one, 10, 0)
+        hint = str(caught.value).rpartition("--labels=")[2]
+        assert not hint.isdigit() or blind.split_items(one, int(hint), 0)
+
+
+def test_babi_is_tested_shown_and_learnt(folder):
+    lines = [f"{n} {text}" for word, kind in [(word, k) for k in KINDS for word in KINDS[k].split()] * 2
+             for n, text in enumerate((f"The {word} is a {kind}.", f"The {word} is a\t{kind}\t1"), 1)]
+    path = folder / "qa.txt"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    assert run(folder, path, "--fewshot=2")["tasks"][0]["n"] == 32
+    taught = run(folder, path, "--setting=supervised", "--labels=20")["tasks"][0]
+    assert taught["n"] == 12 and taught["name"] == "qa" and taught["chance"] == 0.5
+
+
 def test_the_relaxed_setting_never_sees_a_label(folder):
     options = "--setting=relaxed", "--labels=16", f"--teacher={folder / 'teacher'}"
     right, wrong = (run(folder, folder / name, *options) for name in ("kinds.json", "wrong/kinds.json"))
