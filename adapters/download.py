@@ -1,14 +1,16 @@
-"""Well-known texts, downloaded and checked, as files that train.py reads.
+"""Well-known texts, downloaded and checked, as files that train.py reads; and the bAbI tasks, to test on.
 
-    python -m adapters.download tinyshakespeare      # or tinystories, dolly
+    python -m adapters.download tinyshakespeare      # or tinystories, dolly, babi
     python train.py --corpus=downloads/tinyshakespeare.txt --minutes=3 --out_dir=out_play
 
 A file is kept as published in downloads/NAME/, and as UTF-8 text, paragraphs between blank lines, in
-downloads/NAME.txt. Its size and SHA-256 are checked. Without a network a line says which file to put where.
+downloads/NAME.txt; an archive is unpacked in downloads/NAME/. Size and SHA-256 are checked. Without a network
+a line says which file to put where.
 """
 import argparse
 import hashlib
 import json
+import tarfile
 from http.client import HTTPException
 from pathlib import Path
 from urllib.request import Request, urlopen
@@ -29,6 +31,10 @@ SETS = {    # name: address of a fixed revision, size in bytes, SHA-256, licence
         f"{HUB}/databricks/databricks-dolly-15k/resolve/bdd27f4d94b9c1f951818a7da7fd7aeea5dbff1a/"
         "databricks-dolly-15k.jsonl",
         13_085_339, "2df9083338b4abd6bceb5635764dab5d833b393b55759dffb0959b6fcbf794ec", "CC BY-SA 3.0"),
+    "babi": (
+        f"{HUB}/facebook/babi_qa/resolve/dc80d34a44d86281fe820e05eb8c4c62057c3075/data/"
+        "tasks_1-20_v1-2.tar.gz",
+        15_719_851, "0364ebde659f14d11bc21744516c5ec49d3d06cb692733f66680771244998898", "CC BY 3.0"),
 }
 
 
@@ -44,8 +50,9 @@ def to_text(name, text):
 
 
 def download(name, folder="downloads"):
-    """Fetches a set of SETS unless it is there, checks it, and writes it as text -> Path of the text.
-    ValueError for a file that is not the published one, ConnectionError if it cannot be had."""
+    """Fetches a set of SETS unless it is there, checks it, and writes it as text -> Path of the text; or
+    unpacks an archive -> Path of its folder. ValueError for a file that is not the published one,
+    ConnectionError if it cannot be had."""
     url, size, sha256, _ = SETS[name]
     path = Path(folder) / name / url.rpartition("/")[2]
     if path.exists():                                   # an earlier run or the user put it there
@@ -61,6 +68,10 @@ def download(name, folder="downloads"):
     if (len(content), hashlib.sha256(content).hexdigest()) != (size, sha256):
         raise ValueError(f"{url}: expected {size:,} bytes with SHA-256 {sha256[:12]}; {remedy}")
     write_bytes(path, content)
+    if path.suffix == ".gz":
+        with tarfile.open(path) as archive:
+            archive.extractall(path.parent, filter="data")
+        return path.parent
     text = Path(folder) / f"{name}.txt"
     write_text(text, to_text(name, content.decode("utf-8")))
     return text
@@ -75,8 +86,10 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     for name in options.names:
         text = download(name, options.folder)
-        size, licence = text.stat().st_size, SETS[name][-1]
-        print(printable(f"{text}: {size:,} bytes ({licence}); python train.py --corpus={text}"))
+        size, licence, use = text.stat().st_size, SETS[name][-1], f"train.py --corpus={text}"
+        if text.is_dir():
+            size, use = SETS[name][1], f"brd.py test out/brd {text}/tasks_1-20_v1-2/en/*_test.txt"
+        print(printable(f"{text}: {size:,} bytes ({licence}); python {use}"))
 
 
 if __name__ == "__main__":

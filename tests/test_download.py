@@ -1,7 +1,9 @@
 """Downloads, against a server on this machine: checked, refused."""
 
 import hashlib
+import io
 import re
+import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -82,3 +84,17 @@ def test_texts_are_paragraphs_between_blank_lines(server, tmp_path):
     assert text("tinystories", "s.txt", stories) == "Once.\nUpon.\n\nTwo é.\n\nHalf.\n"
     data = '{"instruction": "Where?\u2028", "context": "", "response": "Oslo."}\n'.encode()
     assert text("dolly", "d.jsonl", data) == "Where?\n\nOslo.\n"
+
+
+def test_an_archive_is_unpacked_where_it_is_kept(server, tmp_path, capsys):
+    packed, name = io.BytesIO(), "tasks_1-20_v1-2/en/qa1_test.txt"
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        entry = tarfile.TarInfo(name)
+        entry.size, entry.mode = len(PLAY), 0o444
+        archive.addfile(entry, io.BytesIO(PLAY))
+    server.offer("babi", "tasks_1-20_v1-2.tar.gz", packed.getvalue())
+    for _ in range(2):                                            # again over files that may not be written
+        main(["babi", f"--folder={tmp_path}"])
+        assert (tmp_path / "babi" / name).read_bytes() == PLAY
+        assert f"brd.py test out/brd {tmp_path / 'babi'}/tasks_1-20_v1-2/en/*_" in capsys.readouterr().out
+    assert server.asked == ["/tasks_1-20_v1-2.tar.gz"] and not (tmp_path / "babi.txt").exists()
