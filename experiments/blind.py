@@ -7,9 +7,9 @@
 relaxed: the student learns from `labels` items of a task, answered by a teacher; supervised: from their gold
 labels. It is tested on the others (bAbI: on those of other stories), and starts every task from the same
 weights. Where the items have no candidates, an answer is generated and must match word for word. Files: see
-adapters/task_files.py. Columns:
-chance is the accuracy of guessing, majority that of the answer which is right most often in the test, centred
-the accuracy where each candidate's mean over the unlabelled test items is subtracted from its scores.
+adapters/task_files.py. Columns: chance is the accuracy of guessing, majority that of the answer which is
+right most often in the test, centred the accuracy where each candidate's mean over the unlabelled test items
+is subtracted from its scores.
 """
 
 import argparse
