@@ -4,13 +4,12 @@
     python train.py --corpus=downloads/tinyshakespeare.txt --minutes=3 --out_dir=out_play
 
 A file is kept as published in downloads/NAME/, and as UTF-8 text, paragraphs between blank lines, in
-downloads/NAME.txt; an archive is unpacked in downloads/NAME/. Size and SHA-256 are checked. Without a network
-a line says which file to put where.
+downloads/NAME.txt; an archive is left as it is. Size and SHA-256 are checked. Without a network a line says
+which file to put where.
 """
 import argparse
 import hashlib
 import json
-import tarfile
 from http.client import HTTPException
 from pathlib import Path
 from urllib.request import Request, urlopen
@@ -50,9 +49,9 @@ def to_text(name, text):
 
 
 def download(name, folder="downloads"):
-    """Fetches a set of SETS unless it is there, checks it, and writes it as text -> Path of the text; or
-    unpacks an archive -> Path of its folder. ValueError for a file that is not the published one,
-    ConnectionError if it cannot be had."""
+    """Fetches a set of SETS unless it is there, checks it, and writes it as text -> Path of the text, or of
+    the archive if it is one. ValueError for a file that is not the published one, ConnectionError if it
+    cannot be had."""
     url, size, sha256, _ = SETS[name]
     path = Path(folder) / name / url.rpartition("/")[2]
     if path.exists():                                   # an earlier run or the user put it there
@@ -69,9 +68,7 @@ def download(name, folder="downloads"):
         raise ValueError(f"{url}: expected {size:,} bytes with SHA-256 {sha256[:12]}; {remedy}")
     write_bytes(path, content)
     if path.suffix == ".gz":
-        with tarfile.open(path) as archive:
-            archive.extractall(path.parent, filter="data")
-        return path.parent
+        return path
     text = Path(folder) / f"{name}.txt"
     write_text(text, to_text(name, content.decode("utf-8")))
     return text
@@ -86,10 +83,11 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     for name in options.names:
         text = download(name, options.folder)
-        size, licence, use = text.stat().st_size, SETS[name][-1], f"train.py --corpus={text}"
-        if text.is_dir():
-            size, use = SETS[name][1], f"brd.py test out/brd {text}/tasks_1-20_v1-2/en/*_test.txt"
-        print(printable(f"{text}: {size:,} bytes ({licence}); python {use}"))
+        size, licence = text.stat().st_size, SETS[name][-1]
+        use = f"python train.py --corpus={text}"
+        if text.suffix == ".gz":
+            use = f"tar -xzf {text} -C {options.folder}"
+        print(printable(f"{text}: {size:,} bytes ({licence}); {use}"))
 
 
 if __name__ == "__main__":
