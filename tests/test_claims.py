@@ -131,11 +131,14 @@ def test_the_tables_of_the_results_that_are_kept(capsys):
     text = capsys.readouterr().out
     assert re.findall(r"^\| \*\*(\w+)\*\* ", text, re.M) == list(CLAIMS) and "nan" not in text
     assert all(f"\n{claim}: {entry.title}\n" in text for claim, entry in CLAIMS.items())
-    page = (path.parents[1] / "README.md").read_text(encoding="utf-8")
+    first, page = ((folder / "README.md").read_text(encoding="utf-8") for folder in path.parents[2:0:-1])
     made = text[text.index("BRD minus plain text"):]
     assert made in page                                                     # as --show prints it
+    for gain in re.findall(r"\+0(\.\d+) ± 0(\.\d+)", made.splitlines()[0]):
+        assert "+{} ± {}".format(*gain) in first
     kinds = re.findall(r"^\| \*\*\d.* \*\*([\w ]+): \d", made, re.M)
     assert (kinds.count("reproduced"), kinds.count("in part"), len(kinds)) == (3, 5, 8)
+    assert "Three of the paper's eight claims are reproduced (answers weigh 20), five in part" in first
 
 
 @pytest.mark.parametrize("arm", ARMS)
