@@ -89,7 +89,7 @@ def against_plain(arm):
 CLAIMS = {
     "1": Claim("blind, BRD against plain text, by the paper's loss: every token weighs 1",
                against_plain("uniform")),
-    "weighted": Claim("the same where answers weigh 20, not the paper's loss; so in all arms but uniform*",
+    "weighted": Claim("the same where answers weigh 20, not the paper's loss; so in all but uniform arms",
                       against_plain("brd")),
     "2": Claim("further training on plain text", (
         Comparison("further = pretrained", "48.0 -> 47.1, brings nothing"),
