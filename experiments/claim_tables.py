@@ -13,14 +13,19 @@ of the tasks' means, and errors over items add up as sqrt(sum of squares) / K: t
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from experiments import claim_items
-from experiments.claim_arms import CLAIMS, CONTROL
-from experiments.retelling import METHODS
+from experiments.claim_arms import CLAIMS
+
+BAR, AS = 3, "as in the paper"      # BAR: standard errors from which on a difference is one
+ALIKE = 0.02    # it is none where it and 3 SE are this at most: the paper calls .9 of its 6.2 points nothing
+RULE = (f'Signs are compared, not sizes. From {BAR} SE on a difference is "{AS}" or "opposite", below "not '
+        f'shown"; where the paper has none (=), "{AS}" if |difference| + {BAR} SE is at most {ALIKE}.')
 
 
 def packed(credits):
@@ -89,29 +94,27 @@ class Results:
         return estimate(blocks)
 
 
-def parts_of(claim):
-    """The rows of a claim's table: [(label, tasks, key of the results, ending of the arms' names)]."""
-    tasks = claim_items.LEARNT if claim == "8" else list(claim_items.TASKS)
-    if claim == "5":               # every method after plain text and BRD
-        return [*((f"{method}, blind", tasks, "tasks", f"+{method}") for method in METHODS),
-                ("task distillation", claim_items.LEARNT, "tasks", ":relaxed"),
-                ("nothing, these tasks", claim_items.LEARNT, "tasks", ""),
-                ("nothing, blind", tasks, "tasks", "")]
-    key = "agreement" if claim == "6" else "tasks"
-    parts = [(task, [task], key, "") for task in tasks] + [("mean of tasks", tasks, key, "")]
-    if claim not in ("6", "8"):
-        parts.append(("without the text", tasks, "blank", ""))
-    return parts
+def scope(claim, name=""):
+    """(tasks, key of the results) of a claim, or of one of its differences."""
+    few = claim == "8" or ":" in name               # tasks of which students learn items
+    return list(claim_items.LEARNT if few else claim_items.TASKS), "agreement" if claim == "6" else "tasks"
+
+
+def parts_of(claim, columns):
+    """The rows of a claim's table: [(label, tasks, key of the results, what its columns name)]."""
+    if claim == "5":                                # its arms differ from row to row
+        return [(name, *scope(claim, name), [*name.split(" - "), name]) for name in CLAIMS[claim].differences]
+    tasks, key = scope(claim)
+    parts = [(task, [task], key, columns) for task in tasks] + [("mean of tasks", tasks, key, columns)]
+    return parts if claim in ("6", "8") else [*parts, ("without the text", tasks, "blank", columns)]
 
 
 def table(claim, results):
     """(columns, rows): columns are arms, then differences; rows (label, chance, [Value or None a column])."""
-    columns, rows = [*CLAIMS[claim].arms, *CLAIMS[claim].differences], []
-    if claim == "5":                                                # its arms differ from row to row
-        columns = [*CONTROL, "brd - plain"]
-    for label, tasks, key, ending in parts_of(claim):
-        pairs = ([arm + ending for arm in column.split(" - ")] for column in columns)
-        values = [results.value(arm, tasks, key, *minus) for arm, *minus in pairs]
+    entry, rows = CLAIMS[claim], []
+    columns = ["first", "second", "first - second"] if claim == "5" else [*entry.arms, *entry.differences]
+    for label, tasks, key, names in parts_of(claim, columns):
+        values = [results.value(arm, tasks, key, *minus) for arm, *minus in (n.split(" - ") for n in names)]
         chance = np.mean([1 / claim_items.TASKS[task][2] for task in tasks]) if key == "tasks" else None
         if any(value for name, value in zip(columns, values) if " - " in name):
             rows.append((label, chance, values))
@@ -127,19 +130,41 @@ def lines_of(columns, rows):
             return f"{value.mean:+.3f} ±{value.error:.3f} {value.times:+5.1f}"
         return f"{value.mean:.3f} ±{value.error:.3f}"
     wide = [max(len(name) + 2, 22 if " - " in name else 15) for name in columns]
-    yield f"{'':22}{'chance':>7}" + "".join(f"{name:>{w}}" for name, w in zip(columns, wide))
+    yield f"{'':28}{'chance':>7}" + "".join(f"{name:>{w}}" for name, w in zip(columns, wide))
     for label, chance, values in rows:
         cells = [f"{cell(*pair):>{w}}" for *pair, w in zip(columns, values, wide)]
-        yield f"{label:22}{'' if chance is None else f'{chance:.2f}':>7}" + "".join(cells)
+        yield f"{label:28}{'' if chance is None else f'{chance:.2f}':>7}" + "".join(cells)
 
 
-def summary(claim, columns, rows):
-    """Lines of Markdown, a difference a line: the paper's figure, and ours with its error."""
-    for label, _, values in rows:
-        for name, value in zip(columns, values):
-            if value and " - " in name and label.endswith(CLAIMS[claim].rows):
-                yield (f"| {claim} | {CLAIMS[claim].paper} | {label}: {name} | {value.mean:+.3f} ± "
-                       f"{value.error:.3f} | {value.times:+.1f} |")
+def verdict(sign, value):
+    """What a difference (a Value, None where there is none) says of the paper's sign: ">", "<" or "="."""
+    if value is None:
+        return "not tested"
+    if sign == "=" and abs(value.mean) + BAR * value.error <= ALIKE:
+        return AS
+    if not abs(value.times) >= BAR:                     # also where the error is 0 or NaN
+        return "not shown"
+    return AS if sign == (">" if value.mean > 0 else "<") else "opposite"
+
+
+def verdict_of(found):
+    """The verdict of a claim from those of all its comparisons."""
+    held, n, against = found.count(AS), len(found), found.count("opposite")
+    kind = "in part" if 0 < held < n else "reproduced" if held else "not"
+    return f"{kind}: {held} of {n}{f', {against} opposite' if against else ''}" if n else "not in the paper"
+
+
+def summary(claim, results):
+    """Lines of Markdown: a claim with its verdict, then its comparisons, the paper's figures beside ours."""
+    lines, found = [], []
+    for arms, paper, row, run in CLAIMS[claim].comparisons:
+        (first, sign, second), (tasks, key) = re.split(" ([<>=]) ", arms), scope(claim, arms)
+        value = results.value(first, [row] if row else tasks, key, second) if run else None
+        found.append(verdict(sign, value))
+        here = f"{value.mean:+.3f} ± {value.error:.3f} | {value.times:+.1f}" if value else "- | -"
+        where = row or f"mean of {len(tasks)}"
+        lines.append(f"| {claim} | {where}: {arms} | {paper} | {here} | {found[-1]} |")
+    return [f"| **{claim}** | **{CLAIMS[claim].title}** | | | | **{verdict_of(found)}** |", *lines]
 
 
 def show(head, rows):
@@ -150,12 +175,17 @@ def show(head, rows):
     yield f"learning rates: {json.dumps(head['rates'])}"
     yield f"{sum(map(len, results.near.values()))} items left out, near-duplicates of training text"
     yield "± the larger of the standard errors over seeds and over items, and a difference in such errors"
-    lines = ["", "| claim | in the paper | here | difference ± SE | in SE |", "|---|---|---|---|---|"]
+    lines = ["", RULE, "", "| claim | comparison | in the paper | here ± SE | in SE | verdict |",
+             "|---|---|---|---|---|---|"]
     for claim, entry in CLAIMS.items():
         columns, rows = table(claim, results) if set(entry.arms) <= set(results.runs) else ([], [])
         if rows:
-            yield from ("", f"{claim}: {entry.title}. In the paper: {entry.paper}", *lines_of(columns, rows))
-            lines += summary(claim, columns, rows)
+            yield from ("", f"{claim}: {entry.title}", *lines_of(columns, rows))
+            lines += summary(claim, results)
+    if {"plain", "uniform", "brd"} <= set(results.runs):
+        gains = (results.value(arm, scope("1")[0], minus="plain") for arm in ("uniform", "brd"))
+        lines.insert(1, "BRD minus plain text, mean of all tasks: {} by the paper's loss, {} where answers "
+                     "weigh 20.".format(*(f"{gain.mean:+.3f} ± {gain.error:.3f}" for gain in gains)))
     yield from lines
 
 

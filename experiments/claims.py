@@ -1,7 +1,7 @@
 """The claims of Basic Reading Distillation (Zhou et al., ACL 2025): every arm and seed, tables with errors.
 
     python -m experiments.claims                    # all of it, two hours on two cores; a stopped run goes on
-    python -m experiments.claims 1 3 --seeds=3      # some claims, of 1 to 8 and binding (claim_arms.CLAIMS)
+    python -m experiments.claims 1 3 --seeds=3      # some claims of claim_arms.CLAIMS
     python -m experiments.claims --wrappers=data/tasks/wrappers/final.json     # the same students, reworded
     python -m experiments.claims --show experiments/results/claims.jsonl       # the tables of runs kept here
 

@@ -11,6 +11,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import train
 from data import world
@@ -62,6 +64,59 @@ def test_differences_are_paired_by_item_and_leave_out_what_is_near():
     assert results.value("brd", ["who"], "centred") is None
 
 
+def test_a_difference_from_a_student_that_has_learnt_items_is_about_the_others():
+    results = claim_tables.Results([{"arm": arm, "seed": 1, "tasks": {"who": signs}}
+                                    for arm, signs in (("brd", "0101"), ("brd:relaxed", "-111"))])
+    assert results.value("brd:relaxed", ["who"], minus="brd").mean == pytest.approx(1 / 3)
+
+
+SIGNS, VALUES = st.sampled_from("<=>"), st.builds(claim_tables.Value, st.floats(-1, 1), st.one_of(
+    st.floats(0, 0.3), st.just(math.nan)))
+
+
+@given(SIGNS, VALUES)
+@settings(deadline=None)
+def test_no_verdict_flatters(sign, value):
+    said, (mean, error) = claim_tables.verdict(sign, value), value
+    shown = abs(mean) * (1 + 1e-9) >= 3 * error                          # False where the error is NaN
+    if said == "as in the paper":
+        assert abs(mean) + 3 * error <= 0.02 if sign == "=" else shown and (mean > 0) == (sign == ">")
+    if said != "as in the paper" and error and abs(mean) > 3.01 * error:
+        assert said == "opposite"
+    assert claim_tables.verdict(sign, None) == "not tested"
+
+
+@given(st.lists(st.sampled_from(["as in the paper", "opposite", "not shown", "not tested"]), min_size=1))
+def test_a_claim_is_reproduced_where_all_comparisons_hold(found):
+    said, held = claim_tables.verdict_of(found), found.count("as in the paper")
+    assert said.startswith("reproduced") == (held == len(found)) and said.startswith("not") == (held == 0)
+    assert f": {held} of {len(found)}" in said and ("opposite" in said) == ("opposite" in found)
+
+
+def made_up(**rates):
+    """The summary's lines of claim 4 or 7 for arms that are right in n of 50 items, in three seeds."""
+    rng = np.random.default_rng(1)
+    rows = [{"arm": arm, "seed": seed, "tasks": {task: claim_tables.packed(rng.permutation(np.arange(50) < n))
+                                                 for task in claim_items.TASKS}}
+            for arm, n in rates.items() for seed in (1, 2, 3)]
+    return claim_tables.summary("4" if "sentence" in rates else "7", claim_tables.Results(rows))
+
+
+@pytest.mark.parametrize("brd, sentence, verdict, whole", [
+    (20, 30, "opposite", "not: 0 of 1, 1 opposite"), (25, 25, "not shown", "not: 0 of 1"),
+    (30, 20, "as in the paper", "reproduced: 1 of 1")])
+def test_a_sign_against_the_paper_is_told(brd, sentence, verdict, whole):
+    head, line = made_up(brd=brd, sentence=sentence)
+    assert head.endswith(f" **{whole}** |") and line.endswith(f" {verdict} |")
+
+
+def test_a_rise_where_the_paper_has_none_is_told():
+    head, *lines = made_up(brd_eighth=10, brd_quarter=20, brd_half=20, brd=30, brd_double=40)
+    said = [line.split(" | ")[-1] for line in lines]
+    assert said == ["as in the paper |", "not shown |", "as in the paper |", "opposite |"]
+    assert "in part: 2 of 4, 1 opposite" in head
+
+
 def test_signs_of_credits():
     assert claim_tables.packed([1.0, 0.0, 0.5, 1 / 3]) == "10=="
     assert np.array_equal(claim_tables.unpacked("10=-"), [1, 0, 0.5, np.nan], equal_nan=True)
@@ -74,9 +129,16 @@ def test_the_tables_of_the_results_that_are_kept(capsys):
     assert head["sha256"] == final and head["seeds"] >= 3 and head["size"] == Size()._asdict()
     claims.main([f"--show={path}"])
     text = capsys.readouterr().out
-    assert "mean of tasks: brd - plain | +0.121 ± 0.005 | +26.5 |\n" in text
-    assert re.findall(r"^(\w+): .* In the paper", text, re.M) == list(CLAIMS)
-    assert "nan" not in text
+    assert re.findall(r"^\| \*\*(\w+)\*\* ", text, re.M) == list(CLAIMS) and "nan" not in text
+    assert all(f"\n{claim}: {entry.title}\n" in text for claim, entry in CLAIMS.items())
+    first, page = ((folder / "README.md").read_text(encoding="utf-8") for folder in path.parents[2:0:-1])
+    made = text[text.index("BRD minus plain text"):]
+    assert made in page                                                     # as --show prints it
+    for gain in re.findall(r"\+0(\.\d+) ± 0(\.\d+)", made.splitlines()[0]):
+        assert "+{} ± {}".format(*gain) in first
+    kinds = re.findall(r"^\| \*\*\d.* \*\*([\w ]+): \d", made, re.M)
+    assert (kinds.count("reproduced"), kinds.count("in part"), len(kinds)) == (3, 5, 8)
+    assert "Three of the paper's eight claims are reproduced (answers weigh 20), five in part" in first
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -265,7 +327,7 @@ def test_a_run_that_was_killed_goes_on_and_other_wrappers_test_the_same_students
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["9"], "claim 9; expected 1, 2"), (["--seeds=0"], "--seeds=0, but expected"),
+    (["9"], "claim 9; expected 1, weighted, 2"), (["--seeds=0"], "--seeds=0, but expected"),
     (["--wrappers=no.json"], "no.json"),
     (["--show", "pyproject.toml"], "pyproject.toml: expected the results of experiments.claims")])
 def test_bad_arguments_are_refused(arguments, message):
