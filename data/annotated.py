@@ -13,11 +13,10 @@ from pathlib import Path
 from data.annotations import ENTITY_FORMS, NOT_LISTED, TYPES, fill, parse_entity, parse_question
 from data.cli import CONTROL
 from data.own_text import json_rows, named
-from data.world import RAISED
 
 WORD = re.compile(r"\w")
-PRIMER = Path(__file__).resolve().parent / "primer" / "primer.jsonl"
-KINDS = ("content", "structure", *RAISED)
+PRIMER = sorted((Path(__file__).resolve().parent / "primer").glob("level*.jsonl"))    # easy ones first
+KINDS = ("content", "structure", "attitude")
 FIELDS = {"entities": ("text", "type", "about"), "questions": ("kind", "question", "answer")}
 
 
@@ -105,9 +104,14 @@ def read_annotations(path):
 
 @functools.cache
 def annotated_text(corpus):
-    """Paragraphs of "primer" or a file -> (training, held out: every third), lists of lists of records.
-    ValueError for fewer than three, and as read_annotations raises."""
-    paragraphs = read_annotations(PRIMER if corpus == "primer" else corpus)
-    if len(paragraphs) < 3:
-        raise ValueError(f"{corpus}: {len(paragraphs)} paragraphs, every third held out; expected at least 3")
-    return [paragraph for i, paragraph in enumerate(paragraphs) if i % 3 != 2], paragraphs[2::3]
+    """Paragraphs of a file, or of "primer", level by level -> (training, held out: every third of a file),
+    lists of lists of records. ValueError for fewer than three, and as read_annotations raises."""
+    training, held_out = [], []
+    for path in PRIMER if corpus == "primer" else [corpus]:
+        paragraphs = read_annotations(path)
+        if len(paragraphs) < 3:
+            raise ValueError(f"{path}: {len(paragraphs)} paragraphs, every third held out; "
+                             "expected at least 3")
+        training += [paragraph for i, paragraph in enumerate(paragraphs) if i % 3 != 2]
+        held_out += paragraphs[2::3]
+    return training, held_out
