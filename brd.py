@@ -28,6 +28,7 @@ import td_distill
 from data import world
 from data.annotations import ALL_FORMS, NO_ENTITY, TYPES, lines_of, parse_question, question_texts
 from data.cli import progress, run_command, run_named
+from data.documents import TEST_LEVELS, fresh_text
 from data.figures import count_answer, count_entities, count_raised, majorities, mean_se, ratio_se
 from model import sample
 
@@ -147,8 +148,8 @@ def eval_task(model, tokenizer, task):
 MAX_READING, MAX_ANSWER = 64, 16      # new tokens for the reading of a sentence and for one answer
 ROWS = 64                             # prompts generated together
 PAIRED = ("entity_f1", "answer.wh", "answer.yes_no")    # figures that are compared paragraph by paragraph
-FIGURES = ("entity_lines", "rouge_l", "answer.all", "answer.wh", "answer.yes_no", "answer.attitude",
-           "answer.structure", "raised", "raised.known", "raised.right")
+FIGURES = ("entity_lines", "rouge_l", "answer.all", "answer.wh", "answer.yes_no", "answer.no",
+           "answer.attitude", "answer.structure", "raised", "raised.known", "raised.right")
 
 
 def line_ends(tokenizer):
@@ -237,7 +238,7 @@ def eval_reading(model, tokenizer, paragraphs, oracle=None, own_questions=True):
 
     entity_f1, entity_f1.person ...   micro F1 over the multiset of (text, type), n = reference entities
     entity_lines                      share of its entity lines that can be parsed
-    answer.all, .wh, .yes_no ...      exact match; yes_no: answers Yes and No; wh: the rest, without attitudes
+    answer.all, .attitude ...         exact match; of content: yes_no and no (right is No), and wh, the rest
     rouge_l                           mean Rouge-L F of all answers
     raised                            share of the lines in its own questions and answers that can be parsed
     raised.known, raised.right        share of its questions that the oracle knows, and answers alike
@@ -256,7 +257,7 @@ def eval_reading(model, tokenizer, paragraphs, oracle=None, own_questions=True):
                 counted.append(count_raised(raised[p][k], oracle(p, k) if oracle else None))
         for name, *amounts in chain.from_iterable(counted):
             sums[name][p] = [x + y for x, y in zip(sums[name][p], amounts)]
-    for name in FIGURES if own_questions else FIGURES[:7]:
+    for name in FIGURES if own_questions else FIGURES[:8]:
         _ = sums[name]                                          # also where there was nothing to count
     baselines = majorities(chain.from_iterable(paragraphs))
     return {name: ratio_se(groups) | ({"groups": groups} if name in PAIRED else {}) | baselines.get(name, {})
@@ -264,14 +265,13 @@ def eval_reading(model, tokenizer, paragraphs, oracle=None, own_questions=True):
 
 
 def eval_fresh_text(model, tokenizer, n):
-    """eval_reading on n sentences and n paragraphs about two people, of pairs that no training text tells ->
-    {"single": figures, "paragraph": figures}; the same texts for every student."""
+    """eval_reading on n texts of each place of documents.TEST_LEVELS -> {"single", "paragraph", "alike":
+    figures}; "alike", where all is asked at the end, without the student's own questions."""
     found = {}
-    for place, level in (("single", world.SINGLE), ("paragraph", world.FULL)):
-        rng = random.Random(f"test {place}")
-        drawn = [world.draw_paragraph(rng, level, split="test") for _ in range(n)]
-        records = [world.annotate(rng, paragraph, i, level) for i, paragraph in enumerate(drawn)]
-        found[place] = eval_reading(model, tokenizer, records, lambda p, k: world.all_answers(drawn[p], k))
+    for place in TEST_LEVELS:
+        drawn, records = fresh_text(place, n)
+        found[place] = eval_reading(model, tokenizer, records, lambda p, k: world.all_answers(drawn[p], k),
+                                    own_questions=place != "alike")
     return found
 
 

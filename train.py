@@ -8,9 +8,8 @@
     python train.py --help                   # every option
 
 Stages: 1 text, annotations, tokens; 2 a common start on plain text; 3 two students, equal tokens each:
-`plain` goes on with plain text (FURTHER in the paper), `brd` learns from the reader's annotations; 4 the
-arms, which go on from `brd`, equal tokens each: more annotations, or a teacher's cache, read in several ways.
-Every student is tested; 5 tables. Shapes: B documents, T positions.
+`plain` goes on with plain text (FURTHER in the paper), `brd` learns from annotations; 4 arms go on from
+`brd`, equal tokens each: more annotations, or a teacher's cache; 5 tests, tables. B documents, T positions.
 """
 
 import importlib
@@ -49,7 +48,7 @@ SAVE_SECONDS = 20.0     # at most so much training is lost when the power fails
 @dataclass
 class Config(Options):
     # what to read, from whom, and where to
-    corpus: str = "world"            # built in; "primer" or a .jsonl, read with the world; or an own text
+    corpus: str = "world"            # or "open"; "primer" or a .jsonl, read with the world; or an own text
     corpus_share: float = 0.2        # part of a student's tokens that is "primer" or annotations.jsonl
     cache: str = ""                  # folder of a teacher's cache (experiments.teacher); "": data/teacher
     out_dir: str = "out"             # the folder of everything that this run makes
@@ -58,12 +57,13 @@ class Config(Options):
     # how much
     minutes: float = 0.0             # plan student_tokens so that the run takes this long; 0: as below
     start_tokens: int = 100_000      # plain text that the common start reads
-    student_tokens: int = 1_350_000  # what every student reads after it
+    student_tokens: int = 1_450_000  # what every student reads after it
     test_paragraphs: int = 150       # fresh paragraphs, and as many single sentences, in the reading test
     # the students
     layout: str = "modern"           # or "gpt2", which model.py export writes for transformers
     n_layer: int = 3                 # blocks
     n_head: int = 4                  # attention heads
+    shared_heads: int = 4            # of them those whose keys are their queries (layout "modern")
     n_embd: int = 128                # channels
     block_size: int = 384            # longest row in tokens
     tokenizer: str = "bpe"           # "bpe": trained on the text; own text also takes gpt2 and others
@@ -80,7 +80,7 @@ class Config(Options):
     answer_weight: float = 20.0      # weight of an answer's tokens in the loss; 1 is the paper's, and slower
     text_weight: float = 1.0         # weight of what is read
     plain_share: float = 0.1         # part of a reading student's tokens that is plain text (D_ORI)
-    ner_share: float = 0.1           # part that is text with entities (D_NER); the rest is questions (D_QRA)
+    ner_share: float = 0.12          # part that is text with entities (D_NER); the rest is questions (D_QRA)
     # the arms: what goes on from `brd`
     arms: str = ",".join(ARMS)       # some of these, see data/report.py; "": none
     arm_rate: float = 0.003          # learning rate of the arms; their answers weigh 1
@@ -105,6 +105,7 @@ class Config(Options):
         super().__post_init__()
         if self.plain_share + self.ner_share >= 1:
             raise ValueError("plain_share + ner_share leave no D_QRA; expected less than 1")
+        self.refuse(self.layout == "gpt2" and not self.init_from, "in layout gpt2", "shared_heads")
         if self.block_size % LENGTH_STEP:
             raise ValueError(f"--block_size={self.block_size}, but expected a multiple of {LENGTH_STEP}")
         check_weights(GPTConfig(self.n_vocab, self.block_size, self.n_layer, self.n_head, self.n_embd))
@@ -205,8 +206,8 @@ def new_model(n_layer, n_embd, tokenizer, config):
     if config.init_from:
         return GPT.load(config.init_from, device)
     kind = GPT if config.layout == "modern" else importlib.import_module("adapters.gpt2").GPT2
-    sizes = tokenizer.n_vocab, config.block_size, n_layer, config.n_head, n_embd
-    return kind(kind.config_class(*sizes)).to(device)
+    sizes = kind.config_class(tokenizer.n_vocab, config.block_size, n_layer, config.n_head, n_embd)
+    return kind(replace(sizes, shared_heads=config.shared_heads) if kind is GPT else sizes).to(device)
 
 
 def finished_model(name, config):
@@ -239,7 +240,8 @@ def train_start(config, threads):
     torch.set_num_threads(threads)
     tokenizer = run_tokenizer(config)
     if not is_finished(Path(config.out_dir), "start"):
-        mix = DataMix([documents.plain_text(config.start_tokens, f"{config.seed} start", tokenizer)], [1.0])
+        options = config.start_tokens, f"{config.seed} start", tokenizer, config.corpus
+        mix = DataMix([documents.plain_text(*options)], [1.0])
         model = new_model(config.n_layer, config.n_embd, tokenizer, config)
         train_model("start", model, mix, config.start_tokens, replace(config, cooldown=0.0), tokenizer)
 
@@ -323,9 +325,8 @@ def read_plainly(config, text):
 
 
 def planned_tokens(config, tokenizer, rows, seconds, students, arm_tokens):
-    """student_tokens with which so many students, one after another, and arms that read arm_tokens take so
-    many seconds, at the speed of a few steps of a fresh model, less a tenth, because `rows` are short; kept
-    in plan.json. ValueError where there is no time for a token."""
+    """student_tokens with which so many students in turn, and arms of arm_tokens, take `seconds`, at .9
+    of a fresh model's speed (`rows` are short); kept in plan.json. ValueError where there is no time."""
     path, rate = Path(config.out_dir) / "plan.json", 0.0
     if not path.exists():
         for n in (4, 25) if seconds > 0 else ():       # the first steps prepare kernels and memory
@@ -342,10 +343,10 @@ def planned_tokens(config, tokenizer, rows, seconds, students, arm_tokens):
 
 def started_from(config):
     """The options with the layout and the sizes of the student config.init_from; ValueError without one."""
-    config.refuse(True, "beside --init_from", "layout n_layer n_head n_embd block_size tokenizer n_vocab")
+    names = "n_layer n_head shared_heads n_embd block_size n_vocab"
+    config.refuse(True, "beside --init_from", f"layout tokenizer {names}")
     model = GPT.load(config.init_from)
-    sizes = {name: getattr(model.config, name) for name in "n_layer n_head n_embd block_size n_vocab".split()}
-    return replace(config, layout=model.layout, **sizes)
+    return replace(config, layout=model.layout, **{n: getattr(model.config, n) for n in names.split()})
 
 
 def main(arguments=None):

@@ -206,7 +206,8 @@ def main(arguments=None):
     if annotated:                       # a wrong model name must not empty the file of a right one
         write_annotations(options.out, annotated)
         if len(annotated) < 3:
-            say("train.py needs three paragraphs, as it holds out every third; an empty line stands between two")
+            say("train.py needs three paragraphs, as it holds out every third; "
+                "an empty line stands between two")
     if problem:
         raise problem
     if not annotated:

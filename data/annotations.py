@@ -5,6 +5,8 @@ A record is one sentence; a paragraph is the list of its records; a file holds o
     {"paragraph": 12, "sentence": 0, "text": "Anna took a train to Oslo.",
      "entities": [{"text": "Anna", "type": "person", "about": "traveller"}],
      "questions": [{"kind": "content", "question": "Where did Anna go?", "answer": "Oslo"}]}
+
+A question with "now": true is asked right after its sentence alone: a later one may change the answer.
 """
 
 import functools

@@ -28,9 +28,11 @@ from data.tokenizer import Tokenizer, train_bpe
 ROLES = ("text", "entity", "question", "answer", "sep", "end")
 SEP, END = ("", "sep"), ("", "end")
 BEHAVIOURS = ("ori", "ner", "qra")
-PLAIN_TOKENS, QRA_TOKENS = 10, 56       # predicted tokens of an average document, rounded down
+PLAIN_TOKENS, QRA_TOKENS = 10, 88       # predicted tokens of an average document, rounded down
 PIECE = 3                               # sentences of a natural paragraph in one document
-QUESTIONS_FIRST = 0.1                   # part of a reading student's run that is questions alone
+TEST_LEVELS = {"single": world.SINGLE, "paragraph": world.FULL, "alike": world.ALIKE}   # see fresh_text
+QUESTIONS_FIRST = 0.3                   # part of a reading student's run that is questions alone
+NER_JOIN = 0.3      # how much less often sentences wait to be read together for entities than for questions
 # Words for vary_layout, without answers, words that speak of the task itself, and short words.
 PHRASE_WORDS = sorted(
     {word.strip(".,:?") for line in OPENERS + BRIDGES + world.SAYINGS for word in line.split()
@@ -71,7 +73,7 @@ def render(paragraph, behaviour, rng, forms=ALL_FORMS, join_prob=0.0):
         # "Is this good or bad?" is asked of the sentence read last. All other questions come in any order: in
         # the order of their sentences, the position of a question would reveal its answer.
         asked = [question for read in waiting for question in read["questions"]
-                 if read is record or question["kind"] != "attitude"]
+                 if read is record or not (question["kind"] == "attitude" or question.get("now"))]
         if len(waiting) > 1:
             rng.shuffle(asked)
         joined = {"entities": [e for read in waiting for e in read["entities"]], "questions": asked}
@@ -134,9 +136,14 @@ def plain_rows(paragraphs, tokenizer):
     return Rows.pack(encode_documents(documents, tokenizer), tokenizer.n_vocab)
 
 
-def plain_text(tokens, seed, tokenizer):
-    """Rows of plain text of the built-in world, enough for `tokens` tokens."""
-    return plain_rows(world.plain(int(tokens / PLAIN_TOKENS) + 1, seed), tokenizer)
+def plain_text(tokens, seed, tokenizer, corpus="world"):
+    """Rows of plain text of the world that is read with `corpus`, enough for `tokens` tokens."""
+    return plain_rows(world.plain(int(tokens / PLAIN_TOKENS) + 1, seed, levels_of(corpus)), tokenizer)
+
+
+def levels_of(corpus):
+    """The levels of the world in a run that reads `corpus`: world.OPEN for "open", else world.LEVELS."""
+    return world.OPEN if corpus == "open" else world.LEVELS
 
 
 def fitting_rows(documents, tokenizer, block_size):
@@ -150,7 +157,9 @@ def reading_documents(paragraphs, behaviour, seed, levels=world.LEVELS):
     rng = random.Random(f"{behaviour} {seed}")
     for i, paragraph in enumerate(progress(paragraphs, behaviour, delay=5)):
         level = world.level(i / len(paragraphs), levels)
-        document = render(paragraph, behaviour, rng, level.forms, level.join_prob)
+        join_prob = 1.0 if level.whole and rng.random() < level.whole else level.join_prob
+        join_prob *= 1.0 if behaviour == "qra" else NER_JOIN
+        document = render(paragraph, behaviour, rng, level.forms, join_prob)
         yield vary_layout(document, rng) if level.varied and rng.random() < level.varied else document
 
 
@@ -162,22 +171,23 @@ def reading_rows(paragraphs, behaviour, tokenizer, seed, block_size, levels=worl
 def world_paragraphs(tokens, config, seed):
     """Annotated paragraphs of the built-in world, enough for `tokens` tokens: list of lists of records."""
     share = 1 - config.plain_share - config.ner_share
-    n = int(tokens * share / QRA_TOKENS) + 1
-    return list(progress(world.annotated(n, seed), "annotations", total=n, delay=5))
+    n, levels = int(tokens * share / QRA_TOKENS) + 1, levels_of(config.corpus)
+    return list(progress(world.annotated(n, seed, levels), "annotations", total=n, delay=5))
 
 
 def reading_mix(tokens, config, tokenizer, seed, paragraphs=None):
     """([D_ORI, D_NER, D_QRA] as Rows, their shares) of the built-in world, enough for `tokens` tokens."""
     shares = [config.plain_share, config.ner_share, 1 - config.plain_share - config.ner_share]
     paragraphs = paragraphs or world_paragraphs(tokens, config, seed)
-    plain = plain_text(tokens * shares[0], f"{seed} D_ORI", tokenizer)
-    ner, qra = (reading_rows(paragraphs, b, tokenizer, seed, config.block_size) for b in ("ner", "qra"))
+    plain = plain_text(tokens * shares[0], f"{seed} D_ORI", tokenizer, config.corpus)
+    options = tokenizer, seed, config.block_size, levels_of(config.corpus)
+    ner, qra = (reading_rows(paragraphs, behaviour, *options) for behaviour in ("ner", "qra"))
     return [plain, ner, qra], shares
 
 
 def gold_mix(tokens, config, tokenizer):
     """More annotated text like that of the cache: paragraphs of the last level, a quarter of it D_NER."""
-    seed, levels = f"{config.seed} gold", world.LEVELS[-1:]
+    seed, levels = f"{config.seed} gold", levels_of(config.corpus)[-1:]
     paragraphs = list(world.annotated(int(tokens / QRA_TOKENS) + 1, seed, levels))
     rows = [reading_rows(paragraphs, b, tokenizer, seed, config.block_size, levels) for b in ("ner", "qra")]
     return DataMix(rows, [0.25, 0.75])
@@ -188,8 +198,8 @@ def data_mix(name, config, tokenizer, paragraphs):
 
     plain   plain_text that no other student reads, by the seed "SEED plain" (SEED is config.seed), enough for
             the run, so that none of it is read twice
-    brd     reading_mix of config.seed and of `paragraphs` (of world_paragraphs). The D_QRA of the world begins
-            with the run, all other sources begin at QUESTIONS_FIRST
+    brd     reading_mix of config.seed and of `paragraphs` (of world_paragraphs). The D_QRA of the world
+            begins with the run, all other sources begin at QUESTIONS_FIRST
 
     An annotated config.corpus takes corpus_share of all tokens: `plain` reads its D_ORI alone, after its own
     text in the list; `brd` all three, after those of the world and in the same proportions. Where nobody
@@ -199,7 +209,8 @@ def data_mix(name, config, tokenizer, paragraphs):
         own = text_sources(config.corpus, tokenizer, config.block_size, config.seed)
         share = config.corpus_share
     if name == "plain":
-        rows = [plain_text(config.student_tokens, f"{config.seed} plain", tokenizer), *islice(own, 1)]
+        text = plain_text(config.student_tokens, f"{config.seed} plain", tokenizer, config.corpus)
+        rows = [text, *islice(own, 1)]
         return DataMix(rows, [1 - share, share][:len(rows)])
     sources, shares = reading_mix(config.student_tokens, config, tokenizer, config.seed, paragraphs)
     own = list(own)
@@ -216,6 +227,22 @@ def plain_test(tokenizer):
     return plain_rows(texts, tokenizer), sum(len(" ".join(text).encode("utf-8")) for text in texts)
 
 
+def fresh_text(place, n):
+    """The text of a reading test, of pairs that no training text tells, and the same for every student ->
+    (n world.Paragraphs, their records). place: "single" sentences, a "paragraph" about two people, or
+    "alike": two people who did alike, and questions about both at the end."""
+    rng, level = random.Random(f"test {place}"), TEST_LEVELS[place]
+    drawn = [world.draw_paragraph(rng, level, split="test", asides=0 if place == "alike" else 0.2)
+             for _ in range(n)]
+    records = [world.annotate(rng, paragraph, i, level) for i, paragraph in enumerate(drawn)]
+    if place == "alike":
+        for some, paragraph in zip(records, drawn):
+            for record in some:
+                record["questions"] = []
+            some[-1]["questions"] = world.questions_at_end(rng, paragraph, level)
+    return drawn, records
+
+
 def held_out_records(n, seed):
     """The records of n fresh paragraphs about two people, for a short look at a student."""
     rng = random.Random(seed)
@@ -229,14 +256,14 @@ def is_annotated(corpus):
 
 def is_own(corpus):
     """Whether a corpus is a text of one's own, which nobody has annotated."""
-    return corpus != "world" and not is_annotated(corpus)
+    return corpus not in ("world", "open") and not is_annotated(corpus)
 
 
 def run_inputs(config, tasks, teacher):
     """Hashes of what a run of train.py reads: {name: hash}. tasks: files; teacher: the world's cache (path).
     Drops arms that have no cache. ValueError for an option that has no effect on what is read."""
     annotated, own = is_annotated(config.corpus), is_own(config.corpus)
-    if own or annotated and not config.cache:
+    if own or config.corpus != "world" and not config.cache:
         if config.arms:
             config.refuse(True, "without annotations" if own else "without a --cache of this corpus", "arms")
         config.arms = ""
@@ -257,7 +284,7 @@ def run_inputs(config, tasks, teacher):
     inputs["task files"] = hash_of(*tasks)
     if config.corpus.endswith(".jsonl"):
         inputs["text hash"] = hash_of(Path(config.corpus))
-    if config.cache or not annotated:
+    if config.cache or config.corpus == "world":
         inputs["cache hash"] = cache_hash(config.cache or teacher, config.p)
     return inputs
 
@@ -294,11 +321,14 @@ def text_sources(corpus, tokenizer, block_size, seed):
 
 @functools.cache                    # a process asks for it more than once, and it takes a second
 def course_tokenizer(corpus, n_vocab):
-    """A BPE of a fixed sample of the built-in world, and of the training part of an annotated corpus."""
-    rng, paragraphs = random.Random("tokenizer"), list(world.annotated(4000, "tokenizer"))
-    if is_annotated(corpus):        # twenty times over, so that its words weigh like the world's own
+    """A BPE of a fixed sample of the built-in world, and of the training part of an annotated corpus; "open":
+    of the primer, which holds common English words."""
+    rng, levels = random.Random("tokenizer"), levels_of(corpus)
+    paragraphs = list(world.annotated(4000, "tokenizer", levels))
+    if corpus != "world":           # so often that its words weigh like the world's own
         from data.annotated import annotated_text
-        paragraphs += annotated_text(corpus)[0] * 20
+        paragraphs += annotated_text("primer")[0] if corpus == "open" else annotated_text(corpus)[0] * 20
     texts = ["".join(text for text, _ in render(paragraph, behaviour, rng))
              for paragraph in paragraphs for behaviour in ("ner", "qra")]
-    return train_bpe(texts + [" ".join(sentences) for sentences in world.plain(4000, "tokenizer")], n_vocab)
+    plain = [" ".join(sentences) for sentences in world.plain(4000, "tokenizer", levels)]
+    return train_bpe(texts + plain, n_vocab)

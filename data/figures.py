@@ -104,8 +104,8 @@ def count_entities(record, text):
 
 def answer_figures(item):
     """The figures for which an answer to a question counts, whether it is right or not."""
-    group = "yes_no" if item["answer"] in ("Yes", "No") else "wh"
-    groups = {"attitude": ["attitude"], "structure": [group, "structure"]}.get(item["kind"], [group])
+    groups = {"Yes": ["yes_no"], "No": ["yes_no", "no"]}.get(item["answer"], ["wh"])
+    groups = groups if item["kind"] == "content" else [item["kind"]]
     return [f"answer.{name}" for name in ["all", *groups]]
 
 

@@ -21,9 +21,11 @@ FILES = {                   # what a run leaves in --out_dir; --redo throws it a
     **{f"brd+{arm}": f"an arm: {what}" for arm, what in ARMS.items()},
     "results.json": "every figure", "report.html": "the same in pictures: python -m experiments.report"}
 READING = {"entity_f1": "entity F1", "answer.wh": "wh questions, exact",
-           "answer.yes_no": "yes/no questions, exact", "answer.attitude": "attitude, exact",
+           "answer.yes_no": "yes/no questions, exact", "answer.no": "false claims, rejected",
+           "answer.structure": "structure, exact", "answer.attitude": "attitude, exact",
            "raised.right": "own questions, right"}
-PLACES = {"single": "single sentences", "paragraph": "paragraphs, two people", "corpus": "text of the corpus"}
+PLACES = {"single": "single sentences", "paragraph": "paragraphs, two people",
+          "alike": "two people who did alike", "corpus": "text of the corpus"}
 
 
 def majority(entries):
@@ -42,7 +44,8 @@ def table(students):
         yield f"reading {PLACES[place]}, free-running", []
         for name, label in READING.items():
             found = [s["reading"].get(place, {}).get(name) for s in everyone]
-            yield f"  {label}", [majority(found), *map(cell, found)]
+            if any(entry and entry["value"] is not None for entry in found):
+                yield f"  {label}", [majority(found), *map(cell, found)]
     yield "blind tasks (n, chance)", []
     for name, task in first["blind"].items():
         found = [s["blind"].get(name) for s in everyone]

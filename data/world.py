@@ -1,13 +1,13 @@
 """The built-in corpus: short paragraphs about a small world, and a scripted reader that annotates them.
 
-    python data/world.py [SEED]         # three paragraphs with their annotations
+    python -m data.world [SEED]         # three paragraphs with their annotations
 
-A paragraph tells one to four facts, drawn at random, about one or two people. The reader knows the facts
-behind the sentences and is always right:
+A paragraph has one to four sentences; most tell a fact, drawn at random, about one or two people. The
+reader knows the facts behind the sentences and is always right:
 
     Clara took a train to Lima on Friday. Hugo did not go to Rome. She felt proud.
-    content    Where did Clara go? Lima       Is it true that Hugo travelled to Rome? No
-    structure  Who is she? Clara              Looking back: when did Clara go to Lima? Friday
+    content    Where did Clara go? Lima       Looking back: is it true that Hugo travelled to Rome? No
+    structure  Who is she? Clara              What kind of sentence is this? statement
     attitude   Is this good or bad? good
 
 Kept out of the training text, so that tests measure reading: a quarter of all (person, argument) pairs,
@@ -17,19 +17,15 @@ All words and sentences are in world.json. A new kind of fact is an entry of its
 one of its "words"; a new kind of question is an entry of RAISED.
 """
 
-import json
 import random
 import sys
 from dataclasses import dataclass, field
 from itertools import product
-from pathlib import Path
 from typing import Callable, NamedTuple
 
-TABLES = json.loads(Path(__file__).with_name("world.json").read_text(encoding="utf-8"))
-SHE, HE, GOOD, BAD = (TABLES[name] for name in ("she", "he", "good", "bad"))
-WORDS = {"person": SHE + HE, **TABLES["words"], "feeling": GOOD + BAD}
-RESERVED = {"person": TABLES["reserved_she"] + TABLES["reserved_he"], **TABLES["reserved"]}
-FEMALE = frozenset(SHE + TABLES["reserved_she"])
+from data import stories
+from data.words import (ATTITUDE, BAD, GOOD, INDEX, RESERVED, TABLES, WORDS, held_out, is_she, own_words,
+                        pick, shuffled)
 
 
 class Kind(NamedTuple):
@@ -46,9 +42,9 @@ class Kind(NamedTuple):
 
 
 KINDS = {name: Kind(**fields) for name, fields in TABLES["kinds"].items()}
-INDEX = {word: i for words in WORDS.values() for i, word in enumerate(words)}
-CLAIMS, PRONOUN, FIRST, LOOK_BACK, ATTITUDE, MOOD_FRAMES = (
-    tuple(TABLES[name]) for name in ("claims", "pronoun", "first", "look_back", "attitude", "mood_frames"))
+CLAIMS, LOOK_BACK, MOOD_FRAMES, PRONOUN, ABOUT, FIRST, LAST, SENTENCE = (
+    tuple(TABLES[name]) for name in (
+        "claims", "look_back", "mood_frames", "pronoun", "about", "first", "last", "sentence"))
 MOODS, SAYINGS = TABLES["moods"], tuple(TABLES["sayings"])     # sayings: words of answers, for plain text too
 
 
@@ -62,20 +58,47 @@ class Level:
     swapped: float = 0.2     # part of the false claims that mix up two people; the others are about neither
     claims: float = 0.4      # part of the yes/no questions that are claims ("Is it true that ...?")
     alike: float = 0.5       # part of the second person's facts that are of the same kind as the first one's
+    whole: float = 0.0       # part of the documents whose sentences are annotated together, at the end
     join_prob: float = 0.0   # part of the sentences that are annotated only together with the next one
     forms: int = 24          # how many of the surface forms of annotations are in use
     varied: float = 0.0      # part of the documents in another layout (documents.vary_layout)
     wh: int = 1              # wh questions drawn for a told fact; equal ones are asked once
-    whether: bool = True     # ask a yes/no question too, and one about an earlier sentence
+    whether: int = 1         # yes/no questions drawn for a fact; with 0 none about earlier sentences either
+    raised: float = 1.0      # part of the sentences with a question of structure, and with one of attitude,
+    #                          which is asked of every sentence that is good or bad where whether is above 0
+    own: float = 0.0         # part of the paragraphs that draw their people, places, things from own_words
+    story: float = 0.0       # part of the paragraphs that are stories (data/stories.py)
+    story_sentences: tuple = (1, 8)                             # of a story
+    plots: tuple = stories.PLOTS                                # what may happen in a story
 
 
-LEVELS = (Level(0.25, (1, 1), 1, denied=0.0, swapped=0.0, claims=0.0, forms=1),
-          Level(0.35, (1, 1), 1, swapped=0.0, claims=0.3, forms=4),
-          Level(0.55, (1, 2), 2, alike=0.7, join_prob=0.3, forms=8),
-          Level(0.75, (1, 3), 2, join_prob=0.3, forms=16),
-          Level(1.00, (1, 4), 2, swapped=0.4, join_prob=0.4, varied=0.4))
+# First wh questions alone, about two people who did alike, in one form and any order, so that "the person
+# named first" is right half of the time; then false claims that swap these people. Both are hard to learn
+# later.
+BINDING = {"sentences": (2, 2), "denied": 0.0, "alike": 1.0, "raised": 0.0}
+LATER = {"alike": 0.8, "swapped": 0.8, "join_prob": 0.5, "varied": 0.6}
+LEVELS = (Level(0.37, **BINDING, join_prob=1.0, forms=1, wh=12, whether=0),
+          Level(0.56, **BINDING, join_prob=0.7, forms=12, wh=2, whether=2, swapped=1.0, varied=0.4),
+          Level(0.63, (1, 1), 1, swapped=0.0, join_prob=0.6, raised=0.1, varied=0.6),
+          Level(0.75, (1, 2), raised=0.1, **LATER),
+          Level(0.89, (1, 3), raised=0.1, **LATER),
+          Level(1.00, (1, 4), raised=0.5, **LATER))
+# The open world: after that, stories; then paragraphs with words of their own, which have to be copied.
+MIXED = {"alike": 0.8, "swapped": 0.8, "story": 0.6}
+OPEN = (Level(0.22, **BINDING, join_prob=1.0, forms=1, wh=12, whether=0),
+        Level(0.31, **BINDING, join_prob=0.7, forms=12, wh=2, whether=2, swapped=1.0, varied=0.4),
+        Level(0.47, **MIXED | BINDING, join_prob=1.0, forms=1, wh=12, whether=0,
+              story_sentences=(2, 3), plots=()),
+        Level(0.71, **MIXED | BINDING, join_prob=1.0, forms=4, wh=12, whether=0, own=0.5,
+              story_sentences=(2, 4), plots=stories.PLOTS[:2]),
+        Level(0.86, (1, 3), **MIXED, raised=0.1, forms=12, join_prob=0.6, whole=0.6, wh=4, whether=2, own=0.7,
+              story_sentences=(2, 6), varied=0.3),
+        Level(1.00, (1, 4), **MIXED, raised=0.3, join_prob=0.6, whole=0.6, wh=4, whether=2, own=0.7,
+              story_sentences=(2, 9), varied=0.6))
+RARE = WORDS | RESERVED      # words that are told in plain text and never annotated
 FULL = Level()               # paragraphs of the test
 SINGLE = Level(sentences=(1, 1), people=1)
+ALIKE = Level(sentences=(2, 2), denied=0.0, alike=1.0, swapped=1.0, wh=2, whether=2)
 
 
 # --- paragraphs ---------------------------------------------------------------------------------------------
@@ -98,30 +121,21 @@ class Paragraph:
     facts: list = field(default_factory=list)
     people: list = field(default_factory=list)
     split: str = "train"
+    words: dict = field(default_factory=lambda: WORDS)
 
     @property
     def sentences(self):
         return [fact.text for fact in self.facts]
 
 
-def pick(rng, words):
-    """One of `words`. It uses rng.random() alone, whose stream is the same in every version of Python."""
-    return words[int(rng.random() * len(words))]
+def values_for(person, type_, split, words=WORDS):
+    """The arguments of one type in {type: words} that may be said of `person` in this split."""
+    return [v for v in words[type_] if person not in INDEX or v not in INDEX
+            or held_out(person, v) == (split == "test")]
 
 
-def held_out(person, value):
-    """True for the quarter of all (person, argument) pairs that only tests may tell or ask about."""
-    return person in INDEX and value in INDEX and (INDEX[person] + INDEX[value]) % 4 == 0
-
-
-def values_for(person, type_, split):
-    """The arguments of one type that may be said of `person` in this split."""
-    return [v for v in WORDS[type_] if held_out(person, v) == (split == "test")]
-
-
-def draw_people(rng, n, split, reserved):
+def draw_people(rng, n, split, everyone=WORDS["person"]):
     """n different people. In tests two often share their held-out arguments, so that facts can be swapped."""
-    everyone = RESERVED["person"] if reserved else WORDS["person"]
     people = [pick(rng, everyone)]
     alike = split == "test" and rng.random() < 0.6
     while len(people) < n:
@@ -131,17 +145,15 @@ def draw_people(rng, n, split, reserved):
     return people
 
 
-def draw_fact(rng, paragraph, person, kind_name, may_pronoun, reserved, denials):
+def draw_fact(rng, paragraph, person, kind_name, may_pronoun=False, denials=0.0):
     """One sentence about `person`; None where no unused argument is left for it."""
     kind, taken = KINDS[kind_name], [fact.value for fact in paragraph.facts]
-    values = values_for(person, kind.type, paragraph.split)
-    if reserved:
-        values = RESERVED.get(kind.type, WORDS[kind.type])
+    values = values_for(person, kind.type, paragraph.split, paragraph.words)
     free = [v for v in values if v not in taken]
     if not free:
         return None
     value, denied = pick(rng, free), rng.random() < denials
-    pronoun = ("she" if person in FEMALE else "he") if may_pronoun and rng.random() < 0.6 else ""
+    pronoun = ("she" if is_she(person) else "he") if may_pronoun and rng.random() < 0.6 else ""
     clause = pick(rng, kind.denies if denied else kind.says).format(s=pronoun or person, a=value)
     day = pick(rng, WORDS["day"]) if kind.dated and not denied and rng.random() < 0.5 else ""
     if day:
@@ -160,9 +172,11 @@ def draw_aside(rng):
     return Fact(pick(rng, MOOD_FRAMES).format(m=pick(rng, MOODS[mood])), "mood", mood=mood)
 
 
-def draw_paragraph(rng, at=FULL, split="train", reserved=False, asides=0.2):
-    """A Paragraph of the Level `at`; where it has the sentences for two people, both are named."""
-    paragraph = Paragraph(split=split, people=draw_people(rng, at.people, split, reserved))
+def draw_paragraph(rng, at=FULL, split="train", words=None, asides=0.2):
+    """A Paragraph of the Level `at`; where it has the sentences for two people, both are named. words:
+    {type: words}; None: WORDS, or own_words where the level says so."""
+    words = words or (own_words(rng) if at.own and rng.random() < at.own else WORDS)
+    paragraph = Paragraph([], draw_people(rng, at.people, split, words["person"]), split, words)
     n = at.sentences[0] + int(rng.random() * (at.sentences[1] - at.sentences[0] + 1))
     named, told = [], {person: [] for person in paragraph.people}
     while len(paragraph.facts) < n:
@@ -176,8 +190,8 @@ def draw_paragraph(rng, at=FULL, split="train", reserved=False, asides=0.2):
         other = [k for p in named if p != person for k in told[p] if k not in told[person]]
         is_alike = other and rng.random() < at.alike
         kind = pick(rng, other if is_alike else [k for k in KINDS if k not in told[person]])
-        alone = all(p == person or (p in FEMALE) != (person in FEMALE) for p in named)
-        fact = draw_fact(rng, paragraph, person, kind, person in named and alone, reserved, at.denied)
+        alone = all(p == person or is_she(p) != is_she(person) for p in named)
+        fact = draw_fact(rng, paragraph, person, kind, person in named and alone, at.denied)
         if fact:
             told[person].append(kind)
             paragraph.facts.append(fact)
@@ -222,12 +236,14 @@ def wh_questions(fact):
 def false_claim(rng, paragraph, fact, swapped=0.5, told=None):
     """(person, value) like `fact`, but false: the argument of another person in `told` (None: all facts of
     the paragraph) with probability `swapped`, otherwise one that does not occur in the paragraph."""
-    told, test = paragraph.facts if told is None else told, paragraph.split == "test"
-    allowed = values_for(fact.person, KINDS[fact.kind].type, paragraph.split)
+    told = paragraph.facts if told is None else told
+    type_ = KINDS[fact.kind].type
+    allowed = values_for(fact.person, type_, paragraph.split, paragraph.words)
     if rng.random() < swapped:
         others = [f for f in told if f.person and f.person != fact.person]
         swaps = [(fact.person, f.value) for f in others if f.kind == fact.kind and f.value in allowed]
-        swaps += [(f.person, fact.value) for f in others if held_out(f.person, fact.value) == test]
+        swaps += [(f.person, fact.value) for f in others
+                  if fact.value in values_for(f.person, type_, paragraph.split, paragraph.words)]
         if swaps:
             return pick(rng, swaps)
     unknown = [v for v in allowed if v not in [f.value for f in paragraph.facts]]
@@ -253,43 +269,79 @@ def wh_question(rng, fact):
 
 
 class Raised(NamedTuple):
-    """One kind of question that asks for no fact in particular."""
+    """One kind of question that asks for no fact in particular; {p} of its forms is the pronoun."""
+    kind: str          # "structure" or "attitude"
     forms: tuple
-    answer: Callable   # (paragraph, k) -> its answer at sentence k
-    asked: Callable    # (rng, paragraph, k) -> whether the reader asks it there
+    answer: Callable   # (paragraph, k) -> its answer at sentence k, None where it cannot be asked
+    now: bool = False  # it is about the sentence read last
 
 
-RAISED = {
-    "attitude": Raised(ATTITUDE, lambda paragraph, k: paragraph.facts[k].mood,
-                       lambda rng, paragraph, k: paragraph.facts[k].mood != "neutral" or rng.random() < 0.1)}
+def named(paragraph, k, which):
+    """The person that the text up to sentence k names first (0) or last (-1), None without any."""
+    people = [fact.person for fact in paragraph.facts[:k + 1] if fact.person and not fact.pronoun]
+    return people[which] if people else None
+
+
+def sentence_kind(paragraph, k):
+    """What sort of sentence this is: "statement", "denial" or "exclamation"."""
+    fact = paragraph.facts[k]
+    return "exclamation" if fact.text.endswith("!") else "denial" if fact.denied else "statement"
+
+
+RAISED = (Raised("structure", PRONOUN, lambda text, k: text.facts[k].pronoun and text.facts[k].person),
+          Raised("structure", ABOUT, lambda text, k: text.facts[k].person, now=True),
+          Raised("structure", FIRST, lambda text, k: named(text, k, 0)),
+          Raised("structure", LAST, lambda text, k: named(text, k, -1), now=True),
+          Raised("structure", SENTENCE, sentence_kind, now=True),
+          Raised("attitude", ATTITUDE, lambda text, k: text.facts[k].mood, now=True))
+
+
+def raised_at(paragraph, k, kind):
+    """Every entry of RAISED of one kind that can be asked at sentence k: list of (Raised, forms, answer)."""
+    found = ((entry, entry.answer(paragraph, k)) for entry in RAISED if entry.kind == kind)
+    return [(entry, [form.format(p=paragraph.facts[k].pronoun) for form in entry.forms], answer)
+            for entry, answer in found if answer]
+
+
+def content_questions(rng, paragraph, fact, k, at):
+    """Questions at sentence k about one fact: list of (kind, (question, answer) or None, now)."""
+    return [*(("content", wh_question(rng, fact), False) for _ in range(at.wh)),
+            *(("content", whether_question(rng, paragraph, fact, k, at), False) for _ in range(at.whether))]
+
+
+def items(rng, asked):
+    """Triples (kind, (question, answer) or None, now) in random order, each question once -> list of {"kind",
+    "question", "answer"}, and "now" where the answer holds for the sentence read last alone."""
+    unique = {}
+    for kind, question, now in shuffled(rng, asked):
+        if question:
+            item = {"kind": kind, "question": question[0], "answer": question[1]}
+            unique.setdefault(question[0], item | ({"now": True} if now else {}))
+    return list(unique.values())
+
+
+def questions_at_end(rng, paragraph, at):
+    """The reader's questions about all facts of a paragraph, to be asked after its last sentence."""
+    facts = [fact for fact in paragraph.facts if fact.kind in KINDS]
+    return items(rng, [asked for fact in facts for asked in content_questions(
+        rng, paragraph, fact, len(paragraph.facts) - 1, at)])
 
 
 def questions(rng, paragraph, k, at=FULL):
-    """The reader's questions at sentence k, in random order: list of {"kind", "question", "answer"}."""
-    fact, asked = paragraph.facts[k], []
-    if fact.kind in KINDS:
-        asked += [("content", wh_question(rng, fact)) for _ in range(at.wh)]
-        question = whether_question(rng, paragraph, fact, k, at)
-        if at.whether:
-            asked.append(("content", question))
-    if fact.pronoun and rng.random() < 0.5:
-        asked.append(("structure", (pick(rng, PRONOUN).format(p=fact.pronoun), fact.person)))
+    """The reader's questions at sentence k: `items`."""
+    fact = paragraph.facts[k]
+    asked = content_questions(rng, paragraph, fact, k, at) if fact.kind in KINDS else []
     earlier = [f for f in paragraph.facts[:k] if f.kind in KINDS]
     if earlier and at.whether and rng.random() < 0.8:
         back, told = pick(rng, LOOK_BACK), pick(rng, earlier)
         is_wh = rng.random() < 0.5
         question = wh_question(rng, told) if is_wh else whether_question(rng, paragraph, told, k, at)
-        asked.append(("structure", question and (back + question[0], question[1])))
-    if earlier and rng.random() < 0.1:
-        asked.append(("structure", (pick(rng, FIRST), earlier[0].person)))
-    for kind, raised in RAISED.items():
-        if raised.asked(rng, paragraph, k):
-            asked.append((kind, (pick(rng, raised.forms), raised.answer(paragraph, k))))
-    unique = {}
-    for kind, question in sorted(asked, key=lambda _: rng.random()):
-        if question:
-            unique.setdefault(question[0], {"kind": kind, "question": question[0], "answer": question[1]})
-    return list(unique.values())
+        asked.append(("content", question and (back + question[0], question[1]), False))
+    for kind in ("structure", "attitude"):
+        if rng.random() < at.raised or kind == "attitude" and at.whether and fact.mood != "neutral":
+            entry, forms, answer = pick(rng, raised_at(paragraph, k, kind))
+            asked.append((kind, (pick(rng, forms), answer), entry.now))
+    return items(rng, asked)
 
 
 def all_answers(paragraph, k):
@@ -297,19 +349,16 @@ def all_answers(paragraph, k):
     answers, facts = {}, paragraph.facts[:k + 1]
     true = [(f.kind, f.person, f.value) for f in facts if not f.denied]
     for told in (fact for fact in facts if fact.kind in KINDS):
-        for person, value in product(paragraph.people, WORDS[KINDS[told.kind].type]):
+        for person, value in product(paragraph.people, paragraph.words[KINDS[told.kind].type]):
             direct, claims = whether_forms(told, person, value)
             answer = "Yes" if (told.kind, person, value) in true else "No"
             answers |= dict.fromkeys(direct + claims, answer)
         for forms, answer in wh_questions(told):
             answers |= dict.fromkeys(forms, answer)
     looking_back = {back + question: answer for back in LOOK_BACK for question, answer in answers.items()}
-    if facts[k].pronoun:
-        answers |= dict.fromkeys((form.format(p=facts[k].pronoun) for form in PRONOUN), facts[k].person)
-    for person in [f.person for f in facts if f.person][:1]:
-        answers |= dict.fromkeys(FIRST, person)
-    for raised in RAISED.values():
-        answers |= dict.fromkeys(raised.forms, raised.answer(paragraph, k))
+    for kind in ("structure", "attitude"):
+        for _, forms, answer in raised_at(paragraph, k, kind):
+            answers |= dict.fromkeys(forms, answer)
     return looking_back | answers
 
 
@@ -329,14 +378,21 @@ def annotated(n, seed, levels=LEVELS):
     rng = random.Random(f"annotated {seed}")
     for i in range(n):
         at = level(i / n, levels)
-        yield annotate(rng, draw_paragraph(rng, at), i, at)
+        if rng.random() < at.story:
+            yield stories.draw_story(rng, at, i)
+        else:
+            yield annotate(rng, draw_paragraph(rng, at), i, at)
 
 
-def plain(n, seed):
+def plain(n, seed, levels=None):
     """Yields n paragraphs (lists of sentences) without annotations; one in eight uses reserved names."""
     rng = random.Random(f"plain {seed}")
     for i in range(n):
-        yield draw_paragraph(rng, level(i / n), reserved=rng.random() < 0.125).sentences
+        at = level(i / n, levels or LEVELS)
+        if rng.random() < at.story:
+            yield [record["text"] for record in stories.draw_story(rng, at)]
+        else:
+            yield draw_paragraph(rng, at, words=RARE if rng.random() < 0.125 else None).sentences
 
 
 def main():

@@ -1,4 +1,4 @@
-"""Writes the blind tests: seven tasks about the built-in world, which no student trains on.
+"""Writes the blind tests: eleven tasks about the built-in world, which no student trains on.
 
     python -m experiments.blind_tasks        # writes data/tasks/*.json; to do after a change of data/world.py
 
@@ -72,6 +72,10 @@ def draw_claim(rng, true, change, at, bare=False):
 # turn counts up within a wrapper: right answers and ways to be false alternate with it.
 
 YN, TYPES = ("No", "Yes"), tuple(world.RESERVED)
+WHO = ("go", "buy", "live", "work", "job")      # kinds of facts
+# People who did alike: (task, kinds of facts, what is asked).
+ALIKE = (("who", WHO, "who"), ("what", ("buy", "job"), "what"),
+         ("where", ("go", "live"), "what"), ("when", ("go", "buy"), "dated"))
 
 
 def yes_no(rng, turn, w):
@@ -99,7 +103,7 @@ def entity_type(rng, turn, w=0, reserved=False):
     while True:
         facts = told = world.draw_paragraph(rng, ONE if reserved else SHORT, split="test", asides=0.0).facts
         if reserved:
-            told = world.draw_paragraph(rng, ONE, reserved=True, asides=0.0).facts
+            told = world.draw_paragraph(rng, ONE, words=world.RARE, asides=0.0).facts
             facts = told + facts if rng.random() < 0.5 else facts + told
         words = [e["text"] for fact in told for e in world.entities(fact) if e["type"] == TYPES[turn % 5]]
         if words:
@@ -123,6 +127,36 @@ def sentiment_words(rng, turn, w):
     return sentiment(rng, turn, w, (good[w % len(good)], bad[(w + w // len(good)) % len(bad)]))
 
 
+def scene(rng, n, kind, dated=False, second=None):
+    """n people who did the same kind of thing -> (Paragraph, its n facts of this kind as told, the facts of
+    kind `second` of the same people). All pairs of its people and values are held out."""
+    while True:
+        paragraph = world.Paragraph(split="test", people=world.draw_people(rng, n, "test"))
+        if len({world.INDEX[p] % 4 for p in paragraph.people}) > 1:
+            continue
+        for one in (kind, second) if second else (kind,):
+            for person in paragraph.people:
+                fact = world.draw_fact(rng, paragraph, person, one)
+                while dated and (not fact.day or fact.day in {f.day for f in paragraph.facts}):
+                    fact = world.draw_fact(rng, paragraph, person, one)
+                paragraph.facts.append(fact)                    # its value is not drawn again
+        extra = [world.draw_aside(rng)] if rng.random() < 0.3 else []
+        paragraph.facts = sorted(paragraph.facts + extra, key=lambda _: rng.random())
+        return paragraph, *([f for f in paragraph.facts if f.kind == one] for one in (kind, second))
+
+
+def about(n, kinds, asked):
+    """The maker of items about n people; asked: "who", "what" (the argument) or "dated" (the day)."""
+    def item(rng, turn, w=0):
+        kind = kinds[turn // n % len(kinds)]
+        paragraph, main, _ = scene(rng, n, kind, asked == "dated")
+        fact = main[turn % n]
+        question = world.pick(rng, getattr(world.KINDS[kind], asked)).format(n=fact.person, a=fact.value)
+        words = [{"who": f.person, "what": f.value, "dated": f.day}[asked] for f in main]
+        return {"p": text(paragraph), "q": question}, words, turn % n
+    return item
+
+
 TASKS = {name: (WRAPPERS[name.removesuffix("_reserved")], *rest) for name, *rest in (
     # name: (wrappers, function, keyword, description)
     ("yes_no", yes_no, "reading comprehension", "Answer a yes/no question about one fact of a paragraph."),
@@ -135,6 +169,8 @@ TASKS = {name: (WRAPPERS[name.removesuffix("_reserved")], *rest) for name, *rest
     ("sentiment_words", sentiment_words, "emotional understanding",
      "Say which of two ordinary words fits the mood of a paragraph."),
     ("paraphrase", paraphrase, "paraphrase", "Say whether two sentences tell the same fact."))}
+TASKS |= {name: (WRAPPERS["alike"], about(2, kinds, asked), "reading comprehension",
+                 f"Two people did the same kind of thing: say {name}.") for name, kinds, asked in ALIKE}
 
 
 def task_file(name):

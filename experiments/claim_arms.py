@@ -1,6 +1,7 @@
 """The claims of experiments/claims.py, and their arms: what each student reads."""
 
 import functools
+import random
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -14,16 +15,20 @@ from experiments import claim_items, retelling
 
 RATE = train.Config.learning_rate   # of starts
 NER_TOKENS = 40                     # tokens of an average paragraph in D_NER, rounded down
-APART = 0.98                        # tokens of D_QRA read sentence by sentence, in those of whole paragraphs
-BINDING_TOKENS = 500_000            # of questions, after which students tell two people apart
-BINDING_LENGTH, LATER_LENGTH = 94, 68       # tokens of an average document of D_QRA until then, and after
+LENGTHS = {"brd": QRA_TOKENS, "sentences": 86, "short": 58}        # the same in D_QRA, by Arm.read
+# Levels that begin with single sentences, and leave out the binding curriculum of world.LEVELS.
+SHORT = (world.Level(0.25, (1, 1), 1, denied=0.0, swapped=0.0, claims=0.0, forms=1, raised=0.1),
+         world.Level(0.35, (1, 1), 1, swapped=0.0, claims=0.3, forms=4, raised=0.1),
+         world.Level(0.55, (1, 2), alike=0.7, join_prob=0.3, forms=8, raised=0.1),
+         world.Level(0.75, (1, 3), join_prob=0.3, forms=16, raised=0.1),
+         world.Level(1.00, (1, 4), swapped=0.4, join_prob=0.4, varied=0.4, raised=0.1))
 
 
 class Arm(NamedTuple):
     """One way to train a student."""
     what: str                       # how it differs from the default student
     read: str = "brd"               # "plain", or annotated text: "brd", "sentences", "short"
-    shares: tuple = (0.1, 0.1)      # of D_ORI and D_NER; the rest is D_QRA
+    shares: tuple = (0.1, 0.12)     # of D_ORI and D_NER; the rest is D_QRA
     tokens: float = 1.0             # what it reads after its start, in tokens of a default student
     start: str = "start"            # the arm that it starts from; "": new weights
     answer_weight: float = train.Config.answer_weight
@@ -32,19 +37,19 @@ class Arm(NamedTuple):
 ARMS = {
     "start": Arm("the common start, of Size.start tokens", "plain", start=""),
     "plain": Arm("plain text alone", "plain"),
-    "brd": Arm("D_ORI .1, D_NER .1, D_QRA .8"),
+    "brd": Arm("D_ORI .1, D_NER .12, D_QRA .78"),
     "uniform": Arm("every token weighs 1 in the loss", answer_weight=1.0),
     "pretrained": Arm("the longer start itself", "plain", tokens=0.25, start=""),
     "further": Arm("plain text after the longer start", "plain", start="pretrained"),
     "further_brd": Arm("BRD after the longer start", start="pretrained"),
     "no_ner": Arm("no D_NER, D_QRA in its place", shares=(0.1, 0.0)),
     "no_qra": Arm("no D_QRA, D_NER in its place", shares=(0.1, 0.9)),
-    "ner_more": Arm("as brd, with four times the D_NER", shares=(0.1 / 1.3, 0.4 / 1.3), tokens=1.3),
+    "ner_more": Arm("as brd, with four times the D_NER", shares=(0.1 / 1.36, 0.48 / 1.36), tokens=1.36),
     "uniform_no_ner": Arm("every token weighs 1, no D_NER", shares=(0.1, 0.0), answer_weight=1.0),
     "sentence": Arm("sentence by sentence, no questions that need another one", "sentences"),
     "brd_eighth": Arm("an eighth of the tokens", tokens=0.125), "brd_quarter": Arm("a quarter", tokens=0.25),
     "brd_half": Arm("half of the tokens", tokens=0.5), "brd_double": Arm("twice the tokens", tokens=2.0),
-    "short": Arm("the levels of train.py, without the binding curriculum", "short"),
+    "short": Arm("easy sentences first, without the binding curriculum", "short"),
 }
 CONTROL = ("plain", "brd")          # arms also tested without paragraphs, and compared with the teacher
 AFTER = tuple(f"{first}+{method}" for first in CONTROL for method in retelling.METHODS)
@@ -177,37 +182,23 @@ def family(arm):
     return "plain" if ARMS[re.split("[+:]", arm)[0]].read == "plain" else "brd"
 
 
-def binding_curriculum(tokens):
-    """(number of paragraphs, levels) for `tokens` tokens of D_QRA that teach which person a fact belongs to.
-
-    The first paragraphs tell facts of the same kinds about two people and ask wh questions about both, in any
-    order and in one form, so that "the person named first" is right only half of the time."""
-    binding = min(BINDING_TOKENS, tokens / 2) / BINDING_LENGTH                     # paragraphs
-    n = binding + (tokens - binding * BINDING_LENGTH) / LATER_LENGTH
-    part, two = binding / n, {"alike": 0.8, "swapped": 0.8}
-
-    def after(until, sentences, people=2, **other):
-        return world.Level(part + (1 - part) * until, sentences, people, join_prob=0.6, varied=0.6, **other)
-    first = world.Level(part, (2, 2), denied=0.0, alike=1.0, join_prob=1.0, forms=1, wh=12, whether=False)
-    return int(n) + 1, (first, after(0.1, (1, 1), 1, swapped=0.0, claims=0.3), after(0.4, (1, 2), **two),
-                        after(0.7, (1, 3), **two), after(1.0, (1, 4), **two))
-
-
-def alone(record):
-    """A record as a teacher would write it who sees this sentence alone: nothing about earlier ones, and only
-    the attitude of a sentence that does not name its person."""
-    kinds = ["attitude"]
-    if not set(world.WORDS["person"]).isdisjoint(re.findall(r"\w+", record["text"])):
-        kinds.append("content")
-    return {**record, "sentence": 0, "questions": [q for q in record["questions"] if q["kind"] in kinds]}
+def alone(rng, fact, at):
+    """The record of a sentence as a teacher would write it who sees this sentence alone: where it does not
+    name its person, only its attitude."""
+    (record,) = world.annotate(rng, world.Paragraph([fact], [fact.person]), 0, at)
+    asked = [q for q in record["questions"] if q["kind"] == "attitude" or not fact.pronoun]
+    return {**record, "questions": asked}
 
 
 def annotated(read, n, seed, levels):
     """n annotated paragraphs of these levels; "sentences" makes each of their sentences a paragraph."""
-    paragraphs = list(world.annotated(n, seed, levels))
-    if read == "sentences":
-        return [[alone(record)] for paragraph in paragraphs for record in paragraph]
-    return paragraphs
+    if read != "sentences":
+        return list(world.annotated(n, seed, levels))
+    rng, found = random.Random(f"annotated {seed}"), []
+    for i in range(n):
+        at = world.level(i / n, levels)
+        found += [[alone(rng, fact, at)] for fact in world.draw_paragraph(rng, at).facts]
+    return found
 
 
 @functools.lru_cache(maxsize=1)      # used twice: to learn from, and to look for near-duplicates
@@ -225,12 +216,8 @@ def mix_of(job):
         return DataMix([plain(tokens, "plain" if arm.start else job.arm)], [1.0])
     ori, ner = arm.shares
     qra = round(1 - ori - ner, 6)
-    usual = tokens * (1 - sum(ARMS["brd"].shares))                        # tokens of questions that brd reads
-    if arm.read == "short":
-        begin, n, levels = QUESTIONS_FIRST, usual / QRA_TOKENS, world.LEVELS
-    else:
-        begin, (n, levels) = min(BINDING_TOKENS, usual / 2) / tokens, binding_curriculum(usual)
-    n *= qra * tokens / usual / (APART if arm.read == "sentences" else 1)
+    begin, levels = (0.1, SHORT) if arm.read == "short" else (QUESTIONS_FIRST, world.LEVELS)
+    n = qra * tokens / LENGTHS[arm.read]
     paragraphs = annotated(arm.read, int(max(n, ner * tokens / NER_TOKENS)) + 1, job.seed, levels)
     rows = [reading_rows(paragraphs, behaviour, tokenizer, job.seed, config.block_size, levels)
             for behaviour in ("ner", "qra")]

@@ -20,11 +20,10 @@ from functools import partial
 from pathlib import Path
 
 from data import world
-from experiments.blind_tasks import (FOLDER, ONE, PAIR, SHORT, SHORT_PAIR, draw_claim, entity_type,
-                                     false_pair, sentiment, text)
+from experiments.blind_tasks import (ALIKE, FOLDER, ONE, PAIR, SHORT, SHORT_PAIR, WHO, about, draw_claim,
+                                     entity_type, false_pair, scene, sentiment, text)
 
 WRAPPERS = FOLDER / "wrappers"
-WHO = ("go", "buy", "live", "work", "job")      # kinds of facts
 N = 360                      # items of a task and seed; divisible by 2 or 3 wrappers times 2, 3 or 5 answers
 SETS = {                     # set of wrappers: (slots, number of labels); the labels in this order
     "yes_no": ("pq", 2),     # yes, no
@@ -96,36 +95,6 @@ def paraphrase(rng, turn):
     return {"a": fact.text, "b": clause + "."}, None, turn % 2
 
 
-def scene(rng, n, kind, dated=False, second=None):
-    """n people who did the same kind of thing -> (Paragraph, its n facts of this kind as told, the facts of
-    kind `second` of the same people). All pairs of its people and values are held out."""
-    while True:
-        paragraph = world.Paragraph(split="test", people=world.draw_people(rng, n, "test", False))
-        if len({world.INDEX[p] % 4 for p in paragraph.people}) > 1:
-            continue
-        for one in (kind, second) if second else (kind,):
-            for person in paragraph.people:
-                fact = world.draw_fact(rng, paragraph, person, one, False, False, 0.0)
-                while dated and (not fact.day or fact.day in {f.day for f in paragraph.facts}):
-                    fact = world.draw_fact(rng, paragraph, person, one, False, False, 0.0)
-                paragraph.facts.append(fact)                    # its value is not drawn again
-        extra = [world.draw_aside(rng)] if rng.random() < 0.3 else []
-        paragraph.facts = sorted(paragraph.facts + extra, key=lambda _: rng.random())
-        return paragraph, *([f for f in paragraph.facts if f.kind == one] for one in (kind, second))
-
-
-def about(n, kinds, asked):
-    """The maker of items about n people; asked: "who", "what" (the argument) or "dated" (the day)."""
-    def item(rng, turn):
-        kind = kinds[turn // n % len(kinds)]
-        paragraph, main, _ = scene(rng, n, kind, asked == "dated")
-        fact = main[turn % n]
-        question = world.pick(rng, getattr(world.KINDS[kind], asked)).format(n=fact.person, a=fact.value)
-        words = [{"who": f.person, "what": f.value, "dated": f.day}[asked] for f in main]
-        return {"p": text(paragraph), "q": question}, words, turn % n
-    return item
-
-
 def two_hop(rng, turn):
     """The argument of one fact, asked by that of another: "What did the person who went to Oslo buy?" """
     kinds, k = ("go", "buy", "work", "job"), turn // 2           # of different types, so that values suffice
@@ -159,8 +128,7 @@ TASKS = {  # name: (set of wrappers, maker of items, number of answers)
     "yes_no": ("yes_no", yes_no, 2), "swapped": ("yes_no", partial(yes_no, change="swap"), 2),
     "nli": ("nli", nli, 3), "paraphrase": ("paraphrase", paraphrase, 2),
     **{name + ending: ("question", about(n, kinds, asked), n)
-       for name, kinds, asked in (("who", WHO, "who"), ("what", ("buy", "job"), "what"),
-                                  ("where", ("go", "live"), "what"), ("when", ("go", "buy"), "dated"))
+       for name, kinds, asked in ALIKE
        for ending, n in (("", 2), ("_three", 3))},
     "counting": ("counting", counting, 3), "two_hop": ("question", two_hop, 2),
     "negation": ("question", negation, 2), "entity_type": ("entity_type", entity_type, 5),

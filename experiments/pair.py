@@ -11,8 +11,8 @@ four others, --student_tokens each: more SFT, the teacher's answers alone, and t
 each reads --plain text beside it. Test: Rouge-L on the last tenth of the prompts (500 at most), held out, and
 on those of --tests; no student learns from a prompt of a test.
 
-A teacher is what experiments/answers.py opens; a student a folder of GPT.save or a GPT-2. p and alpha are those
-of the paper, whose loss is that of --leak=0. A stopped run goes on.
+A teacher is what experiments/answers.py opens; a student a folder of GPT.save or a GPT-2. p and alpha are
+those of the paper, whose loss is that of --leak=0. A stopped run goes on.
 """
 
 import importlib
@@ -64,6 +64,7 @@ class PairConfig(train.Config):
     start_tokens: int = 100_000      # of the responses, in SFT
     answers: int = 8                 # of the teacher to each prompt
     k_cap: int = K_CAP               # most tokens of a set
+    shared_heads: int = 2            # of a student's four heads those whose keys are their queries
     tune_tokens: int = 0             # of the responses, on which the teacher is tuned first
     tune_rate: float = 1e-5          # learning rate of that
     plain: str = ""                  # a text, or a folder of texts, that students read after SFT

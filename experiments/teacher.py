@@ -44,7 +44,7 @@ FIGURES = ("entity_f1", "answer.wh", "answer.yes_no", "answer.attitude")    # no
 class TeacherConfig(train.Config):
     out_dir: str = "out_teacher"     # the folder of the teacher and its cache
     teacher_tokens: int = 4_000_000  # what the teacher reads
-    cache_tokens: int = 192_000      # length of the cache
+    cache_tokens: int = 160_000      # length of the cache
     teacher_layer: int = 4           # blocks of the teacher
     teacher_embd: int = 192          # channels of the teacher
     LEFT_OUT = ("corpus_share", "cache", "minutes", "start_tokens", "student_tokens", "n_layer", "n_embd",
@@ -61,7 +61,7 @@ class TeacherConfig(train.Config):
 def train_teacher(config, tokenizer, mix=None):
     """The teacher, trained on config.teacher_tokens tokens of a DataMix (None: the scripted reader's) and
     tested -> model; kept in out_dir/teacher. model.extra has "tokens_seen" and "reading": the figures of
-    brd.eval_reading for single sentences and for paragraphs."""
+    brd.eval_fresh_text."""
     model = train.finished_model("teacher", config)
     if model is None:
         model = train.new_model(config.teacher_layer, config.teacher_embd, tokenizer, config)

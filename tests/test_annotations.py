@@ -98,7 +98,7 @@ def test_line_ends_a_mark_and_an_array_make_no_difference(tmp_path, end):
 
 def test_questions_of_ones_own_need_no_more_than_a_text(tmp_path):
     """The lines of the page, among others. Nobody listed their entities, which is not to have none."""
-    page = (annotated.PRIMER.parents[2] / "adapters" / "README.md").read_text(encoding="utf-8")
+    page = (annotated.PRIMER[0].parents[2] / "adapters" / "README.md").read_text(encoding="utf-8")
     lines = re.findall(r'^\{"text": .*', page, re.M)
     (tmp_path / "a.jsonl").write_text("\n".join([json.dumps(ANNA), *lines]), encoding="utf-8")
     first, *own = annotated.read_annotations(tmp_path / "a.jsonl")

@@ -181,8 +181,10 @@ def test_rouge_l_by_its_table_and_of_a_long_line():
         longest = {(i, -1): 0 for i in range(-1, len(a))} | {(-1, j): 0 for j in range(len(b))}
         for i, x in enumerate(a):
             for j, y in enumerate(b):
-                longest[i, j] = longest[i - 1, j - 1] + 1 if x == y else max(longest[i - 1, j], longest[i, j - 1])
-        assert figures.rouge_l(" ".join(a), " ".join(b)) == 2 * longest[len(a) - 1, len(b) - 1] / (len(a) + len(b))
+                apart = max(longest[i - 1, j], longest[i, j - 1])
+                longest[i, j] = longest[i - 1, j - 1] + 1 if x == y else apart
+        wanted = 2 * longest[len(a) - 1, len(b) - 1] / (len(a) + len(b))
+        assert figures.rouge_l(" ".join(a), " ".join(b)) == wanted
     assert figures.rouge_l("w x y z " * 12_500, "x z " * 12_500) == 2 * 25_000 / 75_000
 
 
@@ -322,20 +324,52 @@ def test_a_perfect_reader_has_a_perfect_score(tokenizer, plain_questions):
         f"entity_f1.{name}": None for name in ("thing", "day", "job", "feeling")}
     assert {name: figure["n"] for name, figure in result.items() if figure["n"]} == {
         "entity_f1": 6, "entity_f1.person": 2, "entity_f1.place": 3, "entity_f1.organisation": 1,
-        "entity_lines": 7, "answer.all": 6, "answer.wh": 3, "answer.yes_no": 2, "answer.attitude": 1,
-        "answer.structure": 1, "rouge_l": 6, "raised": 6, "raised.known": 6, "raised.right": 6}
+        "entity_lines": 7, "answer.all": 6, "answer.wh": 2, "answer.yes_no": 2, "answer.no": 2,
+        "answer.attitude": 1, "answer.structure": 1, "rouge_l": 6, "raised": 6, "raised.known": 6,
+        "raised.right": 6}
     assert all(figure["se"] in (None, 0.0) for figure in result.values())
     assert {name: figure["groups"] for name, figure in result.items() if "groups" in figure} == {
-        "entity_f1": [[4, 4, 4], [2, 2, 2]], "answer.wh": [[2, 2, 2], [1, 1, 1]],
+        "entity_f1": [[4, 4, 4], [2, 2, 2]], "answer.wh": [[1, 1, 1], [1, 1, 1]],
         "answer.yes_no": [[1, 1, 1], [1, 1, 1]]}
     assert {name: figure["majority"] for name, figure in result.items() if "majority" in figure} == {
-        "entity_f1": 3 / 6, "answer.all": 2 / 6, "answer.wh": 2 / 3, "answer.yes_no": 1.0, "answer.structure": 1.0,
-        "answer.attitude": 1.0}
+        "entity_f1": 3 / 6, "answer.all": 2 / 6, "answer.wh": 1.0, "answer.yes_no": 1.0, "answer.no": 1.0,
+        "answer.structure": 1.0, "answer.attitude": 1.0}
     # one call a sentence for ner and raised questions, one a question index for answers
     assert reader.calls == [2, 1, 1] * 2 + [2, 2, 1, 1]
     assert brd.glance(reader, tokenizer, paragraphs) == dict.fromkeys(
         ("entity_f1", "answer.wh", "answer.yes_no", "answer.attitude"), 1.0)
     assert brd.free_reading(reader, tokenizer, [], "ner") == []
+
+
+@pytest.mark.parametrize("kind, answer, wanted", [
+    ("content", "Oslo", ["all", "wh"]), ("content", "Yes", ["all", "yes_no"]),
+    ("content", "No", ["all", "yes_no", "no"]), ("structure", "Anna", ["all", "structure"]),
+    ("attitude", "neutral", ["all", "attitude"]), ("structure", "No", ["all", "structure"])])
+def test_an_answer_counts_for_the_figures_of_its_kind(kind, answer, wanted):
+    """wh, yes_no and no are of content alone."""
+    item = {"kind": kind, "question": "Who?", "answer": answer}
+    assert figures.answer_figures(item) == [f"answer.{name}" for name in wanted]
+    counted = list(figures.count_answer(item, "Oslo"))
+    assert [name for name, *_ in counted] == [f"answer.{name}" for name in wanted] + ["rouge_l"]
+    assert {right for _, right, _, n in counted} == {answer == "Oslo"}
+    records = [{"entities": (), "questions": [item, item, {**item, "answer": f"not {answer}"}]}]
+    share = figures.majorities(records)["answer.all"]["majority"]
+    assert share == pytest.approx(2 / 3)
+
+
+def test_fresh_text_is_read_in_three_places(tokenizer, monkeypatch):
+    """The oracle knows what is asked; of two people who did alike a student raises no questions."""
+    given = []
+
+    def eval_reading(model, tokenizer, records, oracle, own_questions):
+        answers = [oracle(p, len(some) - 1) for p, some in enumerate(records)]
+        assert all(known[item["question"]] == item["answer"] for known, some in zip(answers, records)
+                   for item in some[-1]["questions"])
+        given.append((len(records), {len(some) for some in records}, own_questions))
+        return len(given)
+    monkeypatch.setattr(brd, "eval_reading", eval_reading)
+    assert brd.eval_fresh_text("student", tokenizer, 30) == {"single": 1, "paragraph": 2, "alike": 3}
+    assert given == [(30, {1}, True), (30, {2, 3, 4}, True), (30, {2}, False)]
 
 
 def test_its_own_mistakes_stay_in_the_context(tokenizer, plain_questions):
@@ -443,7 +477,7 @@ def test_own_questions_of_a_random_student(model, tokenizer):
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    """40 documents, two batches of eval_sets; two tokens of three have a set, nine of ten of these are in it."""
+    """40 documents, two batches of eval_sets; two of three tokens have a set, nine of ten are in it."""
     folder, rng = tmp_path_factory.mktemp("cache"), np.random.default_rng(3)
     writer = CacheWriter(folder, n_vocab=50, tokenizer_hash="", p=0.95, k_cap=8, temperature=1.0,
                          teacher={}, made_by="", roles=ROLES)
@@ -565,7 +599,8 @@ def test_a_reading_that_is_worth_nothing_is_told(tokenizer):
 
 @pytest.mark.parametrize("arguments, message", [
     (["read", "FOLDER", "  "], "no text to read"), (["read", "nowhere", "Anna left."], "nowhere"),
-    (["test", "FOLDER", "nowhere.json"], "nowhere.json"), (["taste"], "expected one of read, test, annotate")])
+    (["test", "FOLDER", "nowhere.json"], "nowhere.json"),
+    (["taste"], "expected one of read, test, annotate")])
 def test_what_cannot_be_read_is_told(folder, arguments, message):
     with pytest.raises((ValueError, OSError), match=message):
         brd.main([folder if argument == "FOLDER" else argument for argument in arguments])

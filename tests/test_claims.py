@@ -2,7 +2,9 @@
 import dataclasses
 import json
 import math
+import random
 import re
+from collections import Counter
 from concurrent.futures import Future
 from contextlib import nullcontext
 from pathlib import Path
@@ -189,30 +191,49 @@ def test_arms_read_equal_tokens_and_no_text_twice(read):
     assert read["ner_more"][1] == pytest.approx([ori, 4 * ner, qra], rel=0.05)
 
 
-def test_sentences_are_those_of_the_paragraphs_and_ask_nothing_beyond():
-    whole, single = (claim_arms.annotated(read, 300, 3, world.LEVELS) for read in ("brd", "sentences"))
-    for field in ("text", "entities"):
-        assert [record[field] for p in whole for record in p] == [record[field] for (record,) in single]
+def test_a_sentence_alone_asks_nothing_beyond_it():
+    """As many sentences as in whole paragraphs, and no question that needs another one to be answered."""
+    whole, single = (claim_arms.annotated(read, 600, 3, world.LEVELS) for read in ("brd", "sentences"))
+    assert {len(paragraph) for paragraph in single} == {1}
+    assert len(single) == pytest.approx(sum(map(len, whole)), rel=0.05)
+    kinds, lone = Counter(), 0
     for (record,) in single:
-        named = set(world.WORDS["person"]) & set(re.findall(r"\w+", record["text"]))
-        for q in record["questions"]:
-            assert q["kind"] == "attitude" or (named and q["kind"] == "content")
-            assert q["kind"] == "attitude" or q["answer"] in ("Yes", "No") or q["answer"] in record["text"]
+        words = set(re.findall(r"\w+", record["text"]))
+        people, unnamed = words & set(world.WORDS["person"]), bool(words & {"She", "He", "she", "he"})
+        lone += unnamed
+        for item in record["questions"]:
+            asked, answer = set(re.findall(r"\w+", item["question"])), item["answer"]
+            kinds[item["kind"]] += 1
+            assert asked & set(world.WORDS["person"]) <= people
+            if item["kind"] == "content":
+                assert people and (answer in ("Yes", "No") or answer in record["text"])
+            elif item["kind"] == "structure":
+                assert not unnamed and answer in {*people, "statement", "denial", "exclamation"}
+    assert min(kinds.values()) > 30 and lone > 15
 
 
-def test_the_binding_curriculum_comes_first(read):
-    """Two people who did alike, with wh questions alone, for the tokens that it was given."""
-    n, levels = claim_arms.binding_curriculum(16_000)                  # what the arm brd reads of questions
-    both = []
-    for paragraph in claim_arms.annotated("brd", n, 3, levels)[:int(levels[0].until * n)]:
-        asked = [[q["answer"] for q in record["questions"] if q["kind"] == "content"] for record in paragraph]
-        assert not {"Yes", "No"} & set(sum(asked, []))
-        both.append([len(set(answers) & set(world.WORDS["person"])) for answers in asked] == [1, 1])
-    assert np.mean(both) > 0.95
-    rows = read["brd"][0].sources[2]
-    first, later = np.add.reduceat((rows.lengths - 1).astype(float), [0, int(len(rows) * levels[0].until)])
-    assert 0.45 < first / 16_000 < 0.56 and first + later > 16_000              # half, in so short a run
-    assert claim_arms.binding_curriculum(1_600_000)[1][0].until < 0.25
+def test_a_sentence_that_names_nobody_alone_has_an_attitude_at_most():
+    her = world.Fact("She felt proud.", "feel", "Anna", "proud", pronoun="she", mood="good")
+    record = claim_arms.alone(random.Random(1), her, world.FULL)
+    assert record["text"] == her.text and {item["answer"] for item in record["questions"]} == {"good"}
+    assert {item["kind"] for item in record["questions"]} == {"attitude"}
+
+
+def test_brd_reads_the_binding_levels_first_and_short_without_them(read):
+    """Two people who did alike, in the first of them with wh questions about both alone."""
+    tokenizer, first = course_tokenizer("world", 1024), {}
+    for arm in ("brd", "short"):
+        rows = read[arm][0].sources[2]
+        texts = [tokenizer.decode(rows.document(d)[0].tolist()) for d in range(len(rows))]
+        n = int((claim_arms.SHORT if arm == "short" else world.LEVELS)[0].until * len(texts)) - 1
+        first[arm] = [re.findall(r"\w+", text.split("<|sep|>")[0]) for text in texts[:n]]
+        answers = [set(re.findall(r" (\w+)\n", text)) for text in texts[:n]]
+        assert (not set.union(*answers) & {"Yes", "No"}) == (arm == "brd")
+    people, binding = set(world.WORDS["person"]), world.LEVELS[:2]
+    both = {arm: np.mean([len(people & set(words)) == 2 for words in found]) for arm, found in first.items()}
+    assert both["brd"] > 0.9 and both["short"] == 0
+    assert all(at.alike == 1.0 and at.sentences == (2, 2) for at in binding) and not binding[0].whether
+    assert all(at.alike < 1.0 for at in claim_arms.SHORT)
 
 
 @pytest.fixture(scope="module")

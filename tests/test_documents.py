@@ -66,6 +66,31 @@ def test_a_joined_reading_stands_behind_the_last_sentence():
     assert set(halves) == {2 * readings for readings in range(1, n + 1)}
 
 
+def test_what_holds_now_alone_is_not_asked_later():
+    """The others are; behind its own sentence it is asked."""
+    first, last = ({**record, "questions": [{**question, "now": True} for question in record["questions"][:1]]
+                    + record["questions"][1:]} for record in PARAGRAPH[:2])
+    apart, together = (render([first, last], "qra", random.Random(0), 1, join) for join in (0.0, 1.0))
+    asked = [[text.strip() for text, role in pieces if role == "question"] for pieces in (apart, together)]
+    assert asked[0] == ["Where did Anna go?", "Did Anna stay?", "Who is she?", "Is this good or bad?"]
+    assert sorted(asked[1]) == sorted(asked[0][1:])
+
+
+@pytest.mark.parametrize("whole, join_prob", [(0.0, 1.0), (0.0, 0.4), (0.7, 0.0), (0.6, 0.5)])
+def test_sentences_wait_as_the_level_tells_and_less_often_for_entities(whole, join_prob):
+    """`whole`: all of a document; in the others, and for entities by NER_JOIN, each sentence by itself."""
+    at = world.Level(sentences=(4, 4), whole=whole, join_prob=join_prob)
+    rng = random.Random(0)
+    paragraphs = [world.annotate(rng, world.draw_paragraph(rng, at), 0, at) for _ in range(900)]
+    readings = {behaviour: [document.count(SEP) // 2 for document in documents.reading_documents(
+        paragraphs, behaviour, 1, (at,))] for behaviour in ("qra", "ner")}
+    waits = {behaviour: sum(4 - n for n in found) / 3 / 900 for behaviour, found in readings.items()}
+    expected = whole + (1 - whole) * join_prob
+    assert waits["qra"] == pytest.approx(expected, abs=0.05)
+    assert waits["ner"] == pytest.approx(documents.NER_JOIN * expected, abs=0.05)
+    assert readings["qra"].count(1) / 900 == pytest.approx(whole + (1 - whole) * join_prob ** 3, abs=0.06)
+
+
 def test_pieces_encode_to_the_tokens_of_the_running_text():
     tokenizer = train_bpe([record["text"] for record in PARAGRAPH] * 20 + ["Q: A: Oslo\n"] * 20, 300)
     rng = random.Random(2)
@@ -99,13 +124,14 @@ def test_another_layout_keeps_every_sentence_question_and_answer(behaviour):
             assert [text for text, role in stripped if role == "entity" and text in named] == named
 
 
-def test_layouts_differ_and_only_late_documents_have_them():
+def test_layouts_differ_and_are_as_frequent_as_the_level_tells():
     rng, document = random.Random(1), render(WORLD[-1], "qra", random.Random(1))
     varied = {"".join(text for text, _ in documents.vary_layout(document, rng)) for _ in range(200)}
     assert len(varied) > 120 and sum("\n\n" in text for text in varied) > 40
-    other = [SEP not in document for document in documents.reading_documents(WORLD, "qra", seed=1)]
-    last = round(world.LEVELS[-2].until * len(other)) + 1
-    assert not any(other[:last]) and 0.25 < sum(other[last:]) / len(other[last:]) < 0.55
+    other = [SEP not in document for document in documents.reading_documents(WORLD * 4, "qra", seed=1)]
+    for at, begin in zip(world.LEVELS, [0, *(level.until for level in world.LEVELS)]):
+        some = other[round(begin * len(other)) + 1:round(at.until * len(other)) - 1]
+        assert sum(some) / len(some) == pytest.approx(at.varied, abs=0.12 if at.varied else 0)
 
 
 def test_random_words_hold_no_answer():
@@ -118,10 +144,12 @@ def test_random_words_hold_no_answer():
 
 
 def test_sources_hold_the_training_part_alone(tmp_path):
-    """Every third paragraph of an annotated corpus is held out."""
-    whole = annotated.read_annotations(annotated.PRIMER)
+    """Every third paragraph of each file of an annotated corpus is held out."""
+    files = [annotated.read_annotations(path) for path in annotated.PRIMER]
     training, held_out = annotated.annotated_text("primer")
-    assert held_out == whole[2::3] and training == [p for i, p in enumerate(whole) if i % 3 < 2]
+    assert held_out == [p for whole in files for p in whole[2::3]]
+    assert training == [p for whole in files for i, p in enumerate(whole) if i % 3 < 2]
+    whole = sum(files, [])
     annotations.write_annotations(tmp_path / "two.jsonl", whole[:2])
     with pytest.raises(ValueError, match="2 paragraphs, every third.* held out"):
         annotated.annotated_text(str(tmp_path / "two.jsonl"))
@@ -142,7 +170,7 @@ def test_questions_of_ones_own_teach_no_entities(tmp_path, capsys):
     config = train.Config(corpus=str(corpus), student_tokens=2000, n_vocab=400, corpus_share=0.5)
     tokenizer, words = documents.course_tokenizer(config.corpus, 400), "word " * 400
     paragraphs = documents.world_paragraphs(2000, config, 0)
-    for listed, shares in ((0, [0.05, 0, 0.45]), (8, [0.05, 0.05, 0.4])):
+    for listed, shares in ((0, [0.05, 0, 0.45]), (8, [0.05, 0.06, 0.39])):
         mix = documents.data_mix("brd", config, tokenizer, paragraphs)
         assert [len(rows) for rows in mix.sources[3:]] == [4, listed, 16]
         assert mix.shares[3:] == pytest.approx(shares) and sum(mix.shares) == pytest.approx(1)
@@ -152,9 +180,70 @@ def test_questions_of_ones_own_teach_no_entities(tmp_path, capsys):
         corpus.write_text("\n".join(lines), encoding="utf-8")
         annotated.annotated_text.cache_clear()
     assert capsys.readouterr().out == ""
-    corpus.write_text("\n".join([*lines, json.dumps({"text": words.strip(), "questions": []})]), encoding="utf-8")
+    lines.append(json.dumps({"text": words.strip(), "questions": []}))
+    corpus.write_text("\n".join(lines), encoding="utf-8")
     annotated.annotated_text.cache_clear()
     list(documents.text_sources(config.corpus, tokenizer, 64, 0))
     said = "left out: 4 of 20 qra readings, longer than --block_size=64\n"
     assert capsys.readouterr().out == f"{corpus}: {said}"
     annotated.annotated_text.cache_clear()
+
+
+@pytest.mark.parametrize("corpus, n_vocab", [("world", 1024), ("open", 1536)])
+def test_a_run_reads_the_levels_of_its_corpus_and_nothing_twice(corpus, n_vocab):
+    """Its paragraphs and its plain text suffice for all its tokens; the open world has stories in both."""
+    tokenizer, tokens = documents.course_tokenizer(corpus, n_vocab), 60_000
+    config = train.Config(corpus=corpus, student_tokens=tokens, n_vocab=n_vocab)
+    sources, shares = documents.reading_mix(tokens, config, tokenizer, 1)
+    for rows, share in zip(sources, shares, strict=True):
+        assert (rows.lengths - 1).sum() > 0.98 * share * tokens
+    for rows in (sources[0], sources[2], documents.data_mix("plain", config, tokenizer, None).sources[0]):
+        assert (" went back to the " in tokenizer.decode(rows.tokens.tolist())) == (corpus == "open")
+    assert documents.levels_of(corpus) is (world.OPEN if corpus == "open" else world.LEVELS)
+    assert documents.levels_of("primer") is documents.levels_of("my.jsonl") is world.LEVELS
+
+
+def test_the_vocabulary_of_the_open_world_has_common_english_words():
+    """They come from the primer; words that are made up for one paragraph are none of them."""
+    known = {name: documents.course_tokenizer(*name) for name in (("world", 1024), ("open", 1536))}
+    common = {word for paragraph in annotated.annotated_text("primer")[0] for record in paragraph
+              for word in re.findall(r"[a-z]{4,}", record["text"])}
+    single = {name: sum(len(t.encode(f" {word}")) == 1 for word in common) for name, t in known.items()}
+    assert single["open", 1536] > 1.3 * single["world", 1024]
+
+
+def test_the_open_world_has_arms_only_with_a_cache_of_its_own(tmp_path):
+    config = train.Config(corpus="open")
+    assert set(documents.run_inputs(config, [], tmp_path)) == {"task files"} and config.arms == ""
+    with pytest.raises(ValueError, match="--arms=kd has no effect without a --cache of this corpus"):
+        documents.run_inputs(train.Config(corpus="open", arms="kd"), [], tmp_path)
+    with pytest.raises(ValueError, match="--corpus_share=0.5 has no effect without annotations as --corpus"):
+        documents.run_inputs(train.Config(corpus="open", corpus_share=0.5), [], tmp_path)
+
+
+@pytest.mark.parametrize("place", documents.TEST_LEVELS)
+def test_fresh_text_is_of_pairs_that_no_training_text_tells(place):
+    drawn, records = documents.fresh_text(place, 60)
+    assert documents.fresh_text(place, 60)[1] == records
+    at = documents.TEST_LEVELS[place]
+    for paragraph, some in zip(drawn, records, strict=True):
+        assert all(world.held_out(fact.person, fact.value) for fact in paragraph.facts if fact.person)
+        assert [record["text"] for record in some] == paragraph.sentences
+        assert at.sentences[0] <= len(some) <= at.sentences[1]
+        for k, record in enumerate(some):
+            known = world.all_answers(paragraph, k)
+            assert all(known[item["question"]] == item["answer"] for item in record["questions"])
+
+
+def test_two_who_did_alike_are_asked_about_alike():
+    """All at the end: whoever takes the person named last, or first, is right half of the time."""
+    drawn, records = documents.fresh_text("alike", 300)
+    right = {True: 0, False: 0}
+    for paragraph, (first, last) in zip(drawn, records, strict=True):
+        one, other = paragraph.facts
+        assert one.kind == other.kind and one.person != other.person and first["questions"] == []
+        for item in last["questions"]:
+            assert item["kind"] == "content" and "now" not in item
+            if item["answer"] not in ("Yes", "No"):
+                right[item["answer"] in (one.person, one.value, one.day)] += 1
+    assert right[True] == pytest.approx(right[False], rel=0.1) and right[True] > 400

@@ -7,7 +7,8 @@ import re
 from collections import Counter, defaultdict
 
 import pytest
-from test_tasks import ASKED, TYPE_OF, moods, occurrences, read, read_clause, text_in_training, words
+from test_tasks import (ASKED, TYPE_OF, moods, occurrences, read, read_clause, text_in_training, wh_answer,
+                        words)
 
 from data import world
 from experiments import claim_items as items
@@ -18,20 +19,11 @@ NAMES = list(items.TASKS)
 FINAL = "dd5396730818ad2bf1784db1c999b8a7cb0737c7866f1ced8a2afcd90c30c1f7"
 PEOPLE = world.WORDS["person"]
 
-WH, HOPS = {}, {}    # question -> (kind, what is asked, person or value), and -> (kind, value, second kind)
+HOPS = {}                                       # question -> (kind, value, second kind)
 for name_, kind_ in world.KINDS.items():
-    WH |= {f.format(n=person): (name_, "what", person) for f in kind_.what for person in PEOPLE}
     for value_ in world.WORDS[kind_.type]:
-        WH |= {f.format(a=value_): (name_, "who", value_) for f in kind_.who}
-        WH |= {f.format(n=p, a=value_): (name_, "dated", p) for f in kind_.dated for p in PEOPLE}
         HOPS |= {f.format(n=says.format(s="the person who", a=value_)): (name_, value_, two)
                  for says in kind_.says for two in world.KINDS for f in world.KINDS[two].what}
-
-
-def day_of(text, person):
-    """The day of the sentence about a person, in a paragraph without pronouns."""
-    dated = [(s, re.search(r"\b[Oo]n (\w+day)\b", s)) for s in re.split(r"(?<=[.!]) ", text)]
-    return next(day[1] for sentence, day in dated if day and person in sentence)
 
 
 def solve(name, slots, candidates):
@@ -56,12 +48,7 @@ def solve(name, slots, candidates):
         one, value, two = HOPS[slots["q"]]
         (person,) = {p for k, p, v, _ in told if (k, v) == (one, value)}
         return candidates.index(next(v for k, p, v, _ in told if (k, p) == (two, person)))
-    kind, asked, given = WH[slots["q"]]
-    if asked == "dated":
-        return candidates.index(day_of(slots["p"], given))
-    if asked == "who":
-        return candidates.index(next(p for k, p, v, d in told if (k, v, d) == (kind, given, False)))
-    return candidates.index(next(v for k, p, v, _ in told if (k, p) == (kind, given)))
+    return candidates.index(wh_answer(slots["p"], slots["q"]))
 
 
 def raw(name, n, seed):

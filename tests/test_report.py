@@ -10,7 +10,7 @@ import train
 from data.documents import held_out_records
 from data.files import write_json
 from data.figures import mean_se
-from data.report import READING, layout, report as data_report, table
+from data.report import PLACES, READING, layout, report as data_report, table
 from experiments import report
 
 pytest.importorskip("matplotlib")
@@ -29,13 +29,16 @@ def results_of_a_run():
 
     def student():
         reading = {place: {name: {"value": rng.random(), "se": rng.random() / 9} for name in READING}
-                   for place in ("single", "paragraph")}
-        reading["paragraph"]["raised.right"] = {"value": None, "se": None}
+                   for place in ("single", "paragraph", "alike")}
+        del reading["alike"]["raised.right"]                        # and more, as brd.eval_fresh_text has it
+        for place, name in (("paragraph", "raised.right"), ("alike", "answer.structure")):
+            reading[place][name] = {"value": None, "se": None}
         looks = [{"tokens": 1000 * i, **{name: rng.random() for name in TOP}} for i in range(1, 8)]
         blind = {task: {"accuracy": rng.random(), "se": 0.02, "n": 400, "chance": 0.5} for task in TASKS}
         reading["paragraph"]["entity_f1"]["majority"], blind["nli"]["majority"] = 0.4367, 0.5125
         return {"tokens_seen": rng.randrange(10**6), "loss_curve": [7.0] * 30, "reading_curve": looks,
                 "reading": reading, "plain_bits_per_byte": rng.random(), "blind": blind}
+
     def units(n=40):
         return [(rng.random(), 1, 1) for _ in range(n)]
     students = {name: student() for name in NAMES}
@@ -91,10 +94,19 @@ def made(tmp_path, monkeypatch):
 
 def test_the_table_is_that_of_the_results(made):
     html, everyone = made(results := results_of_a_run()), list(results["students"].values())[:2]
-    page, head, rows = Page(html), rows_of(html)[0], {row[0].strip(): row[1:] for row in rows_of(html)[:19]}
-    found = [s["reading"]["paragraph"]["entity_f1"] for s in everyone]
-    assert rows["entity F1"] == ["0.437", *(f"{entry['value']:.3f} ±{entry['se']:.3f}" for entry in found)]
-    assert head == ["", "majority", "plain", "brd"] and rows["own questions, right"] == ["-", "-", "-"]
+    page, head, *listed = Page(html), *rows_of(html)
+    labels = [row[0].strip() for row in listed]
+    listed, rows = listed[:labels.index("tokens seen") + 1], dict(zip(labels, (row[1:] for row in listed)))
+    for place, title in PLACES.items():
+        begin = labels.index(f"reading {title}, free-running") + 1 if place != "corpus" else 0
+        for name, label in READING.items() if begin else ():
+            found = [s["reading"][place].get(name) for s in everyone]
+            if any(entry and entry["value"] is not None for entry in found):    # else there is no such line
+                first = "0.437" if (place, name) == ("paragraph", "entity_f1") else "-"
+                cells = [f"{entry['value']:.3f} ±{entry['se']:.3f}" for entry in found]
+                assert listed[begin] == [f"  {label}", first, *cells]
+                begin += 1
+    assert head == ["", "majority", "plain", "brd"] and labels.count("own questions, right") == 1
     assert rows[f"{EVIL} (400, 0.50)"][1:] == [f"{s['blind'][EVIL]['accuracy']:.3f} ±0.020" for s in everyone]
     assert rows[f"{EVIL} (400, 0.50)"][0] == "-" and rows["nli (400, 0.50)"][0] == "0.512"
     assert rows["tokens seen"] == ["", *(f"{s['tokens_seen']:,}" for s in everyone)]
@@ -105,7 +117,9 @@ def test_the_arms_are_compared_with_brd_and_unit_by_unit(made):
     """In the columns brd and its arms; below them the differences of the pairs that are there."""
     html, students = made(results := results_of_a_run()), results["students"]
     rows = rows_of(html)
-    first, second = ([row[0] for row in rows].index("  entity F1", after) for after in (15, 25))
+    labels = [row[0] for row in rows]
+    first = labels.index("  entity F1", labels.index("tokens seen"))
+    second = labels.index("  entity F1", first + 1)
     assert rows[first - 1][1:] == ["brd", "+gold", "+seqkd", "+td"]
     assert rows[second - 1][1:] == ["seqkd - gold"]
     gold, seqkd, td = (students[name] for name in NAMES[2:])

@@ -30,7 +30,8 @@ from data.files import read_json, write_text
 from model import GPT, GPTConfig
 
 TEXT = "The cat sat on the mat. The dog ran to the red house and saw a bird.\n\n" * 100
-SMALL = "--n_layer=1 --n_embd=16 --n_head=2 --device=cpu --threads=1 --student_tokens=4000 --step_tokens=512".split()
+SMALL = ["--n_layer=1", "--n_embd=16", "--n_head=2", "--device=cpu", "--threads=1", "--student_tokens=4000",
+         "--step_tokens=512"]
 TINY = [*SMALL, "--test_paragraphs=1", "--start_tokens=3000"]
 OWN = [*SMALL, "--n_vocab=280", "--block_size=64"]           # and a --corpus
 
@@ -63,7 +64,8 @@ def small_world(folder, patch=setattr):
     patch(brd, "MAX_READING", 8)
     patch(brd, "MAX_ANSWER", 4)
     patch(documents, "held_out_records", lambda n, seed: held_out(1, seed))
-    patch(documents.world, "plain", lambda n, seed: plain(20 if seed == "test plain" else n, seed))
+    patch(documents.world, "plain", lambda n, seed, levels=None: plain(
+        20 if seed == "test plain" else n, seed, levels))
     tokenizer = documents.course_tokenizer("world", 1024)           # once, before any fork
     small_teacher(folder / "teacher", tokenizer)
     train.make_optimizers(train.new_model(1, 16, tokenizer, config), config)

@@ -1,0 +1,188 @@
+"""Stories of the built-in world: people move, take and give things, and later sentences change what holds.
+
+    Grisa and Torvin went to the cabin. After that they moved to the blemmit. Torvin took the comb there.
+    content    Where is Grisa? blemmit       Is Torvin in the cabin? No       Where is the comb? blemmit
+    structure  Who are they? Grisa and Torvin       attitude  Is this good or bad? neutral
+
+After every sentence the reader knows where everybody is, and says Maybe where the text leaves it open. A
+thing is where its owner is, and who gave it is whoever gave it last.
+"""
+
+from data.words import ATTITUDE, LISTED, ROOMS, TABLES, WORDS, is_she, own_words, pick, shuffled
+
+FORMS = TABLES["stories"]
+# What may happen: people move together; a pronoun stands for them ("After that she ..."); it is told where
+# somebody is not, or may be; things are taken, dropped and given.
+PLOTS = ("pairs", "links", "doubts", "things")
+PLOT_SHARE = 0.45                                # part of the stories that have each of them
+PLACES, THINGS = 5, 2                            # of a story
+
+
+class Story:
+    """What the sentences told so far say."""
+
+    def __init__(self, rng, words, people, plots):
+        self.rng = rng
+        self.people, self.places, self.things = (shuffled(rng, words[type_])[:n] for type_, n in (
+            ("person", 2 + int(rng.random() * (people - 1))), ("room", PLACES), ("thing", THINGS)))
+        self.plots = [plot for plot in plots if rng.random() < PLOT_SHARE]
+        self.at, self.before = {}, {}            # person: place (None: not told), and the one before it
+        self.away = {}                           # person of whom no place is told: where they are not
+        self.either = {}                         # person of whom two places are told: these
+        self.owner, self.lies = {}, {}           # thing: person, place
+        self.given = None                        # the last (giver, thing, taker)
+        self.subject, self.pronoun = (), ""      # of the last sentence: people, and how it names them
+
+    def put(self, person, place):
+        """`person` is at `place` from now on (None: the text does not tell where)."""
+        if person in self.at and self.at[person] != place:
+            self.before[person] = self.at[person]
+        self.at[person] = place
+        self.away.pop(person, None)
+        self.either.pop(person, None)
+
+    def known(self):
+        """The people of whom a place is told."""
+        return [person for person in self.people if self.at.get(person)]
+
+    def move(self):
+        """One or two people go to another place -> text."""
+        rng, self.pronoun = self.rng, ""
+        if self.subject and "links" in self.plots and rng.random() < 0.4:
+            self.pronoun = "they" if len(self.subject) > 1 else "she" if is_she(self.subject[0]) else "he"
+            who = f"{pick(rng, FORMS['links'])} {self.pronoun}"
+        else:
+            pair = "pairs" in self.plots and rng.random() < 0.6
+            self.subject = tuple(shuffled(rng, self.people)[:2 if pair else 1])
+            who = " and ".join(self.subject)
+        place = pick(rng, [p for p in self.places if p != self.at.get(self.subject[0])])
+        for person in self.subject:
+            self.put(person, place)
+        return pick(rng, FORMS["move"]).format(s=who, a=place)
+
+    def doubt(self):
+        """Somebody is somewhere, is not there, or may be in one of two places -> text."""
+        rng, person = self.rng, pick(self.rng, self.people)
+        a, b = shuffled(rng, self.places)[:2]
+        kind = pick(rng, ("at", "away", "either"))
+        if kind == "away" and self.at.get(person) and rng.random() < 0.6:
+            a = self.at[person]
+        elif kind == "away" and self.at.get(person):
+            kind, a = "at", self.at[person]      # "not in the park" of somebody in the school tells nothing
+        self.put(person, a if kind == "at" else None)
+        if kind == "away":
+            self.away[person] = a
+        elif kind == "either":
+            self.either[person] = (a, b)
+        self.subject, self.pronoun = (person,), ""
+        return pick(rng, FORMS[kind]).format(s=person, a=a, b=b)
+
+    def handle(self):
+        """Somebody takes, drops or gives a thing -> text, or None where nobody can."""
+        rng, thing, there = self.rng, pick(self.rng, self.things), pick(self.rng, ("", " there"))
+        owner, self.pronoun = self.owner.get(thing), ""
+        if owner is None:
+            person = pick(rng, self.known())
+            if self.lies.get(thing, self.at[person]) != self.at[person]:
+                return None
+            self.owner[thing], self.subject = person, (person,)
+            self.lies.pop(thing, None)
+            return pick(rng, FORMS["take"]).format(s=person, o=thing) + there
+        self.subject = (owner,)
+        if rng.random() < 0.5 and self.at.get(owner):
+            self.lies[thing] = self.at[owner]
+            del self.owner[thing]
+            return pick(rng, FORMS["drop"]).format(s=owner, o=thing) + there
+        taker = pick(rng, [person for person in self.people if person != owner])
+        self.owner[thing], self.given, self.subject = taker, (owner, thing, taker), ()
+        return pick(rng, FORMS["give"]).format(s=owner, o=thing, t=taker)
+
+    def tell(self):
+        """One more sentence."""
+        told = None
+        if "doubts" in self.plots and self.rng.random() < 0.45:
+            told = self.doubt()
+        elif "things" in self.plots and self.known() and self.rng.random() < 0.5:
+            told = self.handle()
+        told = told or self.move()
+        return told[0].upper() + told[1:] + "."
+
+    def wh(self):
+        """All wh questions that have an answer now: list of (forms, words for their slots, answer)."""
+        found = [(FORMS["where"], {"n": person}, self.at[person]) for person in self.known()]
+        found += [(FORMS["before"], {"n": person, "a": self.at[person]}, self.before[person])
+                  for person in self.known() if self.before.get(person)]
+        for thing in self.things:
+            owner = self.owner.get(thing)
+            place = self.at.get(owner) if owner else self.lies.get(thing)
+            found += [(FORMS[name], {"o": thing}, answer) for name, answer in (
+                ("where_thing", place), ("has", owner)) if answer]
+        if self.given:
+            words = dict(zip("sot", self.given))
+            found += [(FORMS["gave_" + name], words, words[name]) for name in "sot"]
+        return found
+
+    def whether(self):
+        """(a question whether somebody is somewhere, its answer), about as often Yes or Maybe as No."""
+        rng = self.rng
+        person = pick(rng, [p for p in self.people if p in self.at])
+        place, either, others = self.at[person], self.either.get(person, ()), list(self.at.values())
+        others = [p for p in [*others, *self.before.values()] if p and p != place and p not in either]
+        others = others or [p for p in self.places if p != place and p not in either]
+        answer = "No" if rng.random() < 0.5 or not (place or either) else "Yes" if place else "Maybe"
+        asked = pick(rng, others) if answer == "No" else place or pick(rng, either)
+        if person in self.away:
+            asked = self.away[person]
+        forms = FORMS["is_in"] if rng.random() < 0.7 else FORMS["claims"]
+        return pick(rng, forms).format(n=person, a=asked), answer
+
+    def structure(self):
+        """(a question about the sentence read last, its answer), or None."""
+        subject = self.subject
+        if self.pronoun:
+            verb = "are" if len(subject) > 1 else "is"
+            return f"Who {verb} {self.pronoun}?", " and ".join(subject)
+        if len(subject) == 1:
+            return pick(self.rng, FORMS["does"]), subject[0]
+        return (pick(self.rng, FORMS["order"]), subject[0]) if subject else None
+
+    def questions(self, at):
+        """The reader's questions after the last sentence: list of {"kind", "question", "answer", "now"}."""
+        rng, asked = self.rng, []
+        for forms, words, answer in shuffled(rng, self.wh())[:at.wh + 1]:
+            asked.append(("content", (pick(rng, forms).format(**words), answer)))
+        if at.whether:
+            asked += [("content", self.whether()) for _ in range(2)]
+        if rng.random() < at.raised:
+            asked += [("structure", self.structure()), ("attitude", (pick(rng, ATTITUDE), "neutral"))]
+        found = {pair[0]: {"kind": kind, "question": pair[0], "answer": pair[1], "now": True}
+                 for kind, pair in shuffled(rng, asked) if pair}
+        return list(found.values())
+
+    def entities(self, text):
+        """The named entities of a sentence in its order: list of {"text", "type", "about"}."""
+        named = text.rstrip(".").split()
+        tables = (("person", self.people, "mover"), ("place", self.places, "place"),
+                  ("thing", self.things, "goods"))
+        found = [{"text": word, "type": type_, "about": role} for type_, words, role in tables
+                 for word in words if word in named]
+        return sorted(found, key=lambda entity: named.index(entity["text"]))
+
+
+def draw_story(rng, at, index=0):
+    """The records of a story of the world.Level `at`; data/annotations.py describes them. Half of the stories
+    write yes, no and maybe in small letters, as some published tasks do."""
+    # Things of WORDS would make pairs with its people that only tests may tell.
+    known = {**WORDS, "room": ROOMS, "thing": LISTED["thing"]}
+    words = own_words(rng) if rng.random() < at.own else known
+    story, small, records = Story(rng, words, at.people + 1, at.plots), rng.random() < 0.5, []
+    low, high = at.story_sentences
+    for k in range(low + int(rng.random() * (high - low + 1))):
+        text = story.tell()
+        asked = story.questions(at)
+        for item in asked:
+            if small and item["answer"] in ("Yes", "No", "Maybe"):
+                item["answer"] = item["answer"].lower()
+        records.append({"paragraph": index, "sentence": k, "text": text, "entities": story.entities(text),
+                        "questions": asked})
+    return records

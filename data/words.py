@@ -1,0 +1,66 @@
+"""The words of the built-in world: its own few hundred, and made-up ones without end.
+
+A paragraph draws its people, places and things from WORDS, or from `own_words`: words from long lists, and
+words that a program makes up ("Torvina", "blemmit"), a few of each type, for this paragraph alone. Whoever
+wants to answer a question about those has to find the answer in the text. No made-up word is in world.json.
+"""
+
+import json
+import re
+from pathlib import Path
+
+TEXT = Path(__file__).with_name("world.json").read_text(encoding="utf-8")
+TABLES, KNOWN = json.loads(TEXT), set(re.findall("[a-z]+", TEXT.lower()))
+GOOD, BAD = TABLES["good"], TABLES["bad"]
+WORDS = {"person": TABLES["she"] + TABLES["he"], **TABLES["words"], "feeling": GOOD + BAD}
+RESERVED = {"person": TABLES["reserved_she"] + TABLES["reserved_he"], **TABLES["reserved"]}
+INDEX = {word: i for words in WORDS.values() for i, word in enumerate(words)}
+LISTED, SYLLABLES, ROOMS = TABLES["listed"], TABLES["syllables"], TABLES["rooms"]
+ATTITUDE = tuple(TABLES["attitude"])
+OWN = 5                      # words of a type that a paragraph may have of its own
+
+
+def pick(rng, words):
+    """One of `words`. It uses rng.random() alone, whose stream is the same in every version of Python."""
+    return words[int(rng.random() * len(words))]
+
+
+def shuffled(rng, words):
+    """The words in random order, by rng.random() alone."""
+    return sorted(words, key=lambda _: rng.random())
+
+
+def made_up(rng, known, end=""):
+    """A new word of small letters, one or two syllables and `end`; it is added to the set `known`."""
+    while True:
+        first = pick(rng, SYLLABLES["onset"]) + pick(rng, SYLLABLES["vowel"]) if rng.random() < 0.4 else ""
+        word = first + "".join(pick(rng, SYLLABLES[part]) for part in ("onset", "vowel", "coda")) + end
+        if word not in known:
+            known.add(word)
+            return word
+
+
+def own_words(rng):
+    """{type: words} for a single paragraph, OWN of a type; days and feelings are those of WORDS."""
+    known = set(KNOWN)
+
+    def name(end=""):
+        return made_up(rng, known, end).capitalize()
+
+    def noun(type_):
+        return made_up(rng, known) if rng.random() < 0.5 else pick(rng, LISTED[type_])
+    made = {"person": [name(pick(rng, ("a", ""))) for _ in range(OWN)],
+            "place": [name() for _ in range(OWN)],
+            "organisation": [f"{name()} {pick(rng, LISTED['organisation'])}" for _ in range(OWN)],
+            **{type_: [noun(type_) for _ in range(OWN)] for type_ in ("thing", "job", "room")}}
+    return {**WORDS, **{type_: list(dict.fromkeys(words)) for type_, words in made.items()}}
+
+
+def is_she(person):
+    """Whether a text says "she" of a person: names in "a", of the world and made-up ones."""
+    return person.endswith("a")
+
+
+def held_out(person, value):
+    """True for the quarter of all (person, argument) pairs of WORDS that only tests may tell or ask about."""
+    return person in INDEX and value in INDEX and (INDEX[person] + INDEX[value]) % 4 == 0
