@@ -73,7 +73,7 @@ def split_items(task, n, seed):
     drawn = random.Random(f"{task['name']} {seed}").sample(list(members), len(members))
     most = len(items) - len(members[drawn[-1]])                 # one story is left to test on
     if n > most:
-        found = f"{len(items)} items" + f" of {len(members)} stories" * ("stories" in task)
+        found = f"{len(items)} items" + (f" of {len(members)} stories" if "stories" in task else "")
         remedy = f"try --labels={min(most, len(items) // 2)}" if most else "expected others to test on"
         raise ValueError(f"{task['name']}: {found}, of which {n} are to be learnt from; {remedy}")
     shown = sorted([i for story in drawn for i in members[story]][:n])
@@ -95,7 +95,7 @@ def teacher_answers(teacher, tokenizer, name, items):
     return [candidates[row.index(max(row))] for (_, candidates, _), row in zip(items, scores)]
 
 
-def teach(model, tokenizer, items, answers, options):
+def teach(model, tokenizer, items, answers, options, passes=PASSES):
     """A copy of the student that has learnt these answers, by next-token training on their tokens."""
     text, answer, documents = ROLES.index("text"), ROLES.index("answer"), []
     for (prompt, *_), wanted in zip(items, answers):
@@ -105,7 +105,7 @@ def teach(model, tokenizer, items, answers, options):
     config = train.Config(
         seed=options.seed, device=options.device, learning_rate=RATE, warmup=5, cooldown=0.5, text_weight=0.0,
         answer_weight=1.0, step_tokens=BATCH * int(rows.lengths.max()))
-    student, tokens = copy.deepcopy(model), PASSES * int((rows.lengths - 1).sum())
+    student, tokens = copy.deepcopy(model), passes * int((rows.lengths - 1).sum())
     train.fit("learning a task", student, DataMix([rows], [1.0]), tokens, config)
     return student
 

@@ -1,0 +1,215 @@
+"""The bAbI tasks (Weston et al. 2015), of which no student has read a line: blind, and with some labels.
+
+    python -m adapters.download babi && tar -xf downloads/babi/tasks_1-20_v1-2.tar.gz -C downloads
+    python -m experiments.babi downloads/tasks_1-20_v1-2/en/*_train.txt --runs out out2 out3
+    python -m experiments.babi FILES --runs out out2 out3 --labels=64        # supervised
+    python -m experiments.babi --show experiments/results/babi.jsonl         # the tables of runs kept here
+
+--runs are folders of finished runs of train.py with different seeds; --students of them are tested. Labels
+come from the first half of a file's stories, and the second half is the test; --half=dev tests blind on the
+first, to decide what is still open. Every test is a line of --out: a stopped command goes on, and more
+students, seeds or labels add lines. In "credits" an item is a sign (claim_tables.packed), a story a word.
+"""
+
+import argparse
+import importlib
+import json
+import math
+import random
+import re
+from concurrent.futures import as_completed
+from itertools import groupby
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+import brd
+from data.cli import check_range, printable, progress, run_command
+from data.figures import ratio_se
+from data.files import folder_lock, hash_of, write_text
+from data.machine import worker_pool
+from data.own_text import json_rows, named
+from data.tokenizer import Tokenizer
+from experiments import blind
+from experiments.claim_tables import Value, packed, squared_error, unpacked
+from experiments.compare import BOUNDS
+from experiments.report import read_results
+from model import GPT
+
+KEY = ("file", "student", "seed", "labels", "half", "hash")     # of a test; hash: of task file and student
+PASSES = {64: 20, 500: 6, math.inf: 3}      # how often labelled items are read, by how many there are at most
+CLEAR = 5                                   # standard errors from which on a difference counts here
+
+
+def halves(path):
+    """A file of bAbI as two lists of (item, number of its story): the first half of the stories, the second.
+    ValueError for another file, and for fewer than two stories in a half."""
+    task, *_ = importlib.import_module("adapters.task_files").load_tasks(path)
+    stories = task.get("stories", [0])
+    middle, pairs = stories[len(stories) // 2], list(zip(task["items"], stories))
+    found = [[pair for pair in pairs if (pair[1] < middle) == is_first] for is_first in (True, False)]
+    if min(len({story for _, story in half}) for half in found) < 2:
+        raise ValueError(f"{path}: expected a file of bAbI, with two stories in each half")
+    return found
+
+
+def by_story(credits, stories):
+    """Packed credits of items, a word a story."""
+    pairs = groupby(zip(stories, credits), lambda pair: pair[0])
+    return " ".join(packed(credit for _, credit in some) for _, some in pairs)
+
+
+def test(key, path, folder):
+    """One test -> {the names of KEY, "cut": number of prompts cut on the left, "credits" of the items,
+    "majority": those of the answer that is right most often}."""
+    torch.set_num_threads(1)
+    file, name, seed, labels, half, _ = key
+    model, tokenizer = (kind.load(Path(folder) / name) for kind in (GPT, Tokenizer))
+    first, second = halves(path)
+    items, stories = zip(*(first if half == "dev" else second))
+    if labels:
+        drawn = random.Random(f"{file} {seed}").sample(first, min(labels, len(first)))
+        shown, passes = [item for item, _ in drawn], next(n for most, n in PASSES.items() if labels <= most)
+        options = SimpleNamespace(seed=seed, device="cpu")
+        model = blind.teach(model, tokenizer, shown, blind.gold_answers(shown), options, passes)
+    found = brd.eval_task(model.eval(), tokenizer, {"name": name, "items": items})
+    right = blind.gold_answers(items)
+    often = max(sorted(set(right)), key=right.count)
+    return {**dict(zip(KEY, key)), "cut": found["cut"], "credits": by_story(found["credits"], stories),
+            "majority": by_story([float(answer == often) for answer in right], stories)}
+
+
+def read(path):
+    """The lines of a file of results -> {values of KEY: dict}; ValueError names a line that is none."""
+    rows = {}
+    with named(path):
+        for place, row in json_rows(path):
+            sizes = [[len(word) for word in str(row.get(name)).split()] for name in ("credits", "majority")]
+            with named(place):
+                if not {*KEY, "cut", "credits", "majority"} <= set(row) or sizes[0] != sizes[1]:
+                    raise ValueError("no test of experiments.babi; without this line it is made again")
+                rows[tuple(row[name] for name in KEY)] = row
+    return rows
+
+
+def jobs_of(options):
+    """{values of KEY: (task file, folder of a run)} of all tests that are asked for; ValueError for a file, a
+    run or a student that cannot be tested."""
+    jobs, files = {}, [path for path in options.files if halves(path)]
+    for folder in options.runs:
+        results = read_results(Path(folder))
+        for name in options.students.split(","):
+            if name not in results["students"]:
+                raise ValueError(f"{folder}: no student {name}; expected {', '.join(results['students'])}")
+            for path in files:
+                found = hash_of(Path(path), Path(folder, name, "model.pt"))
+                key = Path(path).name, name, results["seed"], options.labels, options.half, found
+                jobs[key] = path, folder
+    return jobs
+
+
+def run(options):
+    """Makes the lines of options.out that are not there yet."""
+    out, jobs = Path(options.out), jobs_of(options)
+    with folder_lock(out.parent):
+        rows = read(out) if out.exists() else {}
+        if len({key[:-1] for key in {*rows, *jobs}}) < len({*rows, *jobs}):
+            raise ValueError(f"{out}: holds tests of another file or student of the same name and seed; use "
+                             "another --out")
+        with worker_pool(options.workers) as pool:
+            futures = {pool.submit(test, key, *job): key for key, job in jobs.items() if key not in rows}
+            for future in progress(as_completed(futures), "tests", total=len(futures)):
+                rows[futures[future]] = future.result()
+                write_text(out, "".join(json.dumps(row) + "\n" for row in rows.values()))
+
+
+def value_of(found, name, minus=None):
+    """Value of a student on one file, or of its difference from another, over the seeds that both have; None
+    without any. found: {student: {seed: (n,) credits}} and "items", (n,) their number, in n stories.
+
+    The error is sqrt(a^2 + b^2), a over stories, of their means over seeds, b over seeds. The unit is a
+    story, as its items are alike. All seeds read the same stories, so b does not hold the chance of these, as
+    it does in claim_tables.py. Both hold the chance of one seed on one story: the error is rather large."""
+    seeds = [seed for seed in found.get(name, ()) if not minus or seed in found.get(minus, ())]
+    if not seeds:
+        return None
+    rows = np.array([found[name][seed] - (found[minus][seed] if minus else 0) for seed in seeds])
+    over_stories = ratio_se([(a, b, b) for a, b in zip(rows.mean(0), found["items"])])      # rows (seeds, n)
+    over_seeds = np.nan_to_num(squared_error(rows.sum(1) / found["items"].sum()) ** 0.5)    # 0 for one seed
+    return Value(float(over_stories["value"]), math.hypot(over_stories["se"], over_seeds))
+
+
+def label(file):
+    """The number of a task, or the name of a file that has none."""
+    number = re.match(r"qa(\d+)_", file)
+    return number[1] if number else file
+
+
+def table(rows):
+    """Lines of Markdown for one number of labels and one half: a task a line, means over seeds ± errors."""
+    files, names = {}, sorted({row["student"] for row in rows}, key=lambda name: (name != "plain", name))
+    for row in rows:
+        words = {name: row[name].split() for name in ("credits", "majority")}
+        found = files.setdefault(row["file"], {"items": np.array(list(map(len, words["majority"])))})
+        for name, signs in ((row["student"], words["credits"]), ("majority", words["majority"])):
+            found.setdefault(name, {})[row["seed"]] = np.array([unpacked(word).sum() for word in signs])
+    yield f"| task | majority | {' | '.join(names)} | brd - plain, in SE | brd - majority, in SE |"
+    yield "|---" * (len(names) + 4) + "|"
+    columns, clear = [], []
+    for file, found in sorted(files.items(), key=lambda pair: label(pair[0]).zfill(3)):
+        values = [value_of(found, name) for name in ("majority", *names)]
+        gains = [value_of(found, "brd", minus) for minus in ("plain", "majority")]
+        clear += [label(file)] if all(gain and gain.times > CLEAR for gain in gains) else []
+        columns.append([value and value.mean for value in values])
+        forms = ["{0.mean:.3f}", *["{0.mean:.3f} ± {0.error:.3f}"] * len(names)]
+        forms += ["{0.mean:+.3f}, {0.times:+.1f}"] * 2
+        cells = (form.format(value) if value else "-" for form, value in zip(forms, values + gains))
+        yield f"| {label(file)} | {' | '.join(cells)} |"
+    means = ["-" if None in some else f"{sum(some) / len(some):.3f}" for some in zip(*columns)]
+    yield f"| mean of {len(files)} | {' | '.join(means)} | | |"
+    yield ""
+    yield (f"brd is more than {CLEAR} SE above plain text and above the majority answer on {len(clear)} of "
+           f"{len(files)} tasks: {', '.join(clear) or '-'}")
+    if cut := sorted({label(row["file"]).zfill(2) for row in rows if row["cut"]}):
+        yield f"Prompts that a student cannot read whole, cut on the left, are in: {', '.join(cut)}"
+
+
+def show(rows):
+    """Lines: a table for each number of labels and half."""
+    for labels, half in sorted({(row["labels"], row["half"]) for row in rows}):
+        some = [row for row in rows if (row["labels"], row["half"]) == (labels, half)]
+        seeds = len({row["seed"] for row in some})
+        yield from ("", f"{labels} labels, {half} half, {seeds} seeds", "", *table(some))
+
+
+def main(arguments=None):
+    """The tests and their tables; ValueError or OSError for what the user can mend."""
+    parser = argparse.ArgumentParser(prog="babi", description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="*", help="task files as published")
+    parser.add_argument("--runs", nargs="+", default=["out"], help="folders of finished runs [out]")
+    parser.add_argument("--students", default="plain,brd,brd+td", help="of each run [plain,brd,brd+td]")
+    parser.add_argument("--labels", type=int, default=0, help="items to learn from, at most; 0: blind [0]")
+    parser.add_argument("--half", choices=("test", "dev"), default="test", help="what is tested on [test]")
+    parser.add_argument("--workers", type=int, default=2, help="processes side by side, one thread each [2]")
+    parser.add_argument("--out", default="out/babi.jsonl", help="the file of results [out/babi.jsonl]")
+    parser.add_argument("--show", metavar="FILE", help="print the tables of a file of results, and stop")
+    options = parser.parse_args(arguments)
+    check_range("labels", options.labels)
+    check_range("workers", options.workers, *BOUNDS["workers"])
+    given = [name for name, value in vars(options).items() if value not in ([], parser.get_default(name))]
+    if options.show and given != ["show"]:
+        raise ValueError("--show tests nothing: other options beside it have no effect; leave them out")
+    if options.labels and options.half == "dev":
+        raise ValueError("--labels come from the dev half, so it is no test then; leave out --half=dev")
+    if not (options.files or options.show):
+        raise ValueError("no task file; expected files of bAbI, see python -m adapters.download babi")
+    if not options.show:
+        run(options)
+    print("\n".join(map(printable, show(read(options.show or options.out).values()))))
+
+
+if __name__ == "__main__":
+    run_command(main)
