@@ -26,10 +26,10 @@ from data.sets import restrict_to_p, top_p_sets
 
 
 def observe_1():
-    """How many ids a tokenizer of the built-in world has when 1,024 are asked for."""
-    tokenizer = course_tokenizer("world", 1024)
+    """How many ids a tokenizer of the built-in world has when 2,048 are asked for."""
+    tokenizer = course_tokenizer("world", 2048)
     longest = max(tokenizer.ranks, key=len)
-    return f"asked for 1,024 ids, got {tokenizer.n_vocab:,}; the longest token is {longest.decode()!r}"
+    return f"asked for 2,048 ids, got {tokenizer.n_vocab:,}; the longest token is {longest.decode()!r}"
 
 
 @torch.no_grad()

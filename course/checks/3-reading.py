@@ -75,6 +75,11 @@ def pairs(document):
     return list(zip(said[::2], said[1::2]))
 
 
+def is_now(item):
+    """Whether a question is about the sentence read last alone."""
+    return item["kind"] == "attitude" or item.get("now")
+
+
 def assert_even(found, n, what):
     """Asserts that a Counter of n things holds each about equally often: a chi-square test that an even
     choice fails once in a million times."""
@@ -94,7 +99,8 @@ def draw_record(rng, number):
                  "about": rng.choice(["goal", "old, tall"])} for _ in range(rng.choice([0, 1, 2, 4]))]
     entities = entities or rng.choice([[], ()])
     questions = [{"kind": rng.choice(["content", "structure", "attitude"]), "question": rng.choice(QUESTIONS),
-                  "answer": rng.choice(["Yes", "No", "Oslo"])} for _ in range(rng.choice([0, 1, 2, 3, 5]))]
+                  "answer": rng.choice(["Yes", "No", "Oslo"]), **rng.choice([{}, {}, {"now": True}])}
+                 for _ in range(rng.choice([0, 1, 2, 3, 5]))]
     text = rng.choice(["Anna went to Oslo.", "It rained.", "Ben said: no!"])
     return {"paragraph": 7, "sentence": number, "text": text, "entities": entities, "questions": questions}
 
@@ -119,7 +125,7 @@ def judge_lines(pieces, records, behaviour, forms):
             assert role == "entity" and text in lines, f"{(text, role)}, expected one of {sorted(lines)}"
         return
     want = [(item["question"], f" {item['answer']}\n") for record in records for item in record["questions"]
-            if record is records[-1] or item["kind"] != "attitude"]
+            if record is records[-1] or not is_now(item)]
     found, line = [], []            # (question, answer) as read; the pieces of a question until its answer
     for text, role in pieces:
         if role == "question":
@@ -243,12 +249,18 @@ def check_joined_sentences(points=2):
 
 
 def check_attitude_is_asked_of_the_last_sentence(points=2):
-    """Of the sentences of a joined reading, only the last is asked its questions of kind "attitude".
+    """Of the sentences of a joined reading, only the last is asked its questions of kind "attitude" and those
+    with "now": True.
 
-    "Is this good or bad?" after three sentences means the third.
+    "Is this good or bad?" after three sentences means the third, and so does "Who is named last?".
 
-    Keep a question if its record is the last of those that wait, or if its kind is not "attitude"."""
-    for paragraph, asked in ((PARAGRAPH, ANNA_QRA + SHE_QRA), ([ANNA, DAY], ANNA_QRA + DAY_QRA)):
+    Keep a question if its record is the last of those that wait, or if its kind is not "attitude" and it has
+    no "now"."""
+    last = {"kind": "structure", "question": "Who is named last?", "answer": "Anna", "now": True}
+    said = [(" Who is named last?", "question"), (" Anna\n", "answer")]
+    both = [{**record, "questions": [last, *record["questions"]]} for record in (ANNA, DAY)]
+    for paragraph, asked in ((PARAGRAPH, ANNA_QRA + SHE_QRA), ([ANNA, DAY], ANNA_QRA + DAY_QRA),
+                             (both, ANNA_QRA + said + DAY_QRA)):
         document, n = plain("qra", paragraph, join_prob=1.0), len(paragraph)
         same(document[:n + 1], [*TEXTS[:n], SEP])
         same(sorted(pairs(document)), sorted(pairs(asked)))
