@@ -192,7 +192,7 @@ def test_questions_of_ones_own_teach_no_entities(tmp_path, capsys):
 @pytest.mark.parametrize("corpus, n_vocab", [("world", 1024), ("open", 1536)])
 def test_a_run_reads_the_levels_of_its_corpus_and_nothing_twice(corpus, n_vocab):
     """Its paragraphs and its plain text suffice for all its tokens; the open world has stories in both."""
-    tokenizer, tokens = documents.course_tokenizer(corpus, n_vocab), 60_000
+    tokenizer, tokens = documents.course_tokenizer(corpus, n_vocab), 30_000
     config = train.Config(corpus=corpus, student_tokens=tokens, n_vocab=n_vocab)
     sources, shares = documents.reading_mix(tokens, config, tokenizer, 1)
     for rows, share in zip(sources, shares, strict=True):
