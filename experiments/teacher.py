@@ -13,6 +13,7 @@ import random
 import shutil
 import sys
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -185,6 +186,8 @@ def main(arguments=None):
         open_run(out, config.decisive() | {"tokenizer hash": tokenizer.hash}, FILES, config.redo)
         teacher = train_teacher(config, tokenizer)
         if not is_finished(out, "cache"):
+            for figure in chain(*(figures.values() for figures in teacher.extra["reading"].values())):
+                figure.pop("groups", None)                      # thousands of counts that nobody reads
             folder, extra = out / "cache", {name: teacher.extra[name] for name in ("tokens_seen", "reading")}
             teacher.half().save(folder / "model", extra)        # half the size; the cache is of these weights
             write_cache(folder, GPT.load(folder / "model", device), tokenizer, config)
