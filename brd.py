@@ -168,7 +168,8 @@ def continued(model, prompts, max_new, stop, temperature=0):
 @torch.no_grad()
 def first_tokens(model, tokenizer, prompts, sentences, behaviour, **drawing):
     """The first token of the reading of a document's first sentence; it decides between a ner and a qra copy:
-    "ner" begins with a type, "none" or a word of the sentence, "qra" does not. drawing: options of sample."""
+    "ner" begins with a type, "none" or a word of the sentence; "qra" with none of these, nor with a person of
+    the world. drawing: options of sample."""
     taken = []
     for i in range(0, len(prompts), ROWS):
         hidden, _ = model.prefill([prompt[-model.config.block_size:] for prompt in prompts[i:i + ROWS]])
@@ -177,8 +178,8 @@ def first_tokens(model, tokenizer, prompts, sentences, behaviour, **drawing):
         barred[:, tokenizer.end] = True
         for row, sentence in zip(barred, sentences[i:i + ROWS]):
             words = [NO_ENTITY, *TYPES, *(word.strip("\"'([{") or word for word in sentence.split())]
-            starts = [ids[0] for ids in tokenizer.encode_batch([" " + word for word in words])]
-            row[starts] = behaviour == "qra"                    # barred for questions, allowed for entities
+            words += world.WORDS["person"] if behaviour == "qra" else []    # a reader may mistake a name
+            row[[ids[0] for ids in tokenizer.encode_batch([" " + word for word in words])]] = behaviour == "qra"
         taken += sample(logits.masked_fill(barred, -math.inf), **drawing).tolist()
     return taken
 

@@ -299,7 +299,7 @@ def test_student(name, model, config, tokenizer):
             reading["corpus"] = brd.eval_reading(model, tokenizer, annotated_text(config.corpus)[1])
         blind = {file.stem: brd.eval_task(model, tokenizer, load_task(file)) for file in TASKS}
         beside = {}
-        if name != "plain" and config.arms:
+        if name != "plain" and (config.corpus == "world" or config.cache):
             _, cache = open_cache(config.cache or TEACHER, tokenizer)
             beside, weights = brd.eval_sets(model, cache, config.p, config.gamma), Path(cache.folder, "model")
             if weights.exists():                                   # of the teacher

@@ -8,7 +8,7 @@ After every sentence the reader knows where everybody is, and says Maybe where t
 thing is where its owner is, and who gave it is whoever gave it last.
 """
 
-from data.words import ATTITUDE, LISTED, ROOMS, TABLES, WORDS, is_she, own_words, pick, shuffled
+from data.words import ATTITUDE, LISTED, ROOMS, TABLES, WORDS, in_order, is_she, own_words, pick, shuffled
 
 FORMS = TABLES["stories"]
 # What may happen: people move together; a pronoun stands for them ("After that she ..."); it is told where
@@ -32,6 +32,7 @@ class Story:
         self.owner, self.lies = {}, {}           # thing: person, place
         self.given = None                        # the last (giver, thing, taker)
         self.subject, self.pronoun = (), ""      # of the last sentence: people, and how it names them
+        self.named, self.told = [], []           # words of the last sentence; places named so far
 
     def put(self, person, place):
         """`person` is at `place` from now on (None: the text does not tell where)."""
@@ -63,12 +64,10 @@ class Story:
     def doubt(self):
         """Somebody is somewhere, is not there, or may be in one of two places -> text."""
         rng, person = self.rng, pick(self.rng, self.people)
-        a, b = shuffled(rng, self.places)[:2]
+        a, b = shuffled(rng, [place for place in self.places if place != self.at.get(person)])[:2]
         kind = pick(rng, ("at", "away", "either"))
-        if kind == "away" and self.at.get(person) and rng.random() < 0.6:
-            a = self.at[person]
-        elif kind == "away" and self.at.get(person):
-            kind, a = "at", self.at[person]      # "not in the park" of somebody in the school tells nothing
+        if kind == "away" and self.at.get(person):
+            a = self.at[person]                  # "not in the park" of somebody in the school tells nothing
         self.put(person, a if kind == "at" else None)
         if kind == "away":
             self.away[person] = a
@@ -80,21 +79,23 @@ class Story:
     def handle(self):
         """Somebody takes, drops or gives a thing -> text, or None where nobody can."""
         rng, thing, there = self.rng, pick(self.rng, self.things), pick(self.rng, ("", " there"))
-        owner, self.pronoun = self.owner.get(thing), ""
+        owner = self.owner.get(thing)
         if owner is None:
             person = pick(rng, self.known())
             if self.lies.get(thing, self.at[person]) != self.at[person]:
                 return None
-            self.owner[thing], self.subject = person, (person,)
+            self.owner[thing], self.subject, self.pronoun = person, (person,), ""
             self.lies.pop(thing, None)
             return pick(rng, FORMS["take"]).format(s=person, o=thing) + there
-        self.subject = (owner,)
         if rng.random() < 0.5 and self.at.get(owner):
-            self.lies[thing] = self.at[owner]
+            self.lies[thing], self.subject, self.pronoun = self.at[owner], (owner,), ""
             del self.owner[thing]
             return pick(rng, FORMS["drop"]).format(s=owner, o=thing) + there
-        taker = pick(rng, [person for person in self.people if person != owner])
-        self.owner[thing], self.given, self.subject = taker, (owner, thing, taker), ()
+        beside = [person for person in self.known() if person != owner and self.at[person] == self.at.get(owner)]
+        if not beside:
+            return None
+        taker = pick(rng, beside)
+        self.owner[thing], self.given, self.subject, self.pronoun = taker, (owner, thing, taker), (), ""
         return pick(rng, FORMS["give"]).format(s=owner, o=thing, t=taker)
 
     def tell(self):
@@ -105,6 +106,8 @@ class Story:
         elif "things" in self.plots and self.known() and self.rng.random() < 0.5:
             told = self.handle()
         told = told or self.move()
+        self.named = told.split()
+        self.told += [place for place in self.places if place in self.named and place not in self.told]
         return told[0].upper() + told[1:] + "."
 
     def wh(self):
@@ -123,18 +126,23 @@ class Story:
         return found
 
     def whether(self):
-        """(a question whether somebody is somewhere, its answer), about as often Yes or Maybe as No."""
-        rng = self.rng
-        person = pick(rng, [p for p in self.people if p in self.at])
-        place, either, others = self.at[person], self.either.get(person, ()), list(self.at.values())
-        others = [p for p in [*others, *self.before.values()] if p and p != place and p not in either]
-        others = others or [p for p in self.places if p != place and p not in either]
-        answer = "No" if rng.random() < 0.5 or not (place or either) else "Yes" if place else "Maybe"
-        asked = pick(rng, others) if answer == "No" else place or pick(rng, either)
-        if person in self.away:
-            asked = self.away[person]
-        forms = FORMS["is_in"] if rng.random() < 0.7 else FORMS["claims"]
-        return pick(rng, forms).format(n=person, a=asked), answer
+        """(a question whether somebody is somewhere, its answer). Yes, No and Maybe are equally frequent where
+        they can be asked, and so are questions about a place that the last sentence names, and about others."""
+        places = self.told + [place for place in self.places if place not in self.told][:1]
+        known = {(person, place): "Yes" if place == self.at[person] else "No"
+                 for person in self.known() for place in places}
+        known |= {(person, place): "No" for person, place in self.away.items()}
+        known |= {(person, place): "Maybe" if place in either else "No"
+                  for person, either in self.either.items() for place in places}
+        groups = {}
+        for (person, place), answer in known.items():
+            groups.setdefault(answer, {}).setdefault(place in self.named, []).append((person, place, answer))
+        chosen = groups
+        while isinstance(chosen, dict):
+            chosen = chosen[pick(self.rng, list(chosen))]
+        person, place, answer = pick(self.rng, chosen)
+        forms = FORMS["is_in"] if self.rng.random() < 0.7 else FORMS["claims"]
+        return pick(self.rng, forms).format(n=person, a=place), answer
 
     def structure(self):
         """(a question about the sentence read last, its answer), or None."""
@@ -161,12 +169,10 @@ class Story:
 
     def entities(self, text):
         """The named entities of a sentence in its order: list of {"text", "type", "about"}."""
-        named = text.rstrip(".").split()
         tables = (("person", self.people, "mover"), ("place", self.places, "place"),
                   ("thing", self.things, "goods"))
-        found = [{"text": word, "type": type_, "about": role} for type_, words, role in tables
-                 for word in words if word in named]
-        return sorted(found, key=lambda entity: named.index(entity["text"]))
+        return in_order([{"text": word, "type": type_, "about": role} for type_, words, role in tables
+                         for word in words if word in self.named], text)
 
 
 def draw_story(rng, at, index=0):

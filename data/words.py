@@ -56,6 +56,11 @@ def own_words(rng):
     return {**WORDS, **{type_: list(dict.fromkeys(words)) for type_, words in made.items()}}
 
 
+def in_order(entities, text):
+    """Entities of a sentence (dicts with "text") in its order; "Ida" is not found in "Friday"."""
+    return sorted(entities, key=lambda entity: re.search(rf"\b{re.escape(entity['text'])}\b", text).start())
+
+
 def is_she(person):
     """Whether a text says "she" of a person: names in "a", of the world and made-up ones."""
     return person.endswith("a")

@@ -24,8 +24,8 @@ from itertools import product
 from typing import Callable, NamedTuple
 
 from data import stories
-from data.words import (ATTITUDE, BAD, GOOD, INDEX, RESERVED, TABLES, WORDS, held_out, is_she, own_words,
-                        pick, shuffled)
+from data.words import (ATTITUDE, BAD, GOOD, INDEX, RESERVED, TABLES, WORDS, held_out, in_order, is_she,
+                        own_words, pick, shuffled)
 
 
 class Kind(NamedTuple):
@@ -46,6 +46,7 @@ CLAIMS, LOOK_BACK, MOOD_FRAMES, PRONOUN, ABOUT, FIRST, LAST, SENTENCE = (
     tuple(TABLES[name]) for name in (
         "claims", "look_back", "mood_frames", "pronoun", "about", "first", "last", "sentence"))
 MOODS, SAYINGS = TABLES["moods"], tuple(TABLES["sayings"])     # sayings: words of answers, for plain text too
+DENIALS = {"No,", "No", "not", "none"}                         # a saying with one of these is a denial
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,8 @@ def draw_fact(rng, paragraph, person, kind_name, may_pronoun=False, denials=0.0)
 def draw_aside(rng):
     """A sentence that names nobody: a mood, or a saying."""
     if rng.random() >= 0.7:
-        return Fact(pick(rng, SAYINGS), "saying")
+        saying = pick(rng, SAYINGS)
+        return Fact(saying, "saying", denied=not DENIALS.isdisjoint(saying.split()))
     mood = pick(rng, ("good", "bad"))
     return Fact(pick(rng, MOOD_FRAMES).format(m=pick(rng, MOODS[mood])), "mood", mood=mood)
 
@@ -211,7 +213,7 @@ def entities(fact):
     found.append({"text": fact.value, "type": kind.type, "about": "denied" if fact.denied else kind.arg_role})
     if fact.day:
         found.append({"text": fact.day, "type": "day", "about": "time"})
-    return sorted(found, key=lambda entity: fact.text.index(entity["text"]))
+    return in_order(found, fact.text)
 
 
 def whether_forms(fact, person, value):
@@ -252,7 +254,7 @@ def false_claim(rng, paragraph, fact, swapped=0.5, told=None):
 
 def whether_question(rng, paragraph, fact, k, at=FULL):
     """(yes/no question at sentence k about one fact, answer); Yes and No are equally frequent."""
-    true = not fact.denied and rng.random() < 0.55      # more than half, because denied facts add No
+    true = not fact.denied and rng.random() < 0.5 / (1 - at.denied)          # denied facts add No
     person, value = fact.person, fact.value
     if not true and not fact.denied:
         person, value = false_claim(rng, paragraph, fact, at.swapped, paragraph.facts[:k + 1])

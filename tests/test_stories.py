@@ -131,7 +131,7 @@ def told(at, n, seed=1):
 @pytest.fixture(scope="module")
 def drawn():
     """[(level, story)]: records."""
-    return [(at, story) for at in LEVELS for story in told(at, 600)]
+    return [(at, story) for at in LEVELS for story in told(at, 1000)]
 
 
 def test_every_answer_is_what_a_slow_reader_finds(drawn):
@@ -164,7 +164,7 @@ def test_entities_are_the_names_of_a_sentence_in_its_order(drawn):
     for i, (_, story) in enumerate(drawn):
         for k, record in enumerate(story):
             check_record(record)
-            assert (record["paragraph"], record["sentence"]) == (i % 600, k)
+            assert (record["paragraph"], record["sentence"]) == (i % 1000, k)
             _, slots = parsed(record["text"], SENTENCES)
             of = {word: roles[slot] for slot, said in slots.items() if slot in roles
                   for word in said.split(" and ")}

@@ -97,7 +97,7 @@ def structure(paragraph, k, question):
     if question in world.ABOUT:
         return meant or named[-1][0]
     if question in world.SENTENCE:
-        denied = text not in world.SAYINGS and words_in(text, ["not", "never", "no"])
+        denied = words_in(text, ["not", "never", "no", "No", "none"])
         return "exclamation" if text.endswith("!") else "denial" if denied else "statement"
     assert question in [form.format(p=said[1]) for form in world.PRONOUN]
     return meant
@@ -250,7 +250,7 @@ def test_claims_about_two_who_did_alike_mix_them_up(at, split, least):
                 false[bool(words_in(" ".join(paragraph.sentences), [value]))] += 1
                 of[person == paragraph.facts[0].person] += 1
     assert false[True] / false.total() > least and abs(of[True] / of.total() - 0.5) < 0.04
-    assert 0.5 < true / (true + false.total()) < 0.58        # nothing is denied here, which would add to No
+    assert 0.45 < true / (true + false.total()) < 0.55
 
 
 def test_questions_and_sentences_come_in_many_forms(drawn):
