@@ -57,7 +57,7 @@ class Config(Options):
     # how much
     minutes: float = 0.0             # plan student_tokens so that the run takes this long; 0: as below
     start_tokens: int = 100_000      # plain text that the common start reads
-    student_tokens: int = 1_450_000  # what every student reads after it
+    student_tokens: int = 2_000_000  # what every student reads after it
     test_paragraphs: int = 150       # fresh paragraphs, and as many single sentences, in the reading test
     # the students
     layout: str = "modern"           # or "gpt2", which model.py export writes for transformers

@@ -1,8 +1,9 @@
 """The words of the built-in world: its own few hundred, and made-up ones without end.
 
-A paragraph draws its people, places and things from WORDS, or from `own_words`: words from long lists, and
-words that a program makes up ("Torvina", "blemmit"), a few of each type, for this paragraph alone. Whoever
-wants to answer a question about those has to find the answer in the text. No made-up word is in world.json.
+A paragraph draws its people, places and things from WORDS, or from `own_words`: half of these are from long
+lists of common words, half are words that a program makes up ("Torvina", "blemmit"), for this paragraph
+alone. Whoever answers a question about those has to find the answer in the text. No made-up word is in
+world.json.
 """
 
 import json
@@ -49,7 +50,11 @@ def own_words(rng):
 
     def noun(type_):
         return made_up(rng, known) if rng.random() < 0.5 else pick(rng, LISTED[type_])
-    made = {"person": [name(pick(rng, ("a", ""))) for _ in range(OWN)],
+
+    def person():
+        made = rng.random() < 0.5
+        return name(pick(rng, ("a", ""))) if made else pick(rng, LISTED[pick(rng, ("she", "he"))])
+    made = {"person": [person() for _ in range(OWN)],
             "place": [name() for _ in range(OWN)],
             "organisation": [f"{name()} {pick(rng, LISTED['organisation'])}" for _ in range(OWN)],
             **{type_: [noun(type_) for _ in range(OWN)] for type_ in ("thing", "job", "room")}}
@@ -62,8 +67,8 @@ def in_order(entities, text):
 
 
 def is_she(person):
-    """Whether a text says "she" of a person: names in "a", of the world and made-up ones."""
-    return person.endswith("a")
+    """Whether a text says "she" of a person: names in "a", of the world and made-up ones, and listed ones."""
+    return person.endswith("a") or person in LISTED["she"]
 
 
 def held_out(person, value):

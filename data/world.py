@@ -78,11 +78,11 @@ class Level:
 # later.
 BINDING = {"sentences": (2, 2), "denied": 0.0, "alike": 1.0, "raised": 0.0}
 LATER = {"alike": 0.8, "swapped": 0.8, "join_prob": 0.5, "varied": 0.6}
-LEVELS = (Level(0.37, **BINDING, join_prob=1.0, forms=1, wh=12, whether=0),
-          Level(0.56, **BINDING, join_prob=0.7, forms=12, wh=2, whether=2, swapped=1.0, varied=0.4),
-          Level(0.63, (1, 1), 1, swapped=0.0, join_prob=0.6, raised=0.1, varied=0.6),
-          Level(0.75, (1, 2), raised=0.1, **LATER),
-          Level(0.89, (1, 3), raised=0.1, **LATER),
+LEVELS = (Level(0.27, **BINDING, join_prob=1.0, forms=1, wh=12, whether=0),
+          Level(0.48, **BINDING, join_prob=0.7, forms=12, wh=2, whether=2, swapped=1.0, varied=0.4),
+          Level(0.55, (1, 1), 1, swapped=0.0, join_prob=0.6, raised=0.1, varied=0.6),
+          Level(0.69, (1, 2), raised=0.1, **LATER),
+          Level(0.84, (1, 3), raised=0.1, **LATER),
           Level(1.00, (1, 4), raised=0.5, **LATER))
 # The open world: after that, stories; then paragraphs with words of their own, which have to be copied.
 MIXED = {"alike": 0.8, "swapped": 0.8, "story": 0.6}

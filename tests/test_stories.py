@@ -52,7 +52,8 @@ class Reader:
         kind, slots = parsed(text, SENTENCES)
         if "pronoun" in slots:                          # whoever the sentence before is about
             who = self.events[-1][1]
-            fits = "they" if len(who) > 1 else "she" if who[0].endswith("a") else "he"
+            is_she = who[0].endswith("a") or who[0] in TABLES["listed"]["she"]
+            fits = "they" if len(who) > 1 else "she" if is_she else "he"
             assert slots["pronoun"] == fits and self.events[-1][0] != "give"
         else:
             who = slots["s"].split(" and ")
