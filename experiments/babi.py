@@ -8,16 +8,14 @@
 --runs are folders of finished runs of train.py with different seeds; --students of them are tested. Labels
 come from the first half of a file's stories, and the second half is the test; --half=dev tests blind on the
 first, to decide what is still open. Every test is a line of --out: a stopped command goes on, and more
-students, seeds or labels add lines. In "credits" an item is a sign (claim_tables.packed), a story a word.
+students, seeds or labels add lines. In "credits" an item is a sign (tables.packed), a story a word.
 """
 
 import argparse
 import importlib
-import json
 import math
 import random
 import re
-from concurrent.futures import as_completed
 from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,17 +24,14 @@ import numpy as np
 import torch
 
 import brd
-from data.cli import check_range, printable, progress, run_command
+from data.cli import check_range, printable, run_command
 from data.figures import ratio_se
-from data.files import folder_lock, hash_of, write_text
+from data.files import folder_lock, hash_of
 from data.machine import worker_pool
-from data.own_text import json_rows, named
-from data.tokenizer import Tokenizer
 from experiments import blind
-from experiments.claim_tables import Value, packed, squared_error, unpacked
 from experiments.compare import BOUNDS
-from experiments.report import read_results
-from model import GPT
+from experiments.report import load_student, read_results
+from experiments.tables import Value, check_show, joint_error, packed, read_rows, run_all, unpacked
 
 KEY = ("file", "student", "seed", "labels", "half", "hash")     # of a test; hash: of task file and student
 PASSES = {64: 20, 500: 6, math.inf: 3}      # how often labelled items are read, by how many there are at most
@@ -61,12 +56,12 @@ def by_story(credits, stories):
     return " ".join(packed(credit for _, credit in some) for _, some in pairs)
 
 
-def test(key, path, folder):
+def test(job):
     """One test -> {the names of KEY, "cut": number of prompts cut on the left, "credits" of the items,
-    "majority": those of the answer that is right most often}."""
+    "majority": those of the answer that is right most often}. job: (*key, task file, folder of a run)."""
     torch.set_num_threads(1)
-    file, name, seed, labels, half, _ = key
-    model, tokenizer = (kind.load(Path(folder) / name) for kind in (GPT, Tokenizer))
+    file, name, seed, labels, half, _, path, folder = job
+    model, tokenizer = load_student(Path(folder) / name)
     first, second = halves(path)
     items, stories = zip(*(first if half == "dev" else second))
     if labels:
@@ -74,24 +69,19 @@ def test(key, path, folder):
         shown, passes = [item for item, _ in drawn], next(n for most, n in PASSES.items() if labels <= most)
         options = SimpleNamespace(seed=seed, device="cpu")
         model = blind.teach(model, tokenizer, shown, blind.gold_answers(shown), options, passes)
-    found = brd.eval_task(model.eval(), tokenizer, {"name": name, "items": items})
+    found = brd.eval_task(model, tokenizer, {"name": name, "items": items})
     right = blind.gold_answers(items)
     often = max(sorted(set(right)), key=right.count)
-    return {**dict(zip(KEY, key)), "cut": found["cut"], "credits": by_story(found["credits"], stories),
+    return {**dict(zip(KEY, job)), "cut": found["cut"], "credits": by_story(found["credits"], stories),
             "majority": by_story([float(answer == often) for answer in right], stories)}
 
 
 def read(path):
     """The lines of a file of results -> {values of KEY: dict}; ValueError names a line that is none."""
-    rows = {}
-    with named(path):
-        for place, row in json_rows(path):
-            sizes = [[len(word) for word in str(row.get(name)).split()] for name in ("credits", "majority")]
-            with named(place):
-                if not {*KEY, "cut", "credits", "majority"} <= set(row) or sizes[0] != sizes[1]:
-                    raise ValueError("no test of experiments.babi; without this line it is made again")
-                rows[tuple(row[name] for name in KEY)] = row
-    return rows
+    def is_test(row):
+        sizes = [[len(word) for word in str(row.get(name)).split()] for name in ("credits", "majority")]
+        return {"cut", "credits", "majority"} <= set(row) and sizes[0] == sizes[1]
+    return read_rows(path, KEY, "no test of experiments.babi; without this line it is made again", is_test)
 
 
 def jobs_of(options):
@@ -114,31 +104,26 @@ def run(options):
     """Makes the lines of options.out that are not there yet."""
     out, jobs = Path(options.out), jobs_of(options)
     with folder_lock(out.parent):
-        rows = read(out) if out.exists() else {}
-        if len({key[:-1] for key in {*rows, *jobs}}) < len({*rows, *jobs}):
+        out.touch()
+        keys = {*read(out), *jobs}
+        if len({key[:-1] for key in keys}) < len(keys):
             raise ValueError(f"{out}: holds tests of another file or student of the same name and seed; use "
                              "another --out")
         with worker_pool(options.workers) as pool:
-            futures = {pool.submit(test, key, *job): key for key, job in jobs.items() if key not in rows}
-            for future in progress(as_completed(futures), "tests", total=len(futures)):
-                rows[futures[future]] = future.result()
-                write_text(out, "".join(json.dumps(row) + "\n" for row in rows.values()))
+            run_all([(*key, *job) for key, job in jobs.items()], out, pool, "tests", test, KEY)
 
 
 def value_of(found, name, minus=None):
     """Value of a student on one file, or of its difference from another, over the seeds that both have; None
-    without any. found: {student: {seed: (n,) credits}} and "items", (n,) their number, in n stories.
-
-    The error is sqrt(a^2 + b^2), a over stories, of their means over seeds, b over seeds. The unit is a
-    story, as its items are alike. All seeds read the same stories, so b does not hold the chance of these, as
-    it does in claim_tables.py. Both hold the chance of one seed on one story: the error is rather large."""
+    without any. found: {student: {seed: (n,) credits}} and "items", (n,) their number, in n stories. A story
+    is the unit of the error over items, as its items are alike."""
     seeds = [seed for seed in found.get(name, ()) if not minus or seed in found.get(minus, ())]
     if not seeds:
         return None
     rows = np.array([found[name][seed] - (found[minus][seed] if minus else 0) for seed in seeds])
     over_stories = ratio_se([(a, b, b) for a, b in zip(rows.mean(0), found["items"])])      # rows (seeds, n)
-    over_seeds = np.nan_to_num(squared_error(rows.sum(1) / found["items"].sum()) ** 0.5)    # 0 for one seed
-    return Value(float(over_stories["value"]), math.hypot(over_stories["se"], over_seeds))
+    error = joint_error(over_stories["se"], rows.sum(1) / found["items"].sum())
+    return Value(float(over_stories["value"]), error)
 
 
 def label(file):
@@ -199,9 +184,7 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     check_range("labels", options.labels)
     check_range("workers", options.workers, *BOUNDS["workers"])
-    given = [name for name, value in vars(options).items() if value not in ([], parser.get_default(name))]
-    if options.show and given != ["show"]:
-        raise ValueError("--show tests nothing: other options beside it have no effect; leave them out")
+    check_show(options, parser)
     if options.labels and options.half == "dev":
         raise ValueError("--labels come from the dev half, so it is no test then; leave out --half=dev")
     if not (options.files or options.show):

@@ -15,43 +15,17 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from experiments import claim_items
 from experiments.claim_arms import CLAIMS
+from experiments.tables import Value, squared_error, unpacked
 
 BAR, AS = 3, "as in the paper"      # BAR: standard errors from which on a difference is one
 ALIKE = 0.02    # it is none where it and 3 SE are this at most: the paper calls .9 of its 6.2 points nothing
 RULE = (f'Signs are compared, not sizes. From {BAR} SE on a difference is "{AS}" or "opposite", below "not '
         f'shown"; where the paper has none (=), "{AS}" if |difference| + {BAR} SE is at most {ALIKE}.')
-
-
-def packed(credits):
-    """Credits (floats) as a str, a sign an item: 1 right, 0 wrong, = a tie that holds the right answer."""
-    return "".join({1.0: "1", 0.0: "0"}.get(credit, "=") for credit in credits)
-
-
-def unpacked(signs):
-    """(n,) float64 of a string of packed; NaN for the sign -, an item that was learnt from."""
-    return np.array([{"1": 1.0, "0": 0.0, "=": 0.5}.get(sign, np.nan) for sign in signs])
-
-
-class Value(NamedTuple):
-    """A mean and the larger of its standard errors over seeds and over items; NaN where there is neither."""
-    mean: float
-    error: float
-
-    @property
-    def times(self):
-        """The mean in standard errors."""
-        return self.mean / self.error if self.error else 0.0
-
-
-def squared_error(values):
-    """The squared standard error of a mean; NaN for a single value."""
-    return values.var(ddof=1) / len(values) if len(values) > 1 else math.nan
 
 
 def estimate(blocks):

@@ -28,8 +28,8 @@ from data.machine import MEMORY, worker_pool
 from experiments import blind, claim_items, claim_tables, retelling
 from experiments.claim_arms import (AFTER, ARMS, CLAIMS, CONTROL, RATE, Job, Size, config_of, family,
                                     mix_of)
-from experiments.claim_tables import packed, unpacked
 from experiments.compare import BOUNDS
+from experiments.tables import check_show, packed, unpacked
 from experiments.teacher import TeacherConfig, train_teacher
 from train import Config, finished_model, new_model, train_model
 
@@ -195,11 +195,10 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     for name in ("seeds", "workers", *Size._fields):
         check_range(name, getattr(options, name), *BOUNDS.get(name, (0, MEMORY // 100, "memory")))
-    size, given = Size(*(getattr(options, name) for name in Size._fields)), vars(options).items()
+    size = Size(*(getattr(options, name) for name in Size._fields))
     for n_layer, n_embd in ((size.n_layer, size.n_embd), (size.teacher_layer, size.teacher_embd)):
         Config(n_layer=n_layer, n_embd=n_embd)                      # for its errors
-    if options.show and sum(value not in ([], parser.get_default(name)) for name, value in given) > 1:
-        raise ValueError("--show trains nothing: other options beside it have no effect; leave them out")
+    check_show(options, parser)
     if unknown := [claim for claim in options.claims if claim not in CLAIMS]:
         raise ValueError(f"claim {unknown[0]}; expected {', '.join(CLAIMS)}")
     path = options.show

@@ -11,9 +11,7 @@ rows are added to it. Shapes: B documents, T positions, V vocabulary.
 """
 
 import copy
-import json
 import time
-from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
 from itertools import chain, product
 from pathlib import Path
@@ -23,12 +21,13 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 import train
-from data.cli import Options as Base, check_range, parse_options, printable, progress, run_command
+from data.cli import Options as Base, check_range, parse_options, printable, run_command
 from data.figures import cell, mean_se
-from data.files import folder_lock, open_run, write_text
+from data.files import folder_lock, open_run
 from data.machine import MEMORY, PROCESSES, check_weights, worker_pool
 from experiments.compare_tasks import SHAPE, SIZE, Size, open_task
 from experiments.objectives import OBJECTIVES, learn
+from experiments.tables import read_rows, run_all
 from model import GPT, GPTConfig
 
 TUNING, STARTS = 0, 100     # the seed that learning rates are chosen on; the first seed of the starts
@@ -139,26 +138,6 @@ def measure(model, task, numbers, seed):
     return figures
 
 
-def finished(path, names=KEY):
-    """{key of a job: figures} of results.jsonl; names: the fields of a key. ValueError for another file."""
-    try:
-        runs = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return {tuple(run[name] for name in names): run for run in runs}
-    except (ValueError, LookupError, TypeError):
-        raise ValueError(f"{path}: these are no results; expected what compare writes") from None
-
-
-def run_all(jobs, path, pool, what, run=run, names=KEY):
-    """Runs the jobs that are not in results.jsonl yet, and adds a line for each -> all that is in it. names:
-    the first fields of a job, which identify it."""
-    results, n = finished(path, names), len(names)
-    futures = {pool.submit(run, job): job[:n] for job in jobs if job[:n] not in results}
-    for future in progress(as_completed(futures), what, total=len(futures)):
-        results[futures[future]] = future.result()
-        write_text(path, "".join(json.dumps(result) + "\n" for result in results.values()))
-    return results
-
-
 def tune(job, rows, rates, pool, names=KEY, run=run):
     """{row: the best of its learning rates on the seed for tuning}; job(row, rate, seed) makes a Job."""
     trials = {(row, rate): job(row, rate, TUNING) for row in rows for rate in rates}
@@ -196,7 +175,7 @@ def compare(out, size, rows, options):
         best = tune(job, rows, rates, pool)
         chosen = {(row, budget): [job(row, best[row], seed, budget) for seed in seeds]
                   for row, budget in product(rows, budgets)}
-        results = run_all(chain(*zip(*chosen.values())), path, pool, "seeds")          # seed by seed
+        results = run_all(chain(*zip(*chosen.values())), path, pool, "seeds", run, KEY)     # seed by seed
     return {key: (best[key[0]], [results[done[:len(KEY)]] for done in jobs]) for key, jobs in chosen.items()}
 
 
@@ -242,7 +221,7 @@ def tables(path, rows, world, names=KEY):
     """{world(run): results as of compare} of a results.jsonl, with these rows in their order. names: the
     fields that identify a job. Of a row that was run at several rates, the one that most seeds have."""
     groups, order = {}, list(rows)
-    runs = [run for run in finished(path, names).values() if run["row"] in order and run["seed"] != TUNING]
+    runs = [run for run in read_rows(path, names).values() if run["row"] in order and run["seed"] != TUNING]
     for run in sorted(runs, key=lambda run: (order.index(run["row"]), run.get("seconds", 0), run["seed"])):
         key = run["row"], (run.get("tokens", 0), run.get("seconds", 0))
         groups.setdefault(world(run), {}).setdefault(key, {}).setdefault(run["rate"], []).append(run)

@@ -10,10 +10,9 @@ them reads. Two baselines: the most frequent answer of the test and, for wh ques
 sentence at random; `both` minus the better one is told in errors of `both`. A stopped run goes on.
 """
 
-import argparse
 import json
-import math
 from concurrent.futures import as_completed
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
@@ -24,13 +23,12 @@ import brd
 from data import documents, world
 from data.annotated import PRIMER, annotated_text, read_annotations
 from data.batches import DataMix
-from data.cli import check_range, printable, progress, run_command
+from data.cli import Options as Base, parse_options, printable, progress, run_command
 from data.figures import answer_figures
 from data.files import folder_lock, hash_of, open_run, read_json, write_json, write_text
 from data.machine import MEMORY, worker_pool
-from data.own_text import json_rows, named
-from experiments.claim_tables import Value, squared_error
 from experiments.compare import BOUNDS
+from experiments.tables import Value, joint_error, read_rows
 from train import Config, finished_model, new_model, train_model
 
 ARMS = ("world", "primer", "both")
@@ -41,6 +39,16 @@ REPEATS, PARTS = 4, 24      # surface forms of a paragraph, which are shuffled w
 LAYOUTS = (world.Level(0.3, forms=4, join_prob=0.3), world.Level(join_prob=0.3, varied=0.3))
 FIGURES = {"wh, exact": "answer.wh", "yes/no, exact": "answer.yes_no", "entity F1": "entity_f1",
            "structure, exact": "answer.structure", "attitude, exact": "answer.attitude"}
+
+
+@dataclass
+class Options(Base):
+    tokens: int = 2_400_000         # of a student
+    seeds: int = 3                  # students of each arm
+    workers: int = 2                # processes side by side, one thread each
+    out_dir: str = "out/levels"     # folder of all that this makes
+    show: str = ""                  # print the table of a file of results, and train nothing
+    BOUNDS = {**BOUNDS, "tokens": (0, MEMORY // 100, "memory")}
 
 
 def primer_rows(behaviour, tokenizer, config):
@@ -98,28 +106,21 @@ def student(arm, config):
 
 def read(path):
     """The lines of a file of results; ValueError for another file, for damaged and for missing lines."""
-    with named(path):
-        rows = json_rows(path)
-        for place, row in rows:
-            with named(place):
-                if not all({"value", "se", "n", "majority"} <= set(row.get(label, ())) for label in FIGURES):
-                    raise ValueError("no test of experiments.levels; make the file again")
-        found = {tuple(row.get(name) for name in ("arm", "seed", "level")) for _, row in rows}
-        seeds, levels = ({key[i] for key in found} for i in (1, 2))
-        if not found or found != set(product(ARMS, seeds, levels)):
-            raise ValueError("expected a test of each arm, seed and level; make the file again")
-    return [row for _, row in rows]
+    def is_test(row):
+        return all({"value", "se", "n", "majority"} <= set(row.get(label, ())) for label in FIGURES)
+    key = "arm", "seed", "level"
+    rows = read_rows(path, key, "no test of experiments.levels; make the file again", is_test)
+    seeds, levels = ({key[i] for key in rows} for i in (1, 2))
+    if not rows or set(rows) != set(product(ARMS, seeds, levels)):
+        raise ValueError(f"{path}: expected a test of each arm, seed and level; make the file again")
+    return list(rows.values())
 
 
 def value_of(figures):
-    """Value of a figure of several seeds, all tested on the same paragraphs.
-
-    The error is sqrt(a^2 + b^2). a, over paragraphs: the mean of the seeds' own errors, which the error of
-    their mean cannot exceed (triangle inequality). b, over seeds: all read the same paragraphs, so b does not
-    hold the chance of these, as it does in claim_tables.py; the larger of a and b would be too small."""
+    """Value of a figure of several seeds, all tested on the same paragraphs. Its error over paragraphs is the
+    mean of the seeds' own errors, which the error of their mean cannot exceed (triangle inequality)."""
     values, errors = (np.array([figure[key] for figure in figures], float) for key in ("value", "se"))
-    over_seeds = np.nan_to_num(squared_error(values) ** 0.5)                # 0 for a single seed
-    return Value(float(values.mean()), math.hypot(errors.mean(), over_seeds))
+    return Value(float(values.mean()), joint_error(errors.mean(), values))
 
 
 def show(rows):
@@ -152,19 +153,7 @@ def run(options, out):
 
 def main(arguments=None):
     """The students and their table; ValueError or OSError for what the user can mend."""
-    parser = argparse.ArgumentParser(prog="levels", description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=2_400_000, help="of a student [2,400,000]")
-    parser.add_argument("--seeds", type=int, default=3, help="students of each arm [3]")
-    parser.add_argument("--workers", type=int, default=2, help="processes side by side, one thread each [2]")
-    parser.add_argument("--out_dir", default="out/levels", help="folder of all that this makes [out/levels]")
-    parser.add_argument("--show", metavar="FILE", help="print the table of a file of results, and stop")
-    options = parser.parse_args(arguments)
-    for name in ("tokens", "seeds", "workers"):
-        check_range(name, getattr(options, name), *BOUNDS.get(name, (0, MEMORY // 100, "memory")))
-    given = [name for name, value in vars(options).items() if value != parser.get_default(name)]
-    if options.show and given != ["show"]:
-        raise ValueError("--show trains nothing: other options beside it have no effect; leave them out")
+    options = parse_options(Options, arguments, __doc__)
     path = options.show
     if not path:
         out = Path(options.out_dir)

@@ -156,7 +156,7 @@ def escaped(lines):
 
 
 def load_student(folder):
-    """The model and the tokenizer of a folder."""
+    """The model, to be tested, and the tokenizer of a folder."""
     return GPT.load(folder).eval(), Tokenizer.load(folder)
 
 

@@ -14,7 +14,7 @@ import torch
 import train
 from data.files import write_json
 from data.tokenizer import train_bpe
-from experiments import babi, blind
+from experiments import babi, blind, tables
 from model import GPT, GPTConfig
 from tests.test_compare import InTurn
 
@@ -151,7 +151,7 @@ def test_the_labels_that_are_drawn_do_not_depend_on_the_folder(folder, command, 
 def test_a_student_learns_for_as_many_passes_as_it_is_told(folder, monkeypatch):
     read = []
     monkeypatch.setattr(train, "fit", lambda name, model, mix, tokens, config: read.append((mix, tokens)))
-    model, tokenizer = (kind.load(folder / "out1" / "brd") for kind in (GPT, babi.Tokenizer))
+    model, tokenizer = babi.load_student(folder / "out1" / "brd")
     items = [item for item, _ in babi.halves(folder / "qa1_one_train.txt")[0]]
     answers, options = blind.gold_answers(items), babi.SimpleNamespace(seed=1, device="cpu")
     for passes in ([], [3]):
@@ -161,15 +161,15 @@ def test_a_student_learns_for_as_many_passes_as_it_is_told(folder, monkeypatch):
 
 
 def test_a_stopped_command_goes_on_and_makes_nothing_twice(command, monkeypatch, capsys):
-    made, written, test, write_text = [], [], babi.test, babi.write_text
+    made, written, test, write_text = [], [], babi.test, tables.write_text
 
     def killed(path, text):
         written.append(text)
         if len(written) == 6:
             raise KeyboardInterrupt
         write_text(path, text)
-    monkeypatch.setattr(babi, "test", lambda key, *job: made.append(key) or test(key, *job))
-    monkeypatch.setattr(babi, "write_text", killed)
+    monkeypatch.setattr(babi, "test", lambda job: made.append(job[:6]) or test(job))
+    monkeypatch.setattr(tables, "write_text", killed)
     with pytest.raises(KeyboardInterrupt, match="the same command goes on from there"):
         command()
     assert len(made) == len(set(made)) == 8

@@ -21,7 +21,7 @@ from data import world
 from data.batches import plan_batches
 from data.documents import course_tokenizer
 from data.files import open_run
-from experiments import blind, claim_arms, claim_items, claim_tables, claims, retelling
+from experiments import blind, claim_arms, claim_items, claim_tables, claims, retelling, tables
 from experiments.claim_arms import ARMS, CLAIMS, Job, Size, mix_of
 from model import GPT, GPTConfig
 
@@ -72,7 +72,7 @@ def test_a_difference_from_a_student_that_has_learnt_items_is_about_the_others()
     assert results.value("brd:relaxed", ["who"], minus="brd").mean == pytest.approx(1 / 3)
 
 
-SIGNS, VALUES = st.sampled_from("<=>"), st.builds(claim_tables.Value, st.floats(-1, 1), st.one_of(
+SIGNS, VALUES = st.sampled_from("<=>"), st.builds(tables.Value, st.floats(-1, 1), st.one_of(
     st.floats(0, 0.3), st.just(math.nan)))
 
 
@@ -98,7 +98,7 @@ def test_a_claim_is_reproduced_where_all_comparisons_hold(found):
 def made_up(**rates):
     """The summary's lines of claim 4 or 7 for arms that are right in n of 50 items, in three seeds."""
     rng = np.random.default_rng(1)
-    rows = [{"arm": arm, "seed": seed, "tasks": {task: claim_tables.packed(rng.permutation(np.arange(50) < n))
+    rows = [{"arm": arm, "seed": seed, "tasks": {task: tables.packed(rng.permutation(np.arange(50) < n))
                                                  for task in claim_items.TASKS}}
             for arm, n in rates.items() for seed in (1, 2, 3)]
     return claim_tables.summary("4" if "sentence" in rates else "7", claim_tables.Results(rows))
@@ -120,8 +120,8 @@ def test_a_rise_where_the_paper_has_none_is_told():
 
 
 def test_signs_of_credits():
-    assert claim_tables.packed([1.0, 0.0, 0.5, 1 / 3]) == "10=="
-    assert np.array_equal(claim_tables.unpacked("10=-"), [1, 0, 0.5, np.nan], equal_nan=True)
+    assert tables.packed([1.0, 0.0, 0.5, 1 / 3]) == "10=="
+    assert np.array_equal(tables.unpacked("10=-"), [1, 0, 0.5, np.nan], equal_nan=True)
 
 
 def test_the_tables_of_the_results_that_are_kept(capsys):

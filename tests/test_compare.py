@@ -194,7 +194,7 @@ def test_a_comparison_goes_on_where_it_was_stopped_and_prints_a_table(task, monk
     monkeypatch.setattr(compare, "SIZE", SMALL._replace(answers=1))
     path.write_text(lines[0][:-30] + "\n", encoding="utf-8")
     for arguments, message in ((command, "answers=2, this one has 1; use another --out_dir"),
-                               (["compare", f"--show={path}"], "results.jsonl: these are no results"),
+                               (["compare", f"--show={path}"], "results.jsonl: line 1: expected a JSON object"),
                                (["compare", "--rows=KD,SFT"], "rows=KD,SFT, but expected some, each once, of SFT, SeqKD")):
         with pytest.raises(ValueError, match=message):
             td_distill.main(arguments)

@@ -237,7 +237,7 @@ def test_the_error_is_not_below_what_fresh_paragraphs_and_seeds_show():
 @pytest.mark.parametrize("options, message", [
     (["--seeds=0"], "--seeds=0, but expected"), (["--tokens=-1"], "--tokens=-1, but expected"),
     (["--workers=0"], "--workers=0, but expected"), (["--show=no.jsonl"], "no.jsonl"),
-    (["--show=x", "--seeds=2"], "--show trains nothing: other options beside it have no effect"),
+    (["--show=x", "--seeds=2"], "--seeds=2 has no effect beside --show"),
     (["--show=pyproject.toml"], "pyproject.toml: line 1: expected a JSON object"),
     (["--show=data/primer/level1.jsonl"], "level1.jsonl: line 1: no test of experiments.levels"),
     (["--show=EMPTY"], "EMPTY: expected a test of each arm, seed and level")])
