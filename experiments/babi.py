@@ -104,8 +104,7 @@ def run(options):
     """Makes the lines of options.out that are not there yet."""
     out, jobs = Path(options.out), jobs_of(options)
     with folder_lock(out.parent):
-        out.touch()
-        keys = {*read(out), *jobs}
+        keys = {*(read(out) if out.exists() else ()), *jobs}
         if len({key[:-1] for key in keys}) < len(keys):
             raise ValueError(f"{out}: holds tests of another file or student of the same name and seed; use "
                              "another --out")

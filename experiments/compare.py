@@ -168,7 +168,6 @@ def compare(out, size, rows, options):
 
     def job(row, rate, seed, budget=budgets[-1]):
         return Job(row, rate, seed, options.embd, *budget, out, size)
-    path.touch()
     open_task(out, size)
     with worker_pool(options.workers) as pool:
         list(pool.map(start, [job("", 0.0, seed) for seed in (TUNING, *seeds)]))
@@ -184,6 +183,7 @@ COLUMNS = (*PAIRED, "cpu seconds")
 
 
 def line(label, cells):
+    """A row of a table."""
     return f"{label:34}" + "".join(f"{text:>16}" for text in cells)
 
 

@@ -83,12 +83,12 @@ def random_entity(paragraphs):
 
 
 def student(arm, config):
-    """Trains and tests one student; out_dir/ARM-SEED/levels.json holds its figures."""
+    """Trains and tests one student -> its lines of results, kept in out_dir/ARM-SEED/levels.json."""
     torch.set_num_threads(1)
     name = f"{arm}-{config.seed}"
     path = Path(config.out_dir) / name / "levels.json"
     if path.exists():
-        return
+        return read_json(path, "remove it, and it is made again")["levels"]
     tokenizer, model = documents.course_tokenizer("open", config.n_vocab), finished_model(name, config)
     if model is None:
         model = new_model(config.n_layer, config.n_embd, tokenizer, config)
@@ -102,6 +102,7 @@ def student(arm, config):
         figures["wh, exact"]["entity"] = random_entity(held_out)
         rows.append({"arm": arm, "seed": config.seed, "level": level, **figures})
     write_json(path, {"levels": rows})
+    return rows
 
 
 def read(path):
@@ -145,8 +146,7 @@ def run(options, out):
         futures = [pool.submit(student, *job) for job in jobs]
         for future in progress(as_completed(futures), "students", total=len(futures)):
             future.result()
-    paths = [out / f"{arm}-{config.seed}" / "levels.json" for arm, config in jobs]
-    rows = [row for path in paths for row in read_json(path, "remove it, and it is made again")["levels"]]
+    rows = (row for future in futures for row in future.result())
     write_text(out / "levels.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     return out / "levels.jsonl"
 

@@ -319,7 +319,6 @@ def compare(out, world, rows, options):
 
     def job(row, rate, seed):
         return Job(row, rate, seed, name_of(world), world, out)
-    path.touch()
     open_answers(out, replace(world, steps=0))                                      # trains a teacher
     with worker_pool(options.workers) as pool:
         tuned, seeds = [TUNING] if len(rates) > 1 else [], range(1, options.seeds + 1)

@@ -63,6 +63,7 @@ def read_rows(path, key, expected="no result of this experiment", is_result=lamb
 def run_all(jobs, path, pool, what, run, key):
     """Runs the jobs that are not in a file of results yet, and adds a line for each -> read_rows of it. Jobs
     are tuples that begin with the values of `key`."""
+    path.touch()
     results, n = read_rows(path, key), len(key)
     futures = {pool.submit(run, job): job[:n] for job in jobs if job[:n] not in results}
     for future in progress(as_completed(futures), what, total=len(futures)):
