@@ -29,9 +29,8 @@ from data.figures import ratio_se
 from data.files import folder_lock, hash_of
 from data.machine import worker_pool
 from experiments import blind
-from experiments.compare import BOUNDS
 from experiments.report import load_student, read_results
-from experiments.tables import Value, check_show, joint_error, packed, read_rows, run_all, unpacked
+from experiments.tables import Value, joint_error, packed, parse_with_show, read_rows, run_all, unpacked
 
 KEY = ("file", "student", "seed", "labels", "half", "hash")     # of a test; hash: of task file and student
 PASSES = {64: 20, 500: 6, math.inf: 3}      # how often labelled items are read, by how many there are at most
@@ -177,13 +176,9 @@ def main(arguments=None):
     parser.add_argument("--students", default="plain,brd,brd+td", help="of each run [plain,brd,brd+td]")
     parser.add_argument("--labels", type=int, default=0, help="items to learn from, at most; 0: blind [0]")
     parser.add_argument("--half", choices=("test", "dev"), default="test", help="what is tested on [test]")
-    parser.add_argument("--workers", type=int, default=2, help="processes side by side, one thread each [2]")
     parser.add_argument("--out", default="out/babi.jsonl", help="the file of results [out/babi.jsonl]")
-    parser.add_argument("--show", metavar="FILE", help="print the tables of a file of results, and stop")
-    options = parser.parse_args(arguments)
+    options = parse_with_show(parser, arguments)
     check_range("labels", options.labels)
-    check_range("workers", options.workers, *BOUNDS["workers"])
-    check_show(options, parser)
     if options.labels and options.half == "dev":
         raise ValueError("--labels come from the dev half, so it is no test then; leave out --half=dev")
     if not (options.files or options.show):

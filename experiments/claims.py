@@ -28,8 +28,7 @@ from data.machine import MEMORY, worker_pool
 from experiments import blind, claim_items, claim_tables, retelling
 from experiments.claim_arms import (AFTER, ARMS, CLAIMS, CONTROL, RATE, Job, Size, config_of, family,
                                     mix_of)
-from experiments.compare import BOUNDS
-from experiments.tables import check_show, packed, unpacked
+from experiments.tables import BOUNDS, packed, parse_with_show, unpacked
 from experiments.teacher import TeacherConfig, train_teacher
 from train import Config, finished_model, new_model, train_model
 
@@ -186,19 +185,16 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog="claims", description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("claims", nargs="*", metavar="CLAIM", help=f"of {', '.join(CLAIMS)} [all]")
-    parser.add_argument("--workers", type=int, default=2, help="processes side by side, one thread each [2]")
     parser.add_argument("--wrappers", default=str(DEV), help="how the tasks are worded [dev.json]")
     parser.add_argument("--out_dir", default="out/claims", help="folder of all that this makes [out/claims]")
-    parser.add_argument("--show", metavar="FILE", help="print the tables of a file of results, and stop")
     for name, value in {"seeds": 3, **Size()._asdict()}.items():
         parser.add_argument(f"--{name}", type=int, default=value, help=f"[{value:,}]")
-    options = parser.parse_args(arguments)
-    for name in ("seeds", "workers", *Size._fields):
+    options = parse_with_show(parser, arguments)
+    for name in ("seeds", *Size._fields):
         check_range(name, getattr(options, name), *BOUNDS.get(name, (0, MEMORY // 100, "memory")))
     size = Size(*(getattr(options, name) for name in Size._fields))
     for n_layer, n_embd in ((size.n_layer, size.n_embd), (size.teacher_layer, size.teacher_embd)):
         Config(n_layer=n_layer, n_embd=n_embd)                      # for its errors
-    check_show(options, parser)
     if unknown := [claim for claim in options.claims if claim not in CLAIMS]:
         raise ValueError(f"claim {unknown[0]}; expected {', '.join(CLAIMS)}")
     path = options.show

@@ -24,14 +24,13 @@ import train
 from data.cli import Options as Base, check_range, parse_options, printable, run_command
 from data.figures import cell, mean_se
 from data.files import folder_lock, open_run
-from data.machine import MEMORY, PROCESSES, check_weights, worker_pool
+from data.machine import MEMORY, check_weights, worker_pool
 from experiments.compare_tasks import SHAPE, SIZE, Size, open_task
 from experiments.objectives import OBJECTIVES, learn
-from experiments.tables import read_rows, run_all
+from experiments.tables import BOUNDS, read_rows, run_all
 from model import GPT, GPTConfig
 
 TUNING, STARTS = 0, 100     # the seed that learning rates are chosen on; the first seed of the starts
-BOUNDS = {"seeds": (0, 1000, "a training each"), "workers": (0, PROCESSES, "8 a core")}
 FILES = dict.fromkeys(("stages", "teacher", "answers.json", "caches", "starts", "results.jsonl"), "")
 
 

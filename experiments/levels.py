@@ -27,8 +27,7 @@ from data.cli import Options as Base, parse_options, printable, progress, run_co
 from data.figures import answer_figures
 from data.files import folder_lock, hash_of, open_run, read_json, write_json, write_text
 from data.machine import MEMORY, worker_pool
-from experiments.compare import BOUNDS
-from experiments.tables import Value, joint_error, read_rows
+from experiments.tables import BOUNDS, Value, joint_error, read_rows
 from train import Config, finished_model, new_model, train_model
 
 ARMS = ("world", "primer", "both")

@@ -43,9 +43,9 @@ from data.figures import mean_se
 from data.files import folder_lock, hash_of, open_run, save_finished
 from data.machine import check_weights, worker_pool
 from data.sets import draw_with_sets
-from experiments.compare import BOUNDS, TUNING, number_list, table, tables, tune
+from experiments.compare import TUNING, number_list, table, tables, tune
 from experiments.routes_arms import ROWS, inputs
-from experiments.tables import run_all
+from experiments.tables import BOUNDS, run_all
 from model import GPT, GPTConfig
 
 END, GO, DOT, DOOR, TYPE, LABEL, SYMBOL = 0, 1, 2, 3, 5, 9, 17      # 2 doors, 4 types, 8 labels, 36 symbols

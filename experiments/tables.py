@@ -1,4 +1,4 @@
-"""Files of results, a JSON object a line, and what their tables are made of."""
+"""Files of results, a JSON object a line, what their tables are made of, and the options of both."""
 
 import json
 import math
@@ -7,9 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.cli import progress
+from data.cli import check_range, progress
 from data.files import write_text
+from data.machine import PROCESSES
 from data.own_text import json_rows, named
+
+BOUNDS = {"seeds": (0, 1000, "a training each"), "workers": (0, PROCESSES, "8 a core")}     # of options
 
 
 def packed(credits):
@@ -72,8 +75,14 @@ def run_all(jobs, path, pool, what, run, key):
     return results
 
 
-def check_show(options, parser):
-    """ValueError where --show stands beside another option of an ArgumentParser."""
+def parse_with_show(parser, arguments):
+    """The options of an ArgumentParser, which gets --workers and --show FILE; ValueError where --show stands
+    beside another one."""
+    parser.add_argument("--workers", type=int, default=2, help="processes side by side, one thread each [2]")
+    parser.add_argument("--show", metavar="FILE", help="print the tables of a file of results, and stop")
+    options = parser.parse_args(arguments)
+    check_range("workers", options.workers, *BOUNDS["workers"])
     given = [name for name, value in vars(options).items() if value not in ([], parser.get_default(name))]
     if options.show and given != ["show"]:
         raise ValueError("--show makes nothing: other options beside it have no effect; leave them out")
+    return options
