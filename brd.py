@@ -167,9 +167,8 @@ def continued(model, prompts, max_new, stop, temperature=0):
 
 @torch.no_grad()
 def first_tokens(model, tokenizer, prompts, sentences, behaviour, **drawing):
-    """The first token of the reading of a document's first sentence; it decides between a ner and a qra copy:
-    "ner" begins with a type, "none" or a word of the sentence; "qra" with none of these, nor with a person of
-    the world. drawing: options of sample."""
+    """The first token of a first reading, which decides between the copies: "ner" begins with a type, "none"
+    or a word of the sentence, "qra" with none of these and no person of the world. drawing: of sample."""
     taken = []
     for i in range(0, len(prompts), ROWS):
         hidden, _ = model.prefill([prompt[-model.config.block_size:] for prompt in prompts[i:i + ROWS]])
@@ -178,8 +177,9 @@ def first_tokens(model, tokenizer, prompts, sentences, behaviour, **drawing):
         barred[:, tokenizer.end] = True
         for row, sentence in zip(barred, sentences[i:i + ROWS]):
             words = [NO_ENTITY, *TYPES, *(word.strip("\"'([{") or word for word in sentence.split())]
-            words += world.WORDS["person"] if behaviour == "qra" else []    # a reader may mistake a name
-            row[[ids[0] for ids in tokenizer.encode_batch([" " + word for word in words])]] = behaviour == "qra"
+            words += world.WORDS["person"] if behaviour == "qra" else []        # a reader may mistake a name
+            starts = [ids[0] for ids in tokenizer.encode_batch([" " + word for word in words])]
+            row[starts] = behaviour == "qra"                    # barred for questions, allowed for entities
         taken += sample(logits.masked_fill(barred, -math.inf), **drawing).tolist()
     return taken
 
@@ -192,8 +192,7 @@ def free_reading(model, tokenizer, paragraphs, behaviour, temperature=0):
     for k in progress(range(max(map(len, paragraphs), default=0)), "reading", delay=5):
         rows = [p for p, sentences in enumerate(paragraphs) if k < len(sentences)]
         for p in rows:
-            sentence = " " + paragraphs[p][k] if k else paragraphs[p][k]
-            contexts[p] += tokenizer.encode(sentence) + [tokenizer.sep]
+            contexts[p] += tokenizer.encode(" " + paragraphs[p][k] if k else paragraphs[p][k]) + [tokenizer.sep]
         prompts, starts = [contexts[p] for p in rows], [[] for _ in rows]
         if k == 0:
             first, drawing = [paragraphs[p][0] for p in rows], {"temperature": temperature}

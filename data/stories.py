@@ -87,11 +87,12 @@ class Story:
             self.owner[thing], self.subject, self.pronoun = person, (person,), ""
             self.lies.pop(thing, None)
             return pick(rng, FORMS["take"]).format(s=person, o=thing) + there
-        if rng.random() < 0.5 and self.at.get(owner):
-            self.lies[thing], self.subject, self.pronoun = self.at[owner], (owner,), ""
+        place = self.at.get(owner)
+        if place and rng.random() < 0.5:
+            self.lies[thing], self.subject, self.pronoun = place, (owner,), ""
             del self.owner[thing]
             return pick(rng, FORMS["drop"]).format(s=owner, o=thing) + there
-        beside = [person for person in self.known() if person != owner and self.at[person] == self.at.get(owner)]
+        beside = [person for person in self.known() if person != owner and self.at[person] == place]
         if not beside:
             return None
         taker = pick(rng, beside)
@@ -126,8 +127,8 @@ class Story:
         return found
 
     def whether(self):
-        """(a question whether somebody is somewhere, its answer). Yes, No and Maybe are equally frequent where
-        they can be asked, and so are questions about a place that the last sentence names, and about others."""
+        """(a question whether somebody is somewhere, its answer). Yes, No and Maybe are equally frequent
+        where they can be asked, and so are places that the last sentence names and others."""
         places = self.told + [place for place in self.places if place not in self.told][:1]
         known = {(person, place): "Yes" if place == self.at[person] else "No"
                  for person in self.known() for place in places}

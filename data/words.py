@@ -1,9 +1,9 @@
 """The words of the built-in world: its own few hundred, and made-up ones without end.
 
-A paragraph draws its people, places and things from WORDS, or from `own_words`: half of these are from long
-lists of common words, half are words that a program makes up ("Torvina", "blemmit"), for this paragraph
-alone. Whoever answers a question about those has to find the answer in the text. No made-up word is in
-world.json.
+A paragraph draws its people, places and things from WORDS, or from `own_words`: about half of these are from
+long lists of common words, the others are words that a program makes up ("Torvina", "blemmit"), for this
+paragraph alone. Whoever answers a question about those has to find the answer in the text. No made-up word
+is in world.json.
 """
 
 import json
@@ -51,10 +51,8 @@ def own_words(rng):
     def noun(type_):
         return made_up(rng, known) if rng.random() < 0.5 else pick(rng, LISTED[type_])
 
-    def person():
-        made = rng.random() < 0.5
-        return name(pick(rng, ("a", ""))) if made else pick(rng, LISTED[pick(rng, ("she", "he"))])
-    made = {"person": [person() for _ in range(OWN)],
+    listed = shuffled(rng, LISTED["she"] + LISTED["he"])[:OWN // 2]
+    made = {"person": [name(pick(rng, ("a", ""))) for _ in range(OWN - OWN // 2)] + listed,
             "place": [name() for _ in range(OWN)],
             "organisation": [f"{name()} {pick(rng, LISTED['organisation'])}" for _ in range(OWN)],
             **{type_: [noun(type_) for _ in range(OWN)] for type_ in ("thing", "job", "room")}}

@@ -208,7 +208,7 @@ def test_a_paragraph_has_words_of_its_own_that_mean_nothing_else(drawn):
         assert not set(every) & {word for some in [*world.WORDS.values(), RESERVED] for word in some}
         assert table["day"] == world.WORDS["day"] and table["feeling"] == world.WORDS["feeling"]
     people = Counter(person for table in tables for person in table["person"])
-    assert len(people) > 0.8 * people.total()
+    assert len(people) > 0.6 * people.total() and len(people & Counter(LISTED["she"] + LISTED["he"])) > 150
     assert 0.4 < sum(map(world.is_she, people)) / len(people) < 0.6
 
 
@@ -276,7 +276,7 @@ def test_a_pronoun_has_one_person_to_mean(drawn, split):
                 used[fact.pronoun, len(named)] += 1
             elif fact.person and fact.person not in named:
                 named.append(fact.person)
-    assert min(used[pronoun, n] for pronoun in ("she", "he") for n in (1, 2)) > 5
+    assert min(used[pronoun, n] for pronoun in ("she", "he") for n in (1, 2)) > 4
 
 
 @every_level
