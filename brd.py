@@ -192,7 +192,7 @@ def free_reading(model, tokenizer, paragraphs, behaviour, temperature=0):
     for k in progress(range(max(map(len, paragraphs), default=0)), "reading", delay=5):
         rows = [p for p, sentences in enumerate(paragraphs) if k < len(sentences)]
         for p in rows:
-            contexts[p] += tokenizer.encode(" " + paragraphs[p][k] if k else paragraphs[p][k]) + [tokenizer.sep]
+            contexts[p] += tokenizer.encode((" " if k else "") + paragraphs[p][k]) + [tokenizer.sep]
         prompts, starts = [contexts[p] for p in rows], [[] for _ in rows]
         if k == 0:
             first, drawing = [paragraphs[p][0] for p in rows], {"temperature": temperature}
