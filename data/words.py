@@ -1,9 +1,8 @@
 """The words of the built-in world: its own few hundred, and made-up ones without end.
 
-A paragraph draws its people, places and things from WORDS, or from `own_words`: about half of these are from
-long lists of common words, the others are words that a program makes up ("Torvina", "blemmit"), for this
-paragraph alone. Whoever answers a question about those has to find the answer in the text. No made-up word
-is in world.json.
+A paragraph draws its people, places and things from WORDS, or from `own_words`: a few words of each type for
+this paragraph alone, of long lists of common words, or such that a program makes up ("Torvina", "blemmit").
+Whoever answers a question about those has to find the answer in the text. No made-up word is in world.json.
 """
 
 import json
@@ -19,6 +18,7 @@ INDEX = {word: i for words in WORDS.values() for i, word in enumerate(words)}
 LISTED, SYLLABLES, ROOMS = TABLES["listed"], TABLES["syllables"], TABLES["rooms"]
 ATTITUDE = tuple(TABLES["attitude"])
 OWN = 5                      # words of a type that a paragraph may have of its own
+MADE_UP = 0.2                # part of such paragraphs whose words are made up
 
 
 def pick(rng, words):
@@ -42,21 +42,18 @@ def made_up(rng, known, end=""):
 
 
 def own_words(rng):
-    """{type: words} for a single paragraph, OWN of a type; days and feelings are those of WORDS."""
-    known = set(KNOWN)
-
-    def name(end=""):
-        return made_up(rng, known, end).capitalize()
-
-    def noun(type_):
-        return made_up(rng, known) if rng.random() < 0.5 else pick(rng, LISTED[type_])
-
-    listed = shuffled(rng, LISTED["she"] + LISTED["he"])[:OWN // 2]
-    made = {"person": [name(pick(rng, ("a", ""))) for _ in range(OWN - OWN // 2)] + listed,
-            "place": [name() for _ in range(OWN)],
-            "organisation": [f"{name()} {pick(rng, LISTED['organisation'])}" for _ in range(OWN)],
-            **{type_: [noun(type_) for _ in range(OWN)] for type_ in ("thing", "job", "room")}}
-    return {**WORDS, **{type_: list(dict.fromkeys(words)) for type_, words in made.items()}}
+    """{type: words} for a single paragraph, OWN of a type, listed or made up; days and feelings of WORDS."""
+    if rng.random() < MADE_UP:
+        known = set(KNOWN)
+        found = {type_: [made_up(rng, known) for _ in range(OWN)] for type_ in ("thing", "job", "room")}
+        found["person"] = [made_up(rng, known, pick(rng, ("a", ""))).capitalize() for _ in range(OWN)]
+        places = [made_up(rng, known).capitalize() for _ in range(2 * OWN)]
+    else:
+        found = {type_: shuffled(rng, LISTED[type_])[:OWN] for type_ in ("thing", "job", "room")}
+        found["person"] = shuffled(rng, LISTED["she"] + LISTED["he"])[:OWN]
+        places = shuffled(rng, LISTED["place"])[:2 * OWN]
+    firms = [f"{name} {kind}" for name, kind in zip(places[OWN:], shuffled(rng, LISTED["firm"]))]
+    return {**WORDS, **found, "place": places[:OWN], "organisation": firms}
 
 
 def in_order(entities, text):

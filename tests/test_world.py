@@ -10,7 +10,7 @@ import pytest
 from data import world
 from data.annotated import check_record
 from data.annotations import TYPES
-from data.words import ATTITUDE, KNOWN, LISTED, OWN, ROOMS, own_words
+from data.words import ATTITUDE, KNOWN, LISTED, MADE_UP, OWN, ROOMS, own_words
 
 VALUES = {value for type_, words in world.WORDS.items() if type_ not in ("person", "day") for value in words}
 RESERVED = {word for words in world.RESERVED.values() for word in words}
@@ -207,9 +207,13 @@ def test_a_paragraph_has_words_of_its_own_that_mean_nothing_else(drawn):
         assert all(len(table[type_]) == OWN for type_ in ("person", "place", "organisation"))
         assert not set(every) & {word for some in [*world.WORDS.values(), RESERVED] for word in some}
         assert table["day"] == world.WORDS["day"] and table["feeling"] == world.WORDS["feeling"]
-    people = Counter(person for table in tables for person in table["person"])
-    assert len(people) > 0.6 * people.total() and len(people & Counter(LISTED["she"] + LISTED["he"])) > 150
-    assert 0.4 < sum(map(world.is_she, people)) / len(people) < 0.6
+    names = set(LISTED["she"] + LISTED["he"])
+    made_up = [table for table in tables if not names >= set(table["person"])]
+    assert abs(len(made_up) / len(tables) - MADE_UP) < 0.07
+    people = Counter(person for table in made_up for person in table["person"])
+    assert len(people) > 0.8 * people.total() and not names & set(people)
+    assert 0.4 < sum(map(world.is_she, people)) / len(people) < 0.6 < len(names & {
+        person for table in tables for person in table["person"]}) / len(names)
 
 
 @every_level
