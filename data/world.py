@@ -202,6 +202,13 @@ def draw_paragraph(rng, at=FULL, split="train", words=None, asides=0.2):
     return paragraph
 
 
+def draw_sentences(rng, at):
+    """The sentences of a paragraph, or of a story, of the Level `at`."""
+    if at.story and rng.random() < at.story:
+        return [record["text"] for record in stories.draw_story(rng, at)]
+    return draw_paragraph(rng, at).sentences
+
+
 # --- the scripted reader ------------------------------------------------------------------------------------
 def entities(fact):
     """The named entities of one sentence in the order of the text: list of {"text", "type", "about"}."""

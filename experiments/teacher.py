@@ -25,7 +25,7 @@ from data.annotations import parse_question
 from data.batches import DataMix
 from data.cache_tools import CacheWriter
 from data.cli import parse_options, printable, progress, run_command
-from data.documents import QUESTIONS_FIRST, ROLES, course_tokenizer, is_own, reading_mix
+from data.documents import QUESTIONS_FIRST, ROLES, course_tokenizer, is_own, levels_of, reading_mix
 from data.figures import cell
 from data.files import folder_lock, is_finished, open_run, save_finished, weights_hash
 from data.machine import MEMORY, check_weights, pick_device
@@ -146,7 +146,7 @@ def teacher_reads(model, tokenizer, paragraphs, writer, behaviour, seed, max_new
 
 
 def write_cache(folder, teacher, tokenizer, config):
-    """Fills a cache with the teacher's readings of new text of the built-in world, of the last level, about
+    """Fills a cache with the teacher's readings of new text of its world, of the last level, about
     config.cache_tokens tokens. One that was stopped goes on behind its last chunk. ValueError where no
     reading was finished."""
     figures = {place: {name: cell(found[name]) for name in FIGURES}
@@ -159,10 +159,10 @@ def write_cache(folder, teacher, tokenizer, config):
         temperature=1.0, teacher=about, roles=ROLES,
         made_by=f"python -m experiments.teacher --seed={config.seed} {amounts}")
     rng, n = random.Random(f"cache {config.seed}"), config.cache_tokens // DOCUMENT_TOKENS
+    level = levels_of(config.corpus)[-1]
     for number, start in enumerate(progress(range(0, n, CHUNK), "cache"), 1):
         for behaviour, share in SHARES.items():
-            texts = [world.draw_paragraph(rng, world.LEVELS[-1]).sentences
-                     for _ in range(round(min(CHUNK, n - start) * share))]
+            texts = [world.draw_sentences(rng, level) for _ in range(round(min(CHUNK, n - start) * share))]
             if number > writer.done:
                 teacher_reads(teacher, tokenizer, texts, writer, behaviour, config.seed + start, MAX_NEW)
         writer.checkpoint(max(number, writer.done))
