@@ -446,9 +446,23 @@ def test_arms_may_be_added_to_a_finished_run(trained, tmp_path, monkeypatch, cap
     assert read_json(out / "results.json", "") == read_json(trained / "results.json", "")
 
 
-def test_a_run_without_arms_takes_some_later():
+def test_a_run_without_arms_takes_some_later(trained, tmp_path, capsys):
+    """Its `brd` has been tested beside the teacher, too."""
     without, some = (train.documents.run_inputs(Config(arms=arms), [], train.TEACHER) for arms in ("", "kd"))
     assert without == some and "cache hash" in some
+    out, students = tmp_path / "out", {}
+    shutil.copytree(trained, out)
+    for path in out.glob("stages/brd+*.json"):
+        path.rename(tmp_path / path.name)
+    for name in ("stages/brd.test.json", "stages/results.json", "results.json"):
+        (out / name).unlink()
+    for arms in ("", "kd"):
+        for path in tmp_path.glob(f"brd+{arms}.*json") if arms else ():
+            path.rename(out / "stages" / path.name)
+        train.main([*TINY, f"--arms={arms}", f"--out_dir={out}"])
+        students[arms] = set(read_json(out / "results.json", "")["students"])
+    assert students == {"": {"plain", "brd"}, "kd": {"plain", "brd", "brd+kd"}}
+    assert "tokens more" in capsys.readouterr().out
 
 
 def test_redo_throws_away_all_that_a_run_made(trained, tmp_path, monkeypatch):
