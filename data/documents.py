@@ -28,7 +28,8 @@ from data.tokenizer import Tokenizer, train_bpe
 ROLES = ("text", "entity", "question", "answer", "sep", "end")
 SEP, END = ("", "sep"), ("", "end")
 BEHAVIOURS = ("ori", "ner", "qra")
-PLAIN_TOKENS, QRA_TOKENS = 10, 88       # predicted tokens of an average document, rounded down
+PLAIN_TOKENS, QRA_TOKENS = 10, 88       # predicted tokens of an average document, rounded down,
+OPEN_QRA_TOKENS = 120                   # and of the open world
 PIECE = 3                               # sentences of a natural paragraph in one document
 TEST_LEVELS = {"single": world.SINGLE, "paragraph": world.FULL, "alike": world.ALIKE}   # see fresh_text
 QUESTIONS_FIRST = 0.3                   # part of a reading student's run that is questions alone
@@ -171,7 +172,8 @@ def reading_rows(paragraphs, behaviour, tokenizer, seed, block_size, levels=worl
 def world_paragraphs(tokens, config, seed):
     """Annotated paragraphs of the built-in world, enough for `tokens` tokens: list of lists of records."""
     share = 1 - config.plain_share - config.ner_share
-    n, levels = int(tokens * share / QRA_TOKENS) + 1, levels_of(config.corpus)
+    length, levels = OPEN_QRA_TOKENS if config.corpus == "open" else QRA_TOKENS, levels_of(config.corpus)
+    n = int(tokens * share / length) + 1
     return list(progress(world.annotated(n, seed, levels), "annotations", total=n, delay=5))
 
 

@@ -8,7 +8,7 @@ After every sentence the reader knows where everybody is, and says Maybe where t
 thing is where its owner is, and who gave it is whoever gave it last.
 """
 
-from data.words import ATTITUDE, LISTED, ROOMS, TABLES, WORDS, in_order, is_she, own_words, pick, shuffled
+from data.words import ATTITUDE, LISTED, ROOMS, TABLES, WORDS, drawn_words, in_order, is_she, pick, shuffled
 
 FORMS = TABLES["stories"]
 # What may happen: people move together; a pronoun stands for them ("After that she ..."); it is told where
@@ -181,7 +181,7 @@ def draw_story(rng, at, index=0):
     write yes, no and maybe in small letters, as some published tasks do."""
     # Things of WORDS would make pairs with its people that only tests may tell.
     known = {**WORDS, "room": ROOMS, "thing": LISTED["thing"]}
-    words = own_words(rng) if rng.random() < at.own else known
+    words = drawn_words(rng, at) or known
     story, small, records = Story(rng, words, at.people + 1, at.plots), rng.random() < 0.5, []
     low, high = at.story_sentences
     for k in range(low + int(rng.random() * (high - low + 1))):

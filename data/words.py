@@ -1,8 +1,8 @@
 """The words of the built-in world: its own few hundred, and made-up ones without end.
 
 A paragraph draws its people, places and things from WORDS, or from `own_words`: a few words of each type for
-this paragraph alone, of long lists of common words, or such that a program makes up ("Torvina", "blemmit").
-Whoever answers a question about those has to find the answer in the text. No made-up word is in world.json.
+this paragraph alone, of long lists of common words, or made up by a program ("Torvina", "blemmit"). Whoever
+answers a question about those has to find the answer in the text. No made-up word is in world.json.
 """
 
 import json
@@ -18,7 +18,6 @@ INDEX = {word: i for words in WORDS.values() for i, word in enumerate(words)}
 LISTED, SYLLABLES, ROOMS = TABLES["listed"], TABLES["syllables"], TABLES["rooms"]
 ATTITUDE = tuple(TABLES["attitude"])
 OWN = 5                      # words of a type that a paragraph may have of its own
-MADE_UP = 0.2                # part of such paragraphs whose words are made up
 
 
 def pick(rng, words):
@@ -41,9 +40,9 @@ def made_up(rng, known, end=""):
             return word
 
 
-def own_words(rng):
-    """{type: words} for a single paragraph, OWN of a type, listed or made up; days and feelings of WORDS."""
-    if rng.random() < MADE_UP:
+def own_words(rng, is_made_up):
+    """{type: words} for a single paragraph, OWN of a type, made up or listed; days and feelings of WORDS."""
+    if is_made_up:
         known = set(KNOWN)
         found = {type_: [made_up(rng, known) for _ in range(OWN)] for type_ in ("thing", "job", "room")}
         found["person"] = [made_up(rng, known, pick(rng, ("a", ""))).capitalize() for _ in range(OWN)]
@@ -59,6 +58,12 @@ def own_words(rng):
 def in_order(entities, text):
     """Entities of a sentence (dicts with "text") in its order; "Ida" is not found in "Friday"."""
     return sorted(entities, key=lambda entity: re.search(rf"\b{re.escape(entity['text'])}\b", text).start())
+
+
+def drawn_words(rng, at):
+    """The words of a paragraph of the world.Level `at`: own_words, or None for those of the world."""
+    part = rng.random() if at.listed + at.made_up else 1.0
+    return own_words(rng, part < at.made_up) if part < at.listed + at.made_up else None
 
 
 def is_she(person):

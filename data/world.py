@@ -24,8 +24,8 @@ from itertools import product
 from typing import Callable, NamedTuple
 
 from data import stories
-from data.words import (ATTITUDE, BAD, GOOD, INDEX, RESERVED, TABLES, WORDS, held_out, in_order, is_she,
-                        own_words, pick, shuffled)
+from data.words import (ATTITUDE, BAD, GOOD, INDEX, RESERVED, TABLES, WORDS, drawn_words, held_out, in_order,
+                        is_she, pick, shuffled)
 
 
 class Kind(NamedTuple):
@@ -67,7 +67,8 @@ class Level:
     whether: int = 1         # yes/no questions drawn for a fact; with 0 none about earlier sentences either
     raised: float = 1.0      # part of the sentences with a question of structure, and with one of attitude,
     #                          which is asked of every sentence that is good or bad where whether is above 0
-    own: float = 0.0         # part of the paragraphs that draw their people, places, things from own_words
+    listed: float = 0.0      # part of the paragraphs that draw their people, places, things from long lists
+    made_up: float = 0.0     # ... and part in which they are made-up words
     story: float = 0.0       # part of the paragraphs that are stories (data/stories.py)
     story_sentences: tuple = (1, 8)                             # of a story
     plots: tuple = stories.PLOTS                                # what may happen in a story
@@ -84,18 +85,19 @@ LEVELS = (Level(0.27, **BINDING, join_prob=1.0, forms=1, wh=12, whether=0),
           Level(0.69, (1, 2), raised=0.1, **LATER),
           Level(0.84, (1, 3), raised=0.1, **LATER),
           Level(1.00, (1, 4), raised=0.5, **LATER))
-# The open world: after that, stories; then paragraphs with words of their own, which have to be copied.
-MIXED = {"alike": 0.8, "swapped": 0.8, "story": 0.6}
-OPEN = (Level(0.22, **BINDING, join_prob=1.0, forms=1, wh=12, whether=0),
-        Level(0.31, **BINDING, join_prob=0.7, forms=12, wh=2, whether=2, swapped=1.0, varied=0.4),
-        Level(0.47, **MIXED | BINDING, join_prob=1.0, forms=1, wh=12, whether=0,
-              story_sentences=(2, 3), plots=()),
-        Level(0.71, **MIXED | BINDING, join_prob=1.0, forms=4, wh=12, whether=0, own=0.5,
-              story_sentences=(2, 4), plots=stories.PLOTS[:2]),
-        Level(0.86, (1, 3), **MIXED, raised=0.1, forms=12, join_prob=0.6, whole=0.6, wh=4, whether=2, own=0.7,
-              story_sentences=(2, 6), varied=0.3),
-        Level(1.00, (1, 4), **MIXED, raised=0.3, join_prob=0.6, whole=0.6, wh=4, whether=2, own=0.7,
-              story_sentences=(2, 9), varied=0.6))
+# The open world: after that, stories in words of long lists, longer ones with all plots, then made-up words,
+# which have to be copied in parts.
+MIXED = {"alike": 0.8, "swapped": 0.8, "join_prob": 0.5, "listed": 0.7}
+OPEN = (Level(0.30, **BINDING, join_prob=1.0, forms=1, wh=12, whether=0),
+        Level(0.40, **BINDING, join_prob=0.7, forms=12, wh=2, whether=2, swapped=1.0, varied=0.5),
+        Level(0.55, **MIXED | BINDING, forms=4, wh=6, varied=0.5,
+              story=0.8, story_sentences=(2, 3), plots=stories.PLOTS[:2]),
+        Level(0.75, **MIXED | BINDING, forms=8, wh=6, varied=0.5, whole=0.4,
+              story=0.9, story_sentences=(2, 5), plots=stories.PLOTS[:2]),
+        Level(0.88, (1, 3), **MIXED, forms=12, wh=4, whether=2, varied=0.6, whole=0.4, raised=0.1,
+              made_up=0.1, story=0.9, story_sentences=(2, 7)),
+        Level(1.00, (1, 4), **MIXED, wh=4, whether=2, varied=0.6, whole=0.4, raised=0.1,
+              made_up=0.1, story=0.9, story_sentences=(2, 10)))
 RARE = WORDS | RESERVED      # words that are told in plain text and never annotated
 FULL = Level()               # paragraphs of the test
 SINGLE = Level(sentences=(1, 1), people=1)
@@ -176,8 +178,8 @@ def draw_aside(rng):
 
 def draw_paragraph(rng, at=FULL, split="train", words=None, asides=0.2):
     """A Paragraph of the Level `at`; where it has the sentences for two people, both are named. words:
-    {type: words}; None: WORDS, or own_words where the level says so."""
-    words = words or (own_words(rng) if at.own and rng.random() < at.own else WORDS)
+    {type: words}; None: those of the world, or of this paragraph where the level says so."""
+    words = words or drawn_words(rng, at) or WORDS
     paragraph = Paragraph([], draw_people(rng, at.people, split, words["person"]), split, words)
     n = at.sentences[0] + int(rng.random() * (at.sentences[1] - at.sentences[0] + 1))
     named, told = [], {person: [] for person in paragraph.people}

@@ -10,7 +10,7 @@ import pytest
 from data import world
 from data.annotated import check_record
 from data.annotations import TYPES
-from data.words import ATTITUDE, KNOWN, LISTED, MADE_UP, OWN, ROOMS, own_words
+from data.words import ATTITUDE, KNOWN, LISTED, OWN, ROOMS, own_words
 
 VALUES = {value for type_, words in world.WORDS.items() if type_ not in ("person", "day") for value in words}
 RESERVED = {word for words in world.RESERVED.values() for word in words}
@@ -198,8 +198,9 @@ def test_a_paragraph_has_words_of_its_own_that_mean_nothing_else(drawn):
     rng = random.Random(7)
     for at in world.OPEN:
         own = sum(paragraph.words is not world.WORDS for paragraph, _ in draw(rng, at, "open", 400))
-        assert abs(own / 400 - at.own) < 0.08
-    tables, listed = [own_words(rng) for _ in range(300)], {word for some in LISTED.values() for word in some}
+        assert abs(own / 400 - at.listed - at.made_up) < 0.08
+    tables = [own_words(rng, i % 2 > 0) for i in range(300)]
+    listed = {word for some in LISTED.values() for word in some}
     for table in tables:
         every = [word for type_, some in table.items() if type_ not in ("day", "feeling") for word in some]
         made = set(every) - listed - {word for word in every if " " in word}
@@ -209,7 +210,7 @@ def test_a_paragraph_has_words_of_its_own_that_mean_nothing_else(drawn):
         assert table["day"] == world.WORDS["day"] and table["feeling"] == world.WORDS["feeling"]
     names = set(LISTED["she"] + LISTED["he"])
     made_up = [table for table in tables if not names >= set(table["person"])]
-    assert abs(len(made_up) / len(tables) - MADE_UP) < 0.07
+    assert made_up == tables[1::2]
     people = Counter(person for table in made_up for person in table["person"])
     assert len(people) > 0.8 * people.total() and not names & set(people)
     assert 0.4 < sum(map(world.is_she, people)) / len(people) < 0.6 < len(names & {
