@@ -42,7 +42,7 @@ FIGURES = {"wh, exact": "answer.wh", "yes/no, exact": "answer.yes_no", "entity F
 
 @dataclass
 class Options(Base):
-    tokens: int = 2_400_000         # of a student
+    tokens: int = 3_000_000         # of a student
     seeds: int = 3                  # students of each arm
     workers: int = 2                # processes side by side, one thread each
     out_dir: str = "out/levels"     # folder of all that this makes
@@ -139,7 +139,7 @@ def show(rows):
 
 def run(options, out):
     """Makes all students that are not there yet, then the file of results -> its path."""
-    jobs = [(arm, Config(corpus="open", seed=seed, student_tokens=options.tokens, n_vocab=1536,
+    jobs = [(arm, Config(corpus="open", seed=seed, student_tokens=options.tokens, n_vocab=2048, shared_heads=3,
                          out_dir=options.out_dir)) for seed in range(1, options.seeds + 1) for arm in ARMS]
     with worker_pool(options.workers) as pool:
         futures = [pool.submit(student, *job) for job in jobs]
