@@ -139,7 +139,7 @@ def observe_7():
 def observe_8():
     """What annotations change on two blind tasks, with the error of paired items and that of two groups."""
     results, found = json.loads((REPOSITORY / "course" / "8-results.json").read_text(encoding="utf-8")), []
-    for task in ("entity_type", "nli"):
+    for task in ("sentiment_words", "nli"):
         plain, brd = ([(credit, 1, 1) for credit in results["students"][name]["blind"][task]["credits"]]
                       for name in STUDENTS)
         apart = math.hypot(ratio_se(brd)["se"], ratio_se(plain)["se"])

@@ -208,7 +208,7 @@ def check_the_run(points=3):
     assert abs(seen[0] - seen[1]) < 0.005 * seen[0], f"plain has seen {seen[0]:,} tokens, brd {seen[1]:,}"
     planned = results["config"]["start_tokens"] + results["config"]["student_tokens"]
     assert abs(seen[0] - planned) < 0.005 * planned, f"options: {planned:,} tokens, plain saw {seen[0]:,}"
-    assert planned >= 300_000, f"{planned:,} tokens a student: it answers hardly any question"
+    assert planned >= 900_000, f"{planned:,} tokens a student: it answers hardly any question"
     assert list(plain["blind"]) == list(brd["blind"]), "the students were tested on other tasks"
     assert len(plain["blind"]) >= 5, f"{len(plain['blind'])} blind tasks"
     for task in plain["blind"]:
@@ -277,7 +277,7 @@ def check_the_gain(points=2):
     Neither student has seen the form of a blind task, so this comparison is fair. All items together are
     the main figure, named before your run: one comparison, not one for each task.
 
-    With the command of the page the gain is some four errors. A data_mix that gives the control annotations,
+    With the command of the page the gain is three to nine errors. A data_mix that gives the control annotations,
     or brd too few questions, makes it small."""
     results = read_file("8-results.json")
     pair = wanted_pair(*(credits_of(results, name)["all"] for name in ("brd", "plain")))
@@ -291,7 +291,7 @@ def check_the_text(points=2):
     A difference without its error cannot be judged. unfair says why the tables of reading are no evidence for
     reading: what has `plain` never seen? doubt names what one seed, or so few tasks, do not say.
 
-    "+0.065 ± 0.014", for example, and the F1 of paragraphs of two people, as the run printed it."""
+    "+0.099 ± 0.011", for example, and the F1 of paragraphs of two people, as the run printed it."""
     report, results = read_file("8-report.json"), read_file("8-results.json")
     for name in ("result", "unfair", "doubt"):
         length = len(report[name].strip())
