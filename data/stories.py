@@ -1,8 +1,8 @@
 """Stories of the built-in world: people move, take and give things, and later sentences change what holds.
 
-    Grisa and Torvin went to the cabin. After that they moved to the blemmit. Torvin took the comb there.
-    content    Where is Grisa? blemmit       Is Torvin in the cabin? No       Where is the comb? blemmit
-    structure  Who are they? Grisa and Torvin       attitude  Is this good or bad? neutral
+    Mary and Walter went to the garden. After that they moved to the attic. Walter took the comb there.
+    content    Where is Mary? attic       Is Walter in the garden? No       Where is the comb? attic
+    structure  Who are they? Mary and Walter       attitude  Is this good or bad? neutral
 
 After every sentence the reader knows where everybody is, and says Maybe where the text leaves it open. A
 thing is where its owner is, and who gave it is whoever gave it last.
@@ -21,10 +21,10 @@ PLACES, THINGS = 5, 2                            # of a story
 class Story:
     """What the sentences told so far say."""
 
-    def __init__(self, rng, words, people, plots):
+    def __init__(self, rng, words, most_people, plots):
         self.rng = rng
         self.people, self.places, self.things = (shuffled(rng, words[type_])[:n] for type_, n in (
-            ("person", 2 + int(rng.random() * (people - 1))), ("room", PLACES), ("thing", THINGS)))
+            ("person", 2 + int(rng.random() * (most_people - 1))), ("room", PLACES), ("thing", THINGS)))
         self.plots = [plot for plot in plots if rng.random() < PLOT_SHARE]
         self.at, self.before = {}, {}            # person: place (None: not told), and the one before it
         self.away = {}                           # person of whom no place is told: where they are not
@@ -32,7 +32,7 @@ class Story:
         self.owner, self.lies = {}, {}           # thing: person, place
         self.given = None                        # the last (giver, thing, taker)
         self.subject, self.pronoun = (), ""      # of the last sentence: people, and how it names them
-        self.named, self.told = [], []           # words of the last sentence; places named so far
+        self.last_words, self.told_places = [], []               # of the last sentence; of all so far
 
     def put(self, person, place):
         """`person` is at `place` from now on (None: the text does not tell where)."""
@@ -83,7 +83,7 @@ class Story:
         if owner is None:
             person = pick(rng, self.known())
             if self.lies.get(thing, self.at[person]) != self.at[person]:
-                return None
+                return None                      # it lies elsewhere
             self.owner[thing], self.subject, self.pronoun = person, (person,), ""
             self.lies.pop(thing, None)
             return pick(rng, FORMS["take"]).format(s=person, o=thing) + there
@@ -107,8 +107,9 @@ class Story:
         elif "things" in self.plots and self.known() and self.rng.random() < 0.5:
             told = self.handle()
         told = told or self.move()
-        self.named = told.split()
-        self.told += [place for place in self.places if place in self.named and place not in self.told]
+        self.last_words = told.split()
+        self.told_places += [place for place in self.places
+                             if place in self.last_words and place not in self.told_places]
         return told[0].upper() + told[1:] + "."
 
     def wh(self):
@@ -127,21 +128,19 @@ class Story:
         return found
 
     def whether(self):
-        """(a question whether somebody is somewhere, its answer). Yes, No and Maybe are equally frequent
-        where they can be asked, and so are places that the last sentence names and others."""
-        places = self.told + [place for place in self.places if place not in self.told][:1]
+        """(a question whether somebody is somewhere, its answer). First the answer is drawn, evenly of those
+        that are possible now, then whether the last sentence names the place."""
+        untold = [place for place in self.places if place not in self.told_places][:1]       # always No
+        places, groups = self.told_places + untold, {}
         known = {(person, place): "Yes" if place == self.at[person] else "No"
                  for person in self.known() for place in places}
         known |= {(person, place): "No" for person, place in self.away.items()}
         known |= {(person, place): "Maybe" if place in either else "No"
                   for person, either in self.either.items() for place in places}
-        groups = {}
         for (person, place), answer in known.items():
-            groups.setdefault(answer, {}).setdefault(place in self.named, []).append((person, place, answer))
-        chosen = groups
-        while isinstance(chosen, dict):
-            chosen = chosen[pick(self.rng, list(chosen))]
-        person, place, answer = pick(self.rng, chosen)
+            groups.setdefault(answer, {}).setdefault(place in self.last_words, []).append((person, place))
+        answer = pick(self.rng, list(groups))
+        person, place = pick(self.rng, groups[answer][pick(self.rng, list(groups[answer]))])
         forms = FORMS["is_in"] if self.rng.random() < 0.7 else FORMS["claims"]
         return pick(self.rng, forms).format(n=person, a=place), answer
 
@@ -173,7 +172,7 @@ class Story:
         tables = (("person", self.people, "mover"), ("place", self.places, "place"),
                   ("thing", self.things, "goods"))
         return in_order([{"text": word, "type": type_, "about": role} for type_, words, role in tables
-                         for word in words if word in self.named], text)
+                         for word in words if word in self.last_words], text)
 
 
 def draw_story(rng, at, index=0):

@@ -62,8 +62,9 @@ def in_order(entities, text):
 
 def drawn_words(rng, at):
     """The words of a paragraph of the world.Level `at`: own_words, or None for those of the world."""
-    part = rng.random() if at.listed + at.made_up else 1.0
-    return own_words(rng, part < at.made_up) if part < at.listed + at.made_up else None
+    own = at.listed + at.made_up
+    if own and (part := rng.random()) < own:
+        return own_words(rng, part < at.made_up)
 
 
 def is_she(person):

@@ -69,7 +69,8 @@ class Level:
     #                          which is asked of every sentence that is good or bad where whether is above 0
     listed: float = 0.0      # part of the paragraphs that draw their people, places, things from long lists
     made_up: float = 0.0     # ... and part in which they are made-up words
-    story: float = 0.0       # part of the paragraphs that are stories (data/stories.py)
+    story: float = 0.0       # part of the paragraphs that are stories (data/stories.py): of two to people + 1
+    #                          people, with wh + 1 wh questions a sentence, and two yes/no where whether > 0
     story_sentences: tuple = (1, 8)                             # of a story
     plots: tuple = stories.PLOTS                                # what may happen in a story
 
@@ -85,8 +86,8 @@ LEVELS = (Level(0.27, **BINDING, join_prob=1.0, forms=1, wh=12, whether=0),
           Level(0.69, (1, 2), raised=0.1, **LATER),
           Level(0.84, (1, 3), raised=0.1, **LATER),
           Level(1.00, (1, 4), raised=0.5, **LATER))
-# The open world: after that, stories in words of long lists, longer ones with all plots, then made-up words,
-# which have to be copied in parts.
+# The open world: after that, stories in words of long lists; then longer ones with all plots, and a tenth of
+# the paragraphs in made-up words, which have to be copied in parts.
 MIXED = {"alike": 0.8, "swapped": 0.8, "join_prob": 0.5, "listed": 0.7}
 OPEN = (Level(0.30, **BINDING, join_prob=1.0, forms=1, wh=12, whether=0),
         Level(0.40, **BINDING, join_prob=0.7, forms=12, wh=2, whether=2, swapped=1.0, varied=0.5),
@@ -98,8 +99,8 @@ OPEN = (Level(0.30, **BINDING, join_prob=1.0, forms=1, wh=12, whether=0),
               made_up=0.1, story=0.9, story_sentences=(2, 7)),
         Level(1.00, (1, 4), **MIXED, wh=4, whether=2, varied=0.6, whole=0.4, raised=0.1,
               made_up=0.1, story=0.9, story_sentences=(2, 10)))
-RARE = WORDS | RESERVED      # words that are told in plain text and never annotated
-FULL = Level()               # paragraphs of the test
+RARE = WORDS | RESERVED      # the reserved names are told in plain text and never annotated
+FULL = Level()               # paragraphs of the test, and where nothing else is said
 SINGLE = Level(sentences=(1, 1), people=1)
 ALIKE = Level(sentences=(2, 2), denied=0.0, alike=1.0, swapped=1.0, wh=2, whether=2)
 
@@ -245,8 +246,8 @@ def wh_questions(fact):
 
 
 def false_claim(rng, paragraph, fact, swapped=0.5, told=None):
-    """(person, value) like `fact`, but false: the argument of another person in `told` (None: all facts of
-    the paragraph) with probability `swapped`, otherwise one that does not occur in the paragraph."""
+    """(person, value) like `fact`, but false: with probability `swapped` its person or its argument is
+    another one's of `told` (None: all facts of the paragraph), otherwise the argument occurs nowhere here."""
     told = paragraph.facts if told is None else told
     type_ = KINDS[fact.kind].type
     allowed = values_for(fact.person, type_, paragraph.split, paragraph.words)

@@ -132,12 +132,15 @@ def label(file):
 
 def table(rows):
     """Lines of Markdown for one number of labels and one half: a task a line, means over seeds ± errors."""
-    files, names = {}, sorted({row["student"] for row in rows}, key=lambda name: (name != "plain", name))
+    names = sorted({row["student"] for row in rows}, key=lambda name: (name != "plain", name))
+    files, signs = {}, {}
     for row in rows:
         words = {name: row[name].split() for name in ("credits", "majority")}
         found = files.setdefault(row["file"], {"items": np.array(list(map(len, words["majority"])))})
-        for name, signs in ((row["student"], words["credits"]), ("majority", words["majority"])):
-            found.setdefault(name, {})[row["seed"]] = np.array([unpacked(word).sum() for word in signs])
+        if row["majority"] != signs.setdefault(row["file"], row["majority"]):
+            raise ValueError(f"{row['file']}: tests of two files of this name; expected an --out for each")
+        for name, some in ((row["student"], words["credits"]), ("majority", words["majority"])):
+            found.setdefault(name, {})[row["seed"]] = np.array([unpacked(word).sum() for word in some])
     yield f"| task | majority | {' | '.join(names)} | brd - plain, in SE | brd - majority, in SE |"
     yield "|---" * (len(names) + 4) + "|"
     columns, clear = [], []

@@ -12,7 +12,7 @@ sentence at random; `both` minus the better one is told in errors of `both`. A s
 
 import json
 from concurrent.futures import as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -21,7 +21,7 @@ import torch
 
 import brd
 from data import documents, world
-from data.annotated import PRIMER, annotated_text, read_annotations
+from data.annotated import PRIMER, annotated_text
 from data.batches import DataMix
 from data.cli import Options as Base, parse_options, printable, progress, run_command
 from data.figures import answer_figures
@@ -31,7 +31,7 @@ from experiments.tables import BOUNDS, Value, joint_error, read_rows
 from train import Config, finished_model, new_model, train_model
 
 ARMS = ("world", "primer", "both")
-PRIMER_FROM = 0.45          # start_at of the primer in `both`, after about a quarter of the tokens
+PRIMER_FROM = 0.45          # start_at of the primer in `both`: after .6 * .45 of all tokens, of the world
 PRIMER_SHARE = 0.4          # its part of the tokens of `both`
 PRIMER_NER = 0.2            # part of its own tokens that lists entities; the rest is questions
 REPEATS, PARTS = 4, 24      # surface forms of a paragraph, which are shuffled within a part of the primer
@@ -62,16 +62,13 @@ def primer_rows(behaviour, tokenizer, config):
 
 def mix_of(arm, config, tokenizer):
     """The DataMix that a student of ARMS reads."""
-    sources, shares, start_at = [], [], []
-    if arm != "primer":
-        sources, shares = documents.reading_mix(config.student_tokens, config, tokenizer, config.seed)
-        start_at = [documents.QUESTIONS_FIRST, documents.QUESTIONS_FIRST, 0.0]
+    told = documents.data_mix("brd", config, tokenizer, None) if arm != "primer" else DataMix([], [], [])
     if arm == "world":
-        return DataMix(sources, shares, start_at)
+        return told
     part, begin = (PRIMER_SHARE, PRIMER_FROM) if arm == "both" else (1.0, 0.0)
-    sources = sources + [primer_rows(behaviour, tokenizer, config) for behaviour in ("ner", "qra")]
-    shares = [(1 - part) * share for share in shares] + [part * PRIMER_NER, part * (1 - PRIMER_NER)]
-    return DataMix(sources, shares, start_at + [begin, begin])
+    sources = told.sources + [primer_rows(behaviour, tokenizer, config) for behaviour in ("ner", "qra")]
+    shares = [(1 - part) * share for share in told.shares] + [part * PRIMER_NER, part * (1 - PRIMER_NER)]
+    return DataMix(sources, shares, told.start_at + [begin, begin])
 
 
 def random_entity(paragraphs):
@@ -94,7 +91,7 @@ def student(arm, config):
         train_model(name, model, mix_of(arm, config, tokenizer), config.student_tokens, config, tokenizer)
     rows = []
     for level, file in enumerate(PRIMER, 1):
-        held_out = read_annotations(file)[2::3]
+        held_out = annotated_text(file)[1]
         found = brd.eval_reading(model.eval(), tokenizer, held_out, own_questions=False)
         figures = {label: {part: found[key][part] for part in ("value", "se", "n", "majority")}
                    for label, key in FIGURES.items()}
@@ -139,8 +136,9 @@ def show(rows):
 
 def run(options, out):
     """Makes all students that are not there yet, then the file of results -> its path."""
-    jobs = [(arm, Config(corpus="open", seed=seed, student_tokens=options.tokens, n_vocab=2048, shared_heads=3,
-                         out_dir=options.out_dir)) for seed in range(1, options.seeds + 1) for arm in ARMS]
+    config = Config(corpus="open", n_vocab=2048, shared_heads=3, student_tokens=options.tokens,
+                    out_dir=options.out_dir)
+    jobs = [(arm, replace(config, seed=seed)) for seed in range(1, options.seeds + 1) for arm in ARMS]
     with worker_pool(options.workers) as pool:
         futures = [pool.submit(student, *job) for job in jobs]
         for future in progress(as_completed(futures), "students", total=len(futures)):

@@ -32,8 +32,8 @@ class Value(NamedTuple):
 
     @property
     def times(self):
-        """The mean in standard errors."""
-        return self.mean / self.error if self.error else 0.0
+        """The mean in standard errors; without an error inf or -inf, and 0 for a mean of 0."""
+        return self.mean / self.error if self.error else math.inf * self.mean if self.mean else 0.0
 
 
 def squared_error(values):
@@ -45,20 +45,20 @@ def joint_error(over_items, by_seed):
     """The error sqrt(a^2 + b^2) of the mean of by_seed (S,), figures of S seeds on the same items.
 
     a, over_items, is that of the items, b that of the seeds. As all seeds answer the same items, b does not
-    hold the chance of these, as it does in claim_tables.py: the larger of a and b would be too small. Both
+    hold the chance of these (in claim_tables.py it does): the larger of a and b would be too small. Both
     hold the chance of one seed on one item, so the error is rather large."""
     return math.hypot(over_items, np.nan_to_num(squared_error(by_seed) ** 0.5))     # b = 0 for a single seed
 
 
-def read_rows(path, key, expected="no result of this experiment", is_result=lambda row: True):
+def read_rows(path, key, complaint="no result of this experiment", is_result=lambda row: True):
     """The lines of a file of results -> {values of the names in `key`: dict}, in their order. ValueError with
-    file, line and `expected` where a name is missing, or is_result(dict) is false."""
+    file, line and `complaint` where a name is missing, or is_result(dict) is false."""
     rows = {}
     with named(path):
         for place, row in json_rows(path):
             with named(place):
                 if not (set(key) <= set(row) and is_result(row)):
-                    raise ValueError(expected)
+                    raise ValueError(complaint)
                 rows[tuple(row[name] for name in key)] = row
     return rows
 
