@@ -6,7 +6,7 @@ A paragraph has one to four sentences; most tell a fact, drawn at random, about 
 reader knows the facts behind the sentences and is always right:
 
     Clara took a train to Lima on Friday. Hugo did not go to Rome. She felt proud.
-    content    Where did Clara go? Lima       Looking back: is it true that Hugo travelled to Rome? No
+    content    Where did Clara go? Lima       Looking back: Is it true that Hugo travelled to Rome? No
     structure  Who is she? Clara              What kind of sentence is this? statement
     attitude   Is this good or bad? good
 

@@ -38,7 +38,8 @@ CLEAR = 5                                   # standard errors from which on a di
 
 
 def halves(path):
-    """A file of bAbI as two lists of (item, number of its story): the first half of the stories, the second.
+    """A file of bAbI as two lists of (item, number of its story): the stories before the one that holds the
+    middle item, and the others.
     ValueError for another file, and for fewer than two stories in a half."""
     task, *_ = importlib.import_module("adapters.task_files").load_tasks(path)
     stories = task.get("stories", [0])
