@@ -213,3 +213,13 @@ def test_no_story_tells_a_held_out_pair(drawn):
         known = {e["text"] for record in story for e in record["entities"]} & set(world.INDEX)
         people = known & set(world.WORDS["person"])
         assert not [(p, v) for p in people for v in known - people if world.held_out(p, v)]
+
+
+def test_text_for_a_teacher_holds_as_many_stories_as_its_level():
+    at, plain = world.OPEN[-1], world.LEVELS[-1]
+    texts = [world.draw_sentences(random.Random(i), at) for i in range(400)]
+    stories_of = sum(any(pattern.fullmatch(text[0]) for _, pattern in SENTENCES) for text in texts)
+    assert abs(stories_of / len(texts) - at.story) < 0.05
+    one, other = random.Random(1), random.Random(1)
+    assert world.draw_sentences(one, plain) == world.draw_paragraph(other, plain).sentences
+    assert one.random() == other.random()
