@@ -1,4 +1,5 @@
-"""Stories of the built-in world: people move, take and give things, and later sentences change what holds.
+"""The open world: paragraphs have people, places and things of their own, and most are stories: people move,
+take and give things, and later sentences change what holds.
 
     Mary and Walter went to the garden. After that they moved to the attic. Walter took the comb there.
     content    Where is Mary? attic       Is Walter in the garden? No       Where is the comb? attic
@@ -6,11 +7,21 @@
 
 After every sentence the reader knows where everybody is, and says Maybe where the text leaves it open. A
 thing is where its owner is, and who gave it is whoever gave it last.
+
+A paragraph's own words are a few of each type: of long lists of common words, or made up by a program
+("Torvina", "blemmit"). Whoever answers a question about those has to find the answer in the text. No made-up
+word is in world.json.
 """
 
-from data.words import ATTITUDE, LISTED, ROOMS, TABLES, WORDS, drawn_words, in_order, is_she, pick, shuffled
+import re
+from functools import partial
 
-FORMS = TABLES["stories"]
+from data.words import ATTITUDE, LISTED, TABLES, TEXT, WORDS, in_order, is_she, pick, shuffled
+from data.world import BINDING, Level
+
+FORMS, SYLLABLES, ROOMS = TABLES["stories"], TABLES["syllables"], TABLES["rooms"]
+KNOWN = set(re.findall("[a-z]+", TEXT.lower()))
+OWN = 5                                          # words of a type that a paragraph may have of its own
 # What may happen: people move together; a pronoun stands for them ("After that she ..."); it is told where
 # somebody is not, or may be; things are taken, dropped and given.
 PLOTS = ("pairs", "links", "doubts", "things")
@@ -18,6 +29,39 @@ PLOT_SHARE = 0.45                                # part of the stories that have
 PLACES, THINGS = 5, 2                            # of a story
 
 
+# --- words --------------------------------------------------------------------------------------------------
+def made_up(rng, known, end=""):
+    """A new word of small letters, one or two syllables and `end`; it is added to the set `known`."""
+    while True:
+        first = pick(rng, SYLLABLES["onset"]) + pick(rng, SYLLABLES["vowel"]) if rng.random() < 0.4 else ""
+        word = first + "".join(pick(rng, SYLLABLES[part]) for part in ("onset", "vowel", "coda")) + end
+        if word not in known:
+            known.add(word)
+            return word
+
+
+def own_words(rng, is_made_up):
+    """{type: words} for a single paragraph, OWN of a type, made up or listed; days and feelings of WORDS."""
+    if is_made_up:
+        known = set(KNOWN)
+        found = {type_: [made_up(rng, known) for _ in range(OWN)] for type_ in ("thing", "job", "room")}
+        found["person"] = [made_up(rng, known, pick(rng, ("a", ""))).capitalize() for _ in range(OWN)]
+        places = [made_up(rng, known).capitalize() for _ in range(2 * OWN)]
+    else:
+        found = {type_: shuffled(rng, LISTED[type_])[:OWN] for type_ in ("thing", "job", "room")}
+        found["person"] = shuffled(rng, LISTED["she"] + LISTED["he"])[:OWN]
+        places = shuffled(rng, LISTED["place"])[:2 * OWN]
+    firms = [f"{name} {kind}" for name, kind in zip(places[OWN:], shuffled(rng, LISTED["firm"]))]
+    return {**WORDS, **found, "place": places[:OWN], "organisation": firms}
+
+
+def drawn_words(rng, listed=0.7, made_up=0.0):
+    """The words of a paragraph: own_words in these parts of all paragraphs, else None, for the world's."""
+    part = rng.random()
+    return own_words(rng, part < made_up) if part < listed + made_up else None
+
+
+# --- stories ------------------------------------------------------------------------------------------------
 class Story:
     """What the sentences told so far say."""
 
@@ -175,14 +219,17 @@ class Story:
                          for word in words if word in self.last_words], text)
 
 
-def draw_story(rng, at, index=0):
-    """The records of a story of the world.Level `at`; data/annotations.py describes them. Half of the stories
-    write yes, no and maybe in small letters, as some published tasks do."""
+def draw_story(rng, at, index=0, sentences=(1, 8), plots=PLOTS):
+    """The records of a story of the world.Level `at`, of two to at.people + 1 people; data/annotations.py
+    describes them. A sentence has up to at.wh + 1 wh questions, and two for yes or no unless at.whether is 0.
+    Half of the stories write yes, no and maybe in small letters, as some published tasks do.
+
+    sentences: fewest and most; plots: what may happen."""
     # Things of WORDS would make pairs with its people that only tests may tell.
     known = {**WORDS, "room": ROOMS, "thing": LISTED["thing"]}
-    words = drawn_words(rng, at) or known
-    story, small, records = Story(rng, words, at.people + 1, at.plots), rng.random() < 0.5, []
-    low, high = at.story_sentences
+    words = at.words and at.words(rng) or known
+    story, small, records = Story(rng, words, at.people + 1, plots), rng.random() < 0.5, []
+    low, high = sentences
     for k in range(low + int(rng.random() * (high - low + 1))):
         text = story.tell()
         asked = story.questions(at)
@@ -192,3 +239,19 @@ def draw_story(rng, at, index=0):
         records.append({"paragraph": index, "sentence": k, "text": text, "entities": story.entities(text),
                         "questions": asked})
     return records
+
+
+# --- the curriculum -----------------------------------------------------------------------------------------
+# People who did alike come first, as in world.LEVELS; then stories in words of long lists; then longer ones
+# with all plots, and a tenth of the paragraphs in made-up words, which have to be copied in parts.
+MIXED = {"alike": 0.8, "swapped": 0.8, "join_prob": 0.5, "words": drawn_words}
+LATE = MIXED | {"wh": 4, "whether": 2, "varied": 0.6, "whole": 0.4, "raised": 0.1, "story": 0.9,
+                "words": partial(drawn_words, made_up=0.1)}
+OPEN = (Level(0.30, **BINDING, join_prob=1.0, forms=1, wh=12, whether=0),
+        Level(0.40, **BINDING, join_prob=0.7, forms=12, wh=2, whether=2, swapped=1.0, varied=0.5),
+        Level(0.55, **MIXED | BINDING, forms=4, wh=6, varied=0.5,
+              story=0.8, tell=partial(draw_story, sentences=(2, 3), plots=PLOTS[:2])),
+        Level(0.75, **MIXED | BINDING, forms=8, wh=6, varied=0.5, whole=0.4,
+              story=0.9, tell=partial(draw_story, sentences=(2, 5), plots=PLOTS[:2])),
+        Level(0.88, (1, 3), **LATE, forms=12, tell=partial(draw_story, sentences=(2, 7))),
+        Level(1.00, (1, 4), **LATE, tell=partial(draw_story, sentences=(2, 10))))

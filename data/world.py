@@ -23,9 +23,8 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Callable, NamedTuple
 
-from data import stories
-from data.words import (ATTITUDE, BAD, GOOD, INDEX, RESERVED, TABLES, WORDS, drawn_words, held_out, in_order,
-                        is_she, pick, shuffled)
+from data.words import (ATTITUDE, BAD, GOOD, INDEX, RESERVED, TABLES, WORDS, held_out, in_order, is_she, pick,
+                        shuffled)
 
 
 class Kind(NamedTuple):
@@ -67,12 +66,9 @@ class Level:
     whether: int = 1         # yes/no questions drawn for a fact; with 0 none about earlier sentences either
     raised: float = 1.0      # part of the sentences with a question of structure, and with one of attitude,
     #                          which is asked of every sentence that is good or bad where whether is above 0
-    listed: float = 0.0      # part of the paragraphs that draw their people, places, things from long lists
-    made_up: float = 0.0     # ... and part in which they are made-up words
-    story: float = 0.0       # part of the paragraphs that are stories (data/stories.py): of two to people + 1
-    #                          people, with wh + 1 wh questions a sentence, and two yes/no where whether > 0
-    story_sentences: tuple = (1, 8)                             # of a story
-    plots: tuple = stories.PLOTS                                # what may happen in a story
+    words: Callable = None   # rng -> the people, places, things of a paragraph, None for those of the world
+    story: float = 0.0       # part of the paragraphs that are stories,
+    tell: Callable = None    # ... and (rng, this level, index) -> the records of a story
 
 
 # First wh questions alone, about two people who did alike, in one form and any order, so that "the person
@@ -86,19 +82,6 @@ LEVELS = (Level(0.27, **BINDING, join_prob=1.0, forms=1, wh=12, whether=0),
           Level(0.69, (1, 2), raised=0.1, **LATER),
           Level(0.84, (1, 3), raised=0.1, **LATER),
           Level(1.00, (1, 4), raised=0.5, **LATER))
-# The open world: after that, stories in words of long lists; then longer ones with all plots, and a tenth of
-# the paragraphs in made-up words, which have to be copied in parts.
-MIXED = {"alike": 0.8, "swapped": 0.8, "join_prob": 0.5, "listed": 0.7}
-OPEN = (Level(0.30, **BINDING, join_prob=1.0, forms=1, wh=12, whether=0),
-        Level(0.40, **BINDING, join_prob=0.7, forms=12, wh=2, whether=2, swapped=1.0, varied=0.5),
-        Level(0.55, **MIXED | BINDING, forms=4, wh=6, varied=0.5,
-              story=0.8, story_sentences=(2, 3), plots=stories.PLOTS[:2]),
-        Level(0.75, **MIXED | BINDING, forms=8, wh=6, varied=0.5, whole=0.4,
-              story=0.9, story_sentences=(2, 5), plots=stories.PLOTS[:2]),
-        Level(0.88, (1, 3), **MIXED, forms=12, wh=4, whether=2, varied=0.6, whole=0.4, raised=0.1,
-              made_up=0.1, story=0.9, story_sentences=(2, 7)),
-        Level(1.00, (1, 4), **MIXED, wh=4, whether=2, varied=0.6, whole=0.4, raised=0.1,
-              made_up=0.1, story=0.9, story_sentences=(2, 10)))
 RARE = WORDS | RESERVED      # the reserved names are told in plain text and never annotated
 FULL = Level()               # paragraphs of the test, and where nothing else is said
 SINGLE = Level(sentences=(1, 1), people=1)
@@ -180,7 +163,7 @@ def draw_aside(rng):
 def draw_paragraph(rng, at=FULL, split="train", words=None, asides=0.2):
     """A Paragraph of the Level `at`; where it has the sentences for two people, both are named. words:
     {type: words}; None: those of the world, or of this paragraph where the level says so."""
-    words = words or drawn_words(rng, at) or WORDS
+    words = words or at.words and at.words(rng) or WORDS
     paragraph = Paragraph([], draw_people(rng, at.people, split, words["person"]), split, words)
     n = at.sentences[0] + int(rng.random() * (at.sentences[1] - at.sentences[0] + 1))
     named, told = [], {person: [] for person in paragraph.people}
@@ -208,7 +191,7 @@ def draw_paragraph(rng, at=FULL, split="train", words=None, asides=0.2):
 def draw_sentences(rng, at):
     """The sentences of a paragraph, or of a story, of the Level `at`."""
     if at.story and rng.random() < at.story:
-        return [record["text"] for record in stories.draw_story(rng, at)]
+        return [record["text"] for record in at.tell(rng, at)]
     return draw_paragraph(rng, at).sentences
 
 
@@ -391,7 +374,7 @@ def annotated(n, seed, levels=LEVELS):
     for i in range(n):
         at = level(i / n, levels)
         if rng.random() < at.story:
-            yield stories.draw_story(rng, at, i)
+            yield at.tell(rng, at, i)
         else:
             yield annotate(rng, draw_paragraph(rng, at), i, at)
 
@@ -402,7 +385,7 @@ def plain(n, seed, levels=None):
     for i in range(n):
         at = level(i / n, levels or LEVELS)
         if rng.random() < at.story:
-            yield [record["text"] for record in stories.draw_story(rng, at)]
+            yield [record["text"] for record in at.tell(rng, at)]
         else:
             yield draw_paragraph(rng, at, words=RARE if rng.random() < 0.125 else None).sentences
 

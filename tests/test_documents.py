@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 
 import train
-from data import annotated, annotations, documents, world
+from data import annotated, annotations, documents, stories, world
 from data.annotations import ALL_FORMS, BRIDGES, OPENERS, lines_of, parse_entities, parse_question
 from data.batches import plan_batches
 from data.documents import END, ROLES, SEP, encode_documents, render, render_reading
@@ -199,7 +199,7 @@ def test_a_run_reads_the_levels_of_its_corpus_and_nothing_twice(corpus, n_vocab)
         assert (rows.lengths - 1).sum() > 0.98 * share * tokens
     for rows in (sources[0], sources[2], documents.data_mix("plain", config, tokenizer, None).sources[0]):
         assert (" went back to the " in tokenizer.decode(rows.tokens.tolist())) == (corpus == "open")
-    assert documents.levels_of(corpus) is (world.OPEN if corpus == "open" else world.LEVELS)
+    assert documents.levels_of(corpus) is (stories.OPEN if corpus == "open" else world.LEVELS)
     assert documents.levels_of("primer") is documents.levels_of("my.jsonl") is world.LEVELS
 
 

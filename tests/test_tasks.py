@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from data import documents, world
+from data import documents, stories, world
 from data.task_files import load_task
 from experiments import blind_tasks
 from experiments.blind_tasks import FOLDER, TASKS
@@ -229,7 +229,7 @@ def training():
 
 @pytest.fixture(scope="module")
 def open_training():
-    return text_in_training(3000, world.plain(2000, 11, world.OPEN), world.OPEN)
+    return text_in_training(3000, world.plain(2000, 11, stories.OPEN), stories.OPEN)
 
 
 def test_wrappers_never_occur_in_training_text(training, open_training):

@@ -17,7 +17,7 @@ from unittest import mock
 
 import numpy as np
 
-from data import annotated, documents, figures, world
+from data import annotated, documents, figures, stories, world
 from data.documents import QUESTIONS_FIRST, ROLES, data_mix
 from data.figures import paired_se, ratio_se
 from data.files import digest
@@ -377,7 +377,7 @@ def check_what_the_control_reads(points=4):
 
     plain_text(how many tokens, f"... plain" with the seed of the run, tokenizer, config.corpus); the only
     share is 1."""
-    for corpus, levels in (("world", world.LEVELS), ("open", world.OPEN)):
+    for corpus, levels in (("world", world.LEVELS), ("open", stories.OPEN)):
         config, paragraphs = small_run(corpus=corpus)
         mix = data_mix("plain", config, small_tokenizer(), RNG.choice((None, paragraphs)))
         assert len(mix.sources) == len(mix.shares) == 1, f"{len(mix.sources)} sources, expected plain text"
