@@ -286,6 +286,20 @@ def test_differences_are_paired_by_seed_and_of_those_that_both_have():
     assert list(babi.table(part))[4].split(" | ")[2] == "-"                 # no mean of different tasks
 
 
+def test_a_gain_that_is_equal_everywhere_is_clear():
+    """Without an error it is as many errors as one likes, with its sign; no gain is none."""
+    rows = made_up({"brd": 1.0, "plain": 0.0}, [2] * 20)
+    rows = [row | {"credits": row["credits"].replace("=", "0")} for row in rows]
+    assert list(babi.table(rows))[2].split(" | ")[4] == "+1.000, +inf"
+    assert (babi.Value(-0.5, 0.0).times, babi.Value(0.0, 0.0).times) == (-float("inf"), 0.0)
+
+
+def test_results_of_two_files_of_one_name_do_not_mix():
+    rows = made_up({"brd": 0.7}, [2] * 20, (1,)) + made_up({"brd": 0.7}, [2] * 21, (2,))
+    with pytest.raises(ValueError, match="qa1_.*: tests of two files of this name"):
+        list(babi.table(rows))
+
+
 def test_a_task_is_clear_where_both_gains_are_above_five_errors():
     accuracy = {"qa10_both.txt": (0.9, 0.2), "qa2_alike.txt": (0.9, 0.88), "qa3_below.txt": (0.35, 0.05)}
     rows = sum((made_up({"brd": brd, "plain": plain}, [2] * 60, file=file)
