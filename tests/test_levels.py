@@ -214,7 +214,7 @@ def test_a_student_that_answers_nothing_is_shown():
     for row in rows:
         for label in FIGURES:
             row[label] |= {"value": 0.0, "se": 0.0}
-    assert all("| 0.000 ± 0.000 | +0.0 |" in line for line in list(levels.show(rows))[2:])
+    assert all("| 0.000 ± 0.000 | -inf |" in line for line in list(levels.show(rows))[2:])
 
 
 def test_the_error_is_not_below_what_fresh_paragraphs_and_seeds_show():
