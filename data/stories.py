@@ -55,10 +55,10 @@ def own_words(rng, is_made_up):
     return {**WORDS, **found, "place": places[:OWN], "organisation": firms}
 
 
-def drawn_words(rng, listed=0.7, made_up=0.0):
+def drawn_words(rng, listed=0.7, made=0.0):
     """The words of a paragraph: own_words in these parts of all paragraphs, else None, for the world's."""
     part = rng.random()
-    return own_words(rng, part < made_up) if part < listed + made_up else None
+    return own_words(rng, part < made) if part < listed + made else None
 
 
 # --- stories ------------------------------------------------------------------------------------------------
@@ -246,7 +246,7 @@ def draw_story(rng, at, index=0, sentences=(1, 8), plots=PLOTS):
 # with all plots, and a tenth of the paragraphs in made-up words, which have to be copied in parts.
 MIXED = {"alike": 0.8, "swapped": 0.8, "join_prob": 0.5, "words": drawn_words}
 LATE = MIXED | {"wh": 4, "whether": 2, "varied": 0.6, "whole": 0.4, "raised": 0.1, "story": 0.9,
-                "words": partial(drawn_words, made_up=0.1)}
+                "words": partial(drawn_words, made=0.1)}
 OPEN = (Level(0.30, **BINDING, join_prob=1.0, forms=1, wh=12, whether=0),
         Level(0.40, **BINDING, join_prob=0.7, forms=12, wh=2, whether=2, swapped=1.0, varied=0.5),
         Level(0.55, **MIXED | BINDING, forms=4, wh=6, varied=0.5,

@@ -203,7 +203,7 @@ def test_a_story_is_as_its_level_tells():
                   for story in some]
         assert max(map(len, people)) == at.people + 1
         own = sum(not names <= set(world.WORDS["person"]) for names in people)
-        assert abs(own / len(some) - 0.7 - getattr(at.words, "keywords", {}).get("made_up", 0.0)) < 0.07
+        assert abs(own / len(some) - 0.7 - getattr(at.words, "keywords", {}).get("made", 0.0)) < 0.07
         asked = [record["questions"] for story in some for record in story]
         raised = sum(item["kind"] == "attitude" for items in asked for item in items)
         assert abs(raised / len(asked) - at.raised) < 0.05

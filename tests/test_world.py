@@ -196,7 +196,7 @@ def test_plain_text_holds_the_words_of_answers_and_types():
 
 def part_of_own(at):
     """The part of a level's paragraphs that have words of their own."""
-    return at.words and 0.7 + getattr(at.words, "keywords", {}).get("made_up", 0.0) or 0.0
+    return at.words and 0.7 + getattr(at.words, "keywords", {}).get("made", 0.0) or 0.0
 
 
 def test_a_paragraph_has_words_of_its_own_that_mean_nothing_else(drawn):
