@@ -17,7 +17,7 @@ import re
 from functools import partial
 
 from data.words import ATTITUDE, LISTED, TABLES, TEXT, WORDS, in_order, is_she, pick, shuffled
-from data.world import BINDING, Level
+from data.world import BINDING, Level, items
 
 FORMS, SYLLABLES, ROOMS = TABLES["stories"], TABLES["syllables"], TABLES["rooms"]
 KNOWN = set(re.findall("[a-z]+", TEXT.lower()))
@@ -199,17 +199,16 @@ class Story:
         return (pick(self.rng, FORMS["order"]), subject[0]) if subject else None
 
     def questions(self, at):
-        """The reader's questions after the last sentence: list of {"kind", "question", "answer", "now"}."""
+        """The reader's questions after the last sentence, which all hold for it alone: world.items."""
         rng, asked = self.rng, []
         for forms, words, answer in shuffled(rng, self.wh())[:at.wh + 1]:
-            asked.append(("content", (pick(rng, forms).format(**words), answer)))
+            asked.append(("content", (pick(rng, forms).format(**words), answer), True))
         if at.whether:
-            asked += [("content", self.whether()) for _ in range(2)]
+            asked += [("content", self.whether(), True) for _ in range(2)]
         if rng.random() < at.raised:
-            asked += [("structure", self.structure()), ("attitude", (pick(rng, ATTITUDE), "neutral"))]
-        found = {pair[0]: {"kind": kind, "question": pair[0], "answer": pair[1], "now": True}
-                 for kind, pair in shuffled(rng, asked) if pair}
-        return list(found.values())
+            asked += [("structure", self.structure(), True),
+                      ("attitude", (pick(rng, ATTITUDE), "neutral"), True)]
+        return items(rng, asked)
 
     def entities(self, text):
         """The named entities of a sentence in its order: list of {"text", "type", "about"}."""

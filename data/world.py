@@ -379,11 +379,11 @@ def annotated(n, seed, levels=LEVELS):
             yield annotate(rng, draw_paragraph(rng, at), i, at)
 
 
-def plain(n, seed, levels=None):
+def plain(n, seed, levels=LEVELS):
     """Yields n paragraphs (lists of sentences) without annotations; one in eight uses reserved names."""
     rng = random.Random(f"plain {seed}")
     for i in range(n):
-        at = level(i / n, levels or LEVELS)
+        at = level(i / n, levels)
         if rng.random() < at.story:
             yield [record["text"] for record in at.tell(rng, at)]
         else:

@@ -64,8 +64,8 @@ def small_world(folder, patch=setattr):
     patch(brd, "MAX_READING", 8)
     patch(brd, "MAX_ANSWER", 4)
     patch(documents, "held_out_records", lambda n, seed: held_out(1, seed))
-    patch(documents.world, "plain", lambda n, seed, levels=None: plain(
-        20 if seed == "test plain" else n, seed, levels))
+    patch(documents.world, "plain", lambda n, seed, *levels: plain(
+        20 if seed == "test plain" else n, seed, *levels))
     tokenizer = documents.course_tokenizer("world", 1024)           # once, before any fork
     small_teacher(folder / "teacher", tokenizer)
     train.make_optimizers(train.new_model(1, 16, tokenizer, config), config)
