@@ -34,8 +34,7 @@ from model import sample
 
 # --- 1. The blind score: no task data, no examples; the candidate that surprises the model least ----------
 
-TIE = 1e-6                    # scores closer than this differ by float32 rounding only
-CALIBRATE_FROM = 5            # calibration needs so many items for each candidate, in the mean
+TIE, CALIBRATE_FROM = 1e-6, 5   # closer scores differ by rounding only; items a candidate for `calibrate`
 
 
 def join(prompt, answer):
@@ -90,28 +89,30 @@ def score_batch(model, batch):
 
 def blind_scores(model, tokenizer, items, batch_tokens=16384):
     """The paper's blind test, (1/n) sum_i log P(y_i | prompt, y_<i) for every candidate y, in nats a token:
-    list of (prompt, [y, ...]) -> (list of lists of float, number of prompts that were cut on the left).
-    batch_tokens bounds rows x length of a batch of several items."""
-    block_size = model.config.block_size
-    split = [split_tokens(tokenizer, prompt, candidates, block_size) for prompt, candidates in items]
-    batches = [[]]
+    list of (prompt, [y, ...]) -> (lists of float, prompts cut on the left); batch_tokens: rows x length."""
+    limit, parts, batches, scores, cuts = model.config.block_size, [], [[]], [[] for _ in items], 0
+    for i, (prompt, candidates) in enumerate(items):
+        context, tails, cut = split_tokens(tokenizer, prompt, candidates, limit)
+        cuts, most = cuts + cut, max(1, batch_tokens // (len(context) + max(map(len, tails))))
+        parts += [(i, (context, tails[a:a + most], cut)) for a in range(0, len(tails), most)]
     # In the order of context length, so that a batch has little padding and its last context is its longest.
-    for i in sorted(range(len(items)), key=lambda i: len(split[i][0])):
-        trial = [split[j] for j in batches[-1] + [i]]
-        width = len(split[i][0]) + max(len(tail) for _, tails, _ in trial for tail in tails)
-        if width > block_size + 1 or sum(len(tails) for _, tails, _ in trial) * width > batch_tokens:
+    for i, part in sorted(parts, key=lambda part: len(part[1][0])):
+        tails = [tail for _, (_, tails, _) in [*batches[-1], (i, part)] for tail in tails]
+        width = len(part[0]) + max(map(len, tails))
+        if width > limit + 1 or len(tails) * width > batch_tokens:
             batches.append([])
-        batches[-1].append(i)
-    scores = {}
+        batches[-1].append((i, part))
     for batch in progress(list(filter(None, batches)), "scores", delay=5):
-        scores.update(zip(batch, score_batch(model, [split[i] for i in batch])))
-    return [scores[i] for i in range(len(items))], sum(cut for _, _, cut in split)
+        for (i, _), means in zip(batch, score_batch(model, [part for _, part in batch])):
+            scores[i] += means
+    return scores, cuts
 
 
 def tie_accuracy(scores, right):
     """1 where the best score is a right candidate's, 0 where not. Scores closer than TIE to the best are best
     too: then the share of right ones, so that a model which scores all candidates alike gets chance."""
-    best = [i for i, score in enumerate(scores) if score > max(scores) - TIE]
+    least = max(scores) - TIE
+    best = [i for i, score in enumerate(scores) if score > least]
     return sum(i in right for i in best) / len(best)
 
 
@@ -287,8 +288,7 @@ def glance(model, tokenizer, records):
 
 @torch.no_grad()
 def eval_own_questions(model, tokenizer, teacher, n):
-    """What the student asks and answers by itself at temperature 1 on n fresh paragraphs about two people; a
-    unit is a paragraph.
+    """What the student asks and answers by itself at T = 1 on n fresh paragraphs of two people, the units.
 
     right       share of its lines that are a question which the scripted reader knows, with a right answer
     distinct    different ones of these per sentence

@@ -26,8 +26,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-# On a CPU, rows up to this long do without the fused kernel, which is slower there; QUERIES tokens at once.
-EXPLICIT_ATTENTION_UP_TO, QUERIES = 512, 128
+EXPLICIT_ATTENTION_UP_TO, QUERIES = 512, 128  # on a CPU, longer rows take the fused kernel; queries at once
 
 
 @dataclass
@@ -45,8 +44,8 @@ class GPTConfig:
     def __post_init__(self):
         for field in fields(self):
             value, may_be_0 = getattr(self, field.name), field.name in ("shared_heads", "conv_width")
-            if not isinstance(value, (int, field.type)) or not (value > 0 or value == 0 and may_be_0):
-                raise ValueError(f"{field.name} is {value!r:.60}, expected a positive {field.type.__name__}")
+            if type(value) not in (int, field.type) or not (0 < value <= 1e6 or value == 0 and may_be_0):
+                raise ValueError(f"{field.name} is {value!r:.60}, expected {field.type.__name__} up to 1e6")
         if self.n_embd % (2 * self.n_head):
             raise ValueError(f"n_embd is {self.n_embd}, expected a multiple of 2 n_head = {2 * self.n_head}")
 
@@ -89,8 +88,7 @@ class Attention(nn.Module):
         super().__init__()
         C, H = config.n_embd, config.n_head
         self.n_head, self.shared = H, min(config.shared_heads, H)
-        # One matrix for queries, values, and the keys of the heads that have their own.
-        self.c_attn = nn.Linear(C, 2 * C + (H - self.shared) * (C // H), bias=False)
+        self.c_attn = nn.Linear(C, 2 * C + (H - self.shared) * (C // H), bias=False)  # queries, values, keys
         self.c_proj = nn.Linear(C, C, bias=False)
         self.scale = nn.Parameter(torch.tensor([float(config.qk_scale)]))
 
@@ -290,11 +288,11 @@ class GPT(nn.Module):
         return new
 
     def save(self, folder, extra=None):
-        """Writes model.pt (weights) and config.json: fields, `extra` (any JSON), the SHA-256 of model.pt."""
-        file, folder = io.BytesIO(), Path(folder)
+        """Writes model.pt (weights) and config.json: fields, `extra` (any JSON), the SHA-256 of all this."""
+        file, card = io.BytesIO(), {"layout": self.layout, "model": asdict(self.config), "extra": extra or {}}
         torch.save({k: w for k, w in self.state_dict().items() if not k.startswith("td_heads.")}, file)
-        weights, card = file.getvalue(), {"layout": self.layout, "model": asdict(self.config)}
-        card |= {"extra": extra or {}, "sha256": hashlib.sha256(weights).hexdigest()}
+        weights, folder = file.getvalue(), Path(folder)
+        card["sha256"] = hashlib.sha256(weights + json.dumps(card).encode()).hexdigest()
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in ("model.pt", weights), ("config.json", json.dumps(card, indent=1).encode()):
             (folder / f"{name}.tmp").write_bytes(content)
@@ -306,13 +304,16 @@ class GPT(nn.Module):
         try:
             weights = (Path(folder) / "model.pt").read_bytes()
             card = json.loads((Path(folder) / "config.json").read_bytes())
-            if hashlib.sha256(weights).hexdigest() != card["sha256"]:
-                raise ValueError("model.pt is not the one that config.json was written with")
+            if card.pop("sha256") != hashlib.sha256(weights + json.dumps(card).encode()).hexdigest():
+                raise ValueError("model.pt and config.json are not as they were written together")
             cls = importlib.import_module("adapters.gpt2").GPT2 if card["layout"] == "gpt2" else cls
-            model = cls(cls.config_class(**card["model"]))
+            config = cls.config_class(**card["model"])
+            if config.n_layer * config.n_embd ** 2 > len(weights):
+                raise ValueError(f"{config}, but model.pt has {len(weights)} bytes")
+            model = cls(config)
             model.load_state_dict(torch.load(io.BytesIO(weights), map_location="cpu", weights_only=True))
             model.extra = card["extra"]
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        except Exception as error:  # a foreign file fails in many ways
             raise ValueError(f"{folder}: no model that GPT.save wrote ({' '.join(str(error).split()):.160}); "
                              "expected model.pt and config.json of one run, as in out/brd") from None
         return model.to(device)
@@ -345,6 +346,5 @@ def draw_index(probs, generator=None):
 
 
 if __name__ == "__main__":
-    commands = {"export": "adapters.gpt2", "sample": "adapters.sample"}
-    cli = importlib.import_module("data.cli")
-    cli.run_command(lambda: cli.run_named(commands, None, __doc__))
+    cli, wings = importlib.import_module("data.cli"), {"export": "adapters.gpt2", "sample": "adapters.sample"}
+    cli.run_command(lambda: cli.run_named(wings, None, __doc__))

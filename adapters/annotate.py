@@ -20,7 +20,7 @@ from adapters.prompts import FIELDS, agree, occurs, parse, read_prompts
 from adapters.sentences import END, MAX_SENTENCE, sentences
 from data.annotations import write_annotations
 from data.cli import CONTROL, check_range, printable
-from data.files import digest
+from data.files import digest, lock
 from data.own_text import paragraphs, read_text
 
 TRIES, WARM, UNASKED = 3, 0.7, "not asked yet"
@@ -37,7 +37,7 @@ def parse_arguments(arguments):
     add("--out", default="annotations.jsonl", metavar="FILE", type=Path, help="[%(default)s]")
     add("--limit", type=int, default=10**9, metavar="N", help="only the first N sentences")
     add("--parallel", type=int, default=8, metavar="N", help="requests in flight [%(default)s]")
-    add("--timeout", type=float, default=120, metavar="S", help="seconds without a byte [%(default)s]")
+    add("--timeout", type=float, default=120, metavar="S", help="seconds for a request [%(default)s]")
     add("--retries", type=int, default=6, metavar="N", help="after a failed request [%(default)s]")
     add("--max_tokens", type=int, default=500, metavar="N", help="of a reply and its thoughts [%(default)s]")
     add("--schema", action="store_true", help="bind each reply to a JSON schema made of its sentence")
@@ -177,16 +177,23 @@ def main(arguments=None):
                 print(f"{turn['role']}: {turn['content']}\n")
             say(json.dumps(body))
         return
-    def next_request(job):
-        if job is None:                 # an example of the prompt, under a key that no reply has
-            example = next(iter(options.prompts.examples))
-            return request(options.prompts.messages("ner", example), len(replies), options)
-        return outcome(*job, replies, options)[3]
     path = options.out.with_suffix(".replies.jsonl")
     if options.out.exists() and not path.exists():
         raise ValueError(f"{options.out}: no {path.name} beside it, so this command did not write it; use "
                          "another --out")
     path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab") as file:
+        lock(file, f"{path}: another process")          # else all would be asked, and paid, twice
+        annotate(text, jobs, path, options)
+
+
+def annotate(text, jobs, path, options):
+    """Asks for what the file of replies lacks, and writes options.out; reports both."""
+    def next_request(job):
+        if job is None:                 # an example of the prompt, under a key that no reply has
+            example = next(iter(options.prompts.examples))
+            return request(options.prompts.messages("ner", example), len(replies), options)
+        return outcome(*job, replies, options)[3]
     replies = read_replies(path)
     total, todo = sum(map(len, text)), list(filter(next_request, jobs))
     say(f"{total:,} sentences, {len(jobs):,} readings, {len(jobs) - len(todo):,} of them settled by {path}")

@@ -53,8 +53,13 @@ def read_replies(path):
 
 
 def hide(text, secret):
-    """Text without the API key. A key of fewer than 8 characters is a word such as "none", and stays."""
-    return text.replace(secret, "[key]") if len(secret) >= 8 else text
+    """Text without the API key, also where a server has escaped some of its characters as JSON, a URL or HTML
+    do. A key of fewer than 8 characters is a word such as "none", and stays."""
+    if len(secret) < 8:
+        return text
+    codes = [(re.escape(c), f"{ord(c):02x}", ord(c)) for c in secret]
+    form = "".join(rf"(\\*({c}|u00{x})|%{x}|&#(x{x}|{n});)" for c, x, n in codes)
+    return re.sub(form, "[key]", text, flags=re.IGNORECASE)
 
 
 def keep(file, reply, secret):
@@ -127,6 +132,26 @@ def completion(text):
     return {"reply": reply, "finish": finish, "tokens": tokens, "by": by and str(by)}
 
 
+def fetch(request, seconds, most):
+    """Sends a request -> (response, its body, `most` bytes at most). TimeoutError after so many seconds in
+    all: a server may send a byte now and then, for ever. The thread that waits for it is left alone."""
+    def work():
+        try:
+            with OPENER.open(request, timeout=seconds) as response:
+                answer.put((response, response.read(most), None))
+        except Exception as error:                      # raised below
+            answer.put((None, None, error))
+    answer = queue.SimpleQueue()
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        response, data, error = answer.get(timeout=1.05 * seconds + 0.1)        # a silent one is told apart
+    except queue.Empty:
+        raise TimeoutError("timed out") from None
+    if error:
+        raise error
+    return response, data
+
+
 def post(body, options, parse=completion, most=MAX_BODY):
     """Sends one request -> (parse(text), None, None), or (None, what went wrong, in the server's words, the
     seconds that it asks to wait, or None if another try would be in vain). most: bytes of an answer."""
@@ -135,13 +160,13 @@ def post(body, options, parse=completion, most=MAX_BODY):
         headers["Authorization"] = f"Bearer {options.secret}"
     request = urllib.request.Request(options.url, json.dumps(body).encode(), headers)
     try:
-        with OPENER.open(request, timeout=options.timeout) as response:
-            data, status = response.read(most), response.status
+        response, data = fetch(request, options.timeout, most)
     except (OSError, HTTPException) as error:
         cause = error.reason if isinstance(error, urllib.error.URLError) else error
         late = None if isinstance(cause, TimeoutError) else 0.0         # the same again would be late again
         return None, hide(brief(cause, 10**4), options.secret)[:120], late
-    text, what = data.decode("utf-8-sig", "replace"), f"HTTP {status}"
+    text, status = data.decode("utf-8-sig", "replace"), response.status
+    what = f"HTTP {status}"
     if status < 300:
         with contextlib.suppress(*ERRORS):
             return parse(text), None, None
@@ -162,7 +187,7 @@ def probe(options):
     """ValueError if no connection can be made to the address, or none of TLS to one of https. A server that
     accepts it and says nothing in PROBE seconds is busy."""
     try:
-        OPENER.open(options.url.replace("/chat/completions", "/models"), timeout=PROBE).close()
+        fetch(options.url.replace("/chat/completions", "/models"), PROBE, 1)
     except urllib.error.URLError as error:
         raise ValueError(f"{options.url}: {brief(error.reason)}; is the server running, and is --teacher its "
                          "address (http or https, name, port)?") from None

@@ -146,11 +146,15 @@ def weights_in(found):
 
 def read_tensors(path):
     """A file of safetensors or of torch.save, also a training checkpoint -> list of (name, tensor)."""
-    from safetensors.torch import load_file
+    if safe := path.suffix == ".safetensors":
+        from safetensors.torch import load_file
     try:
-        safe = path.suffix == ".safetensors"
         found = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
-        return weights_in(found)
+        found = weights_in(found)
+        for name, tensor in found:
+            if (size := tensor.numel() * tensor.itemsize) > tensor.untyped_storage().nbytes():    # stride 0
+                raise ValueError(f"{name} claims {size:,} bytes, more than it holds")
+        return found
     except Exception as error:  # of safetensors or pickle, or what is found is no dict
         raise ValueError(f"{path.name}: {brief(error)}") from None
 
@@ -166,7 +170,7 @@ def read_weights(folder):
     for name, tensor in (pair for path in paths for pair in read_tensors(path)):
         if re.search(r"\.attn\.(masked_)?bias$", name):            # not a parameter but the causal mask
             continue
-        if not tensor.is_floating_point() or not tensor.isfinite().all():
+        if not tensor.is_floating_point() or not tensor.float().isfinite().all():       # as it is loaded
             raise ValueError(f"{name}, {tensor.dtype}, is not all finite floating point numbers")
         name = name if name == "lm_head.weight" else f"transformer.{name}"
         if name in state:

@@ -53,7 +53,7 @@ class EndpointTeacher:
 
     def __init__(self, url, model, tokenizer, *, parallel=4, timeout=300.0, retries=4):
         """url: as http://localhost:8080/v1; model: its name there; tokenizer: the model's folder, or its
-        tokenizer.json in one; parallel: requests in flight; timeout: seconds without a byte."""
+        tokenizer.json in one; parallel: requests in flight; timeout: seconds for a request."""
         self.tokenizer, self.model, self.parallel = HFTokenizer.load(tokenizer), model, parallel
         self.n_vocab, self.block_size = self.tokenizer.n_vocab, UNLIMITED
         url = endpoint_url(url).removesuffix("/chat/completions") + "/completions"

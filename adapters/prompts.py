@@ -22,7 +22,7 @@ MAX_TEXT, MAX_BRACES = 200, 1000    # characters in a field of an item; places i
 SPANS, WORDS, MOST = 200, 4, 6      # of a schema: spans of a sentence, words of a span, entities
 # Letters of scripts that put spaces between words; Thai, Lao, Chinese and Japanese do not.
 LETTER = r"[^\W_\u0e00-\u0eff\u2e80-\U0010ffff]"
-EDGE = rf"(?!(?<={LETTER}){LETTER})"                # not between two letters of a word
+EDGE = re.compile(rf"(?!(?<={LETTER}){LETTER})")    # not between two letters of a word
 WORD = re.compile(rf"['’]s\b|{LETTER}+(?:[-.'’](?!s\b){LETTER}+)*|\S")
 FIELDS = {"ner": "entities", "qra": "questions"}                # behaviour -> the field of the JSON object
 ITEMS = {"ner": ("text", "type", "about"), "qra": ("kind", "answer", "question")}       # fields of an item
@@ -175,7 +175,10 @@ def find_object(reply):
 
 def occurs(span, sentence):
     """Whether a span occurs in a sentence in whole words: "Ann" does in "Ann's hat", not in "Anna left."."""
-    return re.search(EDGE + re.escape(span) + EDGE, sentence) is not None
+    at = sentence.find(span)
+    while at >= 0 and not (EDGE.match(sentence, at) and EDGE.match(sentence, at + len(span))):
+        at = sentence.find(span, at + 1)
+    return at >= 0
 
 
 def item_problem(behaviour, item, sentence, fixed):

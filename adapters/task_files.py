@@ -57,17 +57,22 @@ def with_shots(examples, fewshot, seed, prefix="", gap="\n\n", stories=None):
     """Examples (text, candidates, right) -> items whose prompts are the prefix, `fewshot` other examples
     with a right answer, drawn by seed and position from those with another text, and the text. stories: the
     number of each example's story, if they share text in stories; then those are of another story too."""
-    stories, alike, items = stories or [text for text, *_ in examples], defaultdict(set), []
+    stories, alike, others, items = stories or [text for text, *_ in examples], defaultdict(set), {}, []
     for i, ((text, *_), story) in enumerate(zip(examples, stories)):
         alike[text].add(i)
         alike[story].add(i)
+    every = range(len(examples))
     for i, (text, candidates, right) in enumerate(examples):
-        rng, drawn, barred = random.Random(f"{seed} {i}"), {}, alike[text] | alike[stories[i]]
-        others = len(examples) - len(barred)
-        if fewshot > others:
-            raise ValueError(f"--fewshot={fewshot}, but only {others} other examples to draw from")
+        rng, drawn, place = random.Random(f"{seed} {i}"), {}, (text, stories[i])
+        if place not in others:                             # many examples may share it
+            barred = alike[text] | alike[stories[i]]
+            pool = [j for j in every if j not in barred] if 2 * len(barred) > len(every) else every
+            others[place] = barred, pool
+        barred, pool = others[place]
+        if fewshot > (n := len(every) - len(barred)):
+            raise ValueError(f"--fewshot={fewshot}, but only {n} other examples to draw from")
         while len(drawn) < fewshot:
-            j = rng.randrange(len(examples))
+            j = pool[rng.randrange(len(pool))]
             if j not in drawn and j not in barred:
                 other, words, answers = examples[j]
                 drawn[j] = join(other, words[min(answers)] if words else min(answers))

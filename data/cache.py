@@ -39,10 +39,14 @@ def read_header(folder):
     return header
 
 
-def cache_hash(folder, p):
-    """A hash of a whole cache; ValueError as of read_header, and where its sets hold less mass than p."""
-    if p > (most := read_header(folder)["p"]):
-        raise ValueError(f"--p={p}, but the sets of {folder} hold {most}; expected at most that")
+def cache_hash(folder, p, roles):
+    """A hash of a whole cache; ValueError as of read_header, where its sets hold less mass than p, and where
+    its role numbers are not those of `roles`."""
+    header = read_header(folder)
+    if p > header["p"]:
+        raise ValueError(f"--p={p}, but the sets of {folder} hold {header['p']}; expected at most that")
+    if header["roles"] != list(roles):
+        raise ValueError(f"{folder}: roles {header['roles']!s:.60}, expected {list(roles)}; {AGAIN}")
     return hash_of(Path(folder) / "header.json")
 
 
@@ -69,6 +73,7 @@ class TeacherCache:
         self.starts = np.asarray(self.arrays["documents"], dtype=np.int64)                 # (documents + 1,)
         self.lengths = np.diff(self.starts)
         kept = np.concatenate([[0], np.cumsum(self.arrays["counts"], dtype=np.int64)])     # (tokens + 1,)
+        self.check(int(kept[-1]))
         self.kept_starts = kept[self.starts]                                               # (documents + 1,)
 
     def open_array(self, name, dtype, length, sha256):
@@ -77,6 +82,23 @@ class TeacherCache:
         if sha256_of(path) != sha256:
             raise ValueError(f"{path}: not the sha256 of header.json; truncated or of another cache: {AGAIN}")
         return np.memmap(path, dtype, "r") if length else np.empty(0, dtype)   # an empty file has no map
+
+    def check(self, kept):
+        """ValueError unless the arrays fit each other and the header; kept: what `counts` sum up to."""
+        sizes, header = {name: len(array) for name, array in self.arrays.items()}, self.header
+        tokens, bounds = sizes["tokens"], {"tokens": header["n_vocab"], "roles": len(header["roles"]),
+                                           "ids": header["n_vocab"]}
+        wanted = {"roles": tokens, "counts": tokens, "ids": kept, "logprobs": kept}
+        problems = [f"{name} holds {sizes[name]} entries, expected {n}"
+                    for name, n in wanted.items() if sizes[name] != n]
+        problems += [f"{name} holds {self.arrays[name].max()}, expected less than {bound}"
+                     for name, bound in bounds.items() if sizes[name] and self.arrays[name].max() >= bound]
+        if not np.all(self.arrays["logprobs"] <= 0):                # also where it is NaN
+            problems.append("logprobs holds a log-probability above 0, or NaN")
+        if self.starts[:1].tolist() != [0] or self.starts[-1] != tokens or (self.lengths < 0).any():
+            problems.append(f"documents does not cut {tokens} tokens into documents")
+        if problems:
+            raise ValueError(f"{self.folder}: {problems[0]}; {AGAIN}")
 
     def __len__(self):
         return len(self.lengths)

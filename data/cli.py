@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import importlib
 import inspect
+import os
 import re
 import signal
 import sys
@@ -17,6 +18,7 @@ from tqdm import tqdm
 EVERY = 30               # seconds between two lines of progress where there is no terminal
 # Line breaks, control codes, marks of direction, half characters: they may move the cursor of a terminal.
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+HIDDEN = re.compile(f"[\u061c\u200e\u200f]|{CONTROL.pattern}")     # and marks that texts may hold
 # What other programs call an option.
 ELSEWHERE = {"lr": "learning_rate", "batch_size": "step_tokens", "epochs": "student_tokens", "data": "corpus",
              "max_steps": "student_tokens", "students": "arms", "hidden_size": "n_embd",
@@ -30,7 +32,7 @@ tqdm.set_lock(threading.RLock())    # a process has a lock of its own, not a sem
 
 def printable(text):
     """Text (str) for a terminal: control characters are shown as \\x1b."""
-    return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+    return HIDDEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def brief(error, limit=120):
@@ -135,20 +137,37 @@ def stop(*_):
 
 
 def run_command(main):
-    """Runs main() and exits: 2 and one line for a mistake of the user, 130 after Ctrl-C, SIGTERM, SIGHUP."""
+    """Runs main() and exits: 2 and one line for a mistake of the user or too little memory, 130 after Ctrl-C,
+    SIGTERM, SIGHUP. What a terminal cannot show is printed escaped; a closed one hears nothing."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        with contextlib.suppress(AttributeError):                   # a stream of a test or a notebook
+            getattr(sys, name).reconfigure(errors="backslashreplace")
     for number in STOPS:
         if signal.getsignal(number) != signal.SIG_IGN:              # nohup
             signal.signal(number, stop)
     try:
+        if run_command.__doc__ is None:
+            raise ValueError("python -OO leaves out the texts that --help and the options need; try -O")
         sys.exit(main())
     except KeyboardInterrupt as stopped:
         with contextlib.suppress(OSError):                          # the terminal was closed
             print(str(stopped) or "stopped", file=sys.stderr, flush=True)
         sys.exit(130)
-    except (ModuleNotFoundError, NotImplementedError, ValueError, OSError) as error:
-        hint = ""
-        if isinstance(error, ModuleNotFoundError):
-            extra = EXTRAS.get(error.name)
-            hint = f'; pip install -e ".[{extra}]" brings it' if extra else "; it is a part of the repository"
-        print(f"error: {printable(str(error))}{hint}", file=sys.stderr)
+    except (ImportError, ValueError, OSError, MemoryError, RuntimeError) as error:
+        print(f"error: {printable(explain(error))}", file=sys.stderr)
         sys.exit(2)
+
+
+def explain(error):
+    """What an error of the user, or too little memory, is told as -> str; raises other errors again."""
+    if isinstance(error, ModuleNotFoundError):
+        extra = EXTRAS.get(error.name)
+        found = f'pip install -e ".[{extra}]" brings it' if extra else "it is a part of the repository"
+        return f"{error}; {found}"
+    if isinstance(error, (NotImplementedError, ValueError, OSError)):
+        return str(error)
+    if isinstance(error, MemoryError) or re.search("memory|allocate", str(error)):      # with the amount
+        return f"not enough memory ({brief(error, 200)}); try smaller sizes or a shorter text"
+    raise error

@@ -287,7 +287,7 @@ def run_inputs(config, tasks, teacher):
     if config.corpus.endswith(".jsonl"):
         inputs["text hash"] = hash_of(Path(config.corpus))
     if config.cache or config.corpus == "world":
-        inputs["cache hash"] = cache_hash(config.cache or teacher, config.p)
+        inputs["cache hash"] = cache_hash(config.cache or teacher, config.p, ROLES)
     return inputs
 
 

@@ -7,11 +7,13 @@
 """
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
 import os
-import shutil
+import re
+import sys
 from pathlib import Path
 
 import torch
@@ -20,12 +22,23 @@ from data import machine
 
 OTHER = "use another --out_dir, or --redo to start over"
 AGAIN = "remove it, and the stage is done again"
+UNKNOWN = errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK     # of a file system that cannot do it
+# What runs write into the folders of their stages; --redo removes nothing else there.
+WRITTEN = re.compile(r"(model|training)\.pt|(config|header|part|test|(tokenizer|generation)(_config)?)\.json|"
+                     r"tokenizer\.tiktoken|validation\.txt|(tokens|documents|roles|counts|ids|logprobs)\.\w+")
+
+
+def regular(path):
+    """The path as it is; ValueError for a pipe or a device, whose reading might have no end."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError(f"{path}: a folder, a pipe or a device; expected a file")
+    return path
 
 
 def sha256_of(path):
-    """The SHA-256 of a file -> 64 hex digits."""
+    """The SHA-256 of a file -> 64 hex digits; ValueError as of `regular`."""
     found = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open(regular(path), "rb") as file:
         while block := file.read(1 << 20):
             found.update(block)
     return found.hexdigest()
@@ -49,7 +62,11 @@ def weights_hash(model):
 def rename(beside, path):
     """Puts a finished file in its place; after a power cut there is the old one or the new one."""
     with open(beside, "rb+") as file:
-        os.fsync(file.fileno())
+        try:
+            os.fsync(file.fileno())
+        except OSError as error:
+            if error.errno not in UNKNOWN:
+                raise
     os.replace(beside, path)
 
 
@@ -59,6 +76,7 @@ def write_bytes(path, content):
         return
     beside = Path(f"{path}.tmp")
     beside.parent.mkdir(parents=True, exist_ok=True)
+    beside.unlink(missing_ok=True)                              # it may be a link
     try:
         beside.write_bytes(content)
         rename(beside, path)
@@ -68,8 +86,8 @@ def write_bytes(path, content):
 
 
 def write_text(path, text):
-    """Writes text as UTF-8; see write_bytes."""
-    write_bytes(path, text.encode("utf-8"))
+    """Writes text as UTF-8; see write_bytes. Half a character, as in names of other encodings, is kept."""
+    write_bytes(path, text.encode("utf-8", "surrogatepass"))
 
 
 def digest(value):
@@ -84,7 +102,7 @@ def write_json(path, value):
 
 def read_json(path, remedy):
     """The dict that write_json wrote. ValueError of one line for anything else; it ends with the remedy."""
-    text = Path(path).read_bytes()
+    text = Path(regular(path)).read_bytes()
     with contextlib.suppress(ValueError, LookupError, TypeError, AttributeError, RecursionError):
         value = json.loads(text)                                # a foreign file fails in many ways
         if value.pop("sha256") == digest(value):
@@ -92,46 +110,75 @@ def read_json(path, remedy):
     raise ValueError(f"{path}: damaged or edited, its checksum does not fit; {remedy}")
 
 
+def lock(file, what):
+    """Locks an open file until it is closed, or the process ends. ValueError: another process holds it."""
+    try:
+        if os.name == "posix" and not machine.rank():           # the first process holds it for all
+            import fcntl                                        # Windows has none: no lock there
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"{what} is at work here; wait for its end, or name another place") from None
+    except OSError as error:
+        if error.errno not in UNKNOWN:
+            raise
+        print(f"{what} may be at work here, too: this file system has no locks", file=sys.stderr)
+
+
 @contextlib.contextmanager
 def folder_lock(out):
     """A lock on the folder of a run that goes on where it was stopped; it ends with the process. ValueError
     names the process that holds it."""
     out.mkdir(parents=True, exist_ok=True)
-    with open(out / ".lock", "a+", encoding="utf-8") as file:
-        try:
-            if os.name == "posix" and not machine.rank():       # the first process holds it for all
-                import fcntl                                    # Windows has none: no lock there
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            raise ValueError(f"{out}: process {file.read()} is at work here; use another --out_dir") from None
-        file.truncate(0)
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)       # a link would be written over
+    with open(os.open(out / ".lock", flags, 0o666), "r+", encoding="utf-8") as file:
+        lock(file, f"{out}: process {file.read(20)}")
+        file.seek(0)
         print(os.getpid(), end="", file=file, flush=True)
+        file.truncate()
         try:
             yield
         except KeyboardInterrupt as stopped:
             text = f"{str(stopped) or 'stopped'}; the same command goes on from there"
             raise KeyboardInterrupt(text) from None
+        (out / ".redo").unlink(missing_ok=True)                 # the run has come to its end
+
+
+def remove_run(out, names):
+    """Removes what runs have written: the files of `names`, the notes, in the folders of `names` the files of
+    WRITTEN, and folders that are then empty. OSError where it cannot, ValueError for a link."""
+    for top in (out / name for name in names):
+        inside = sorted(top.rglob("*"), reverse=True) if top.is_dir() and not top.is_symlink() else ()
+        for path in (*inside, top):                             # a folder comes behind its files
+            if path.is_symlink():
+                raise ValueError(f"{path}: a link, which no run has made; remove it yourself")
+            if path.is_dir():
+                with contextlib.suppress(OSError):              # not empty: somebody's files stay
+                    path.rmdir()
+            elif path == top or top.name == "stages" or WRITTEN.fullmatch(path.name.removesuffix(".tmp")):
+                path.unlink(missing_ok=True)
 
 
 def open_run(out, identity, names, redo=False):
     """Opens the folder of a run. run.json holds its identity: a dict of options and of hashes of inputs.
 
-    names: {file or folder that such runs write: what it is}; they are removed with redo, and while no stage
-    is finished, no training saved and no cache begun. ValueError names what differs from the earlier run."""
-    path, here = out / "run.json", [out / name for name in names if (out / name).exists()]
+    names: {file or folder that such runs write: what it is}; what they wrote is removed with redo, and while
+    no stage is finished, no training saved and no cache begun. What redo began, and was stopped, goes on.
+    ValueError names what differs from the earlier run."""
+    path, mark, here = out / "run.json", out / ".redo", [name for name in names if (out / name).exists()]
     if here and not path.exists():
-        raise ValueError(f"{here[0]}: there is no run.json of a run that wrote it; use another --out_dir")
+        raise ValueError(f"{out / here[0]}: no run.json of a run that wrote it; use another --out_dir")
+    redo = redo and not (mark.exists() and mark.read_text(encoding="utf-8") == digest(identity))
     if path.exists() and not redo:
         read_json(path, OTHER)                                  # a foreign one is not written over
     work = [path for name in ("training.pt", "part.json", "header.json") for path in out.glob(f"*/{name}")]
     fresh = redo or not ((out / "stages").exists() or work)
     machine.barrier()                                           # all have looked
     if fresh and not machine.rank():
-        for old in here:
-            shutil.rmtree(old) if old.is_dir() else old.unlink()
+        remove_run(out, [name for name in names if name != path.name])      # the record itself goes last
         write_json(path, identity)
         write_text(out / "README.txt", "".join(f"{name:20}{what}\n" for name, what in names.items()))
+        if redo:
+            write_text(mark, digest(identity))
     machine.barrier()
     before = read_json(path, OTHER)
     for name, value in identity.items():

@@ -19,7 +19,7 @@ import numpy as np
 from data.batches import Rows, token_type
 from data.cli import brief, progress
 from data.figures import bits_per_byte
-from data.files import hash_of, is_finished, rename, save_finished, write_text
+from data.files import hash_of, is_finished, regular, rename, save_finished, write_text
 from data.machine import rank
 from data.tokenizer import Tokenizer, train_bpe
 
@@ -58,7 +58,7 @@ def text_files(path):
     if not path.exists():
         raise ValueError(f"{path}: no such file or folder")
     if not path.is_dir():
-        return [path]
+        return [regular(path)]
     names = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
     found = [path / n for n in names if re.search(r"\.(txt|md)$", n, re.I) and "/." not in f"/{n}"]
     if not found:
@@ -77,7 +77,7 @@ def named(place):
 
 def text_bytes(path, n=-1):
     """The first n bytes of a text, or all; ValueError for a file of NO_TEXT, which says what it is."""
-    with open(path, "rb") as file:
+    with open(regular(path), "rb") as file:
         data = file.read(n)
     for kind, start in NO_TEXT.items():
         if re.match(start, data, re.DOTALL):

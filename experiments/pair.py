@@ -28,7 +28,7 @@ import train
 from data.batches import DataMix, Rows
 from data.cache import TeacherCache, cache_hash
 from data.cli import parse_options, progress, run_command
-from data.documents import role_weights
+from data.documents import ROLES, role_weights
 from data.figures import cell, mean_se, rouge_l
 from data.files import (folder_lock, hash_of, is_finished, open_run, read_json, save_finished, weights_hash,
                         write_json)
@@ -344,7 +344,7 @@ def main(arguments=None):
     rouge_of(config.stemmed)                                        # a missing package is told before work
     opened = None
     if config.cache:
-        teacher, tokenizer = cache_hash(config.cache, config.p), Tokenizer.load(config.cache)
+        teacher, tokenizer = cache_hash(config.cache, config.p, ROLES), Tokenizer.load(config.cache)
     else:
         opened = open_teacher(config)
         tokenizer, teacher = opened.tokenizer, opened.about

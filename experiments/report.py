@@ -5,8 +5,7 @@ checkpoints. It needs matplotlib: pip install -e ".[plot]".
     python -m experiments.report out --png=experiments/pictures/reading.png       # and the README's picture
     python -m experiments.report out out30                      # no page: the tables of two runs side by side
 
-Whatever comes from a text, a student or an option goes through `escape`, and the page forbids every script
-and every address.
+All that is shown goes through `as_html`, which escapes it; the page forbids every script and every address.
 """
 
 import argparse
@@ -22,7 +21,7 @@ import numpy as np
 import brd
 from data.annotated import marked
 from data.annotations import NOT_LISTED, parse_entities
-from data.cli import printable, run_command
+from data.cli import brief, printable, run_command
 from data.documents import held_out_records
 from data.figures import ratio_se, thinned
 from data.files import read_json, write_text
@@ -112,10 +111,18 @@ def reading_curve(students, png=None):
     return f'<svg role="img" aria-label="{alt}" viewBox="{box}">' + body.replace(INK, "currentColor")
 
 
+def as_html(cell):
+    """Text, or (text, smaller texts below it ...), with its markup escaped -> HTML."""
+    text, *smaller = [cell] if isinstance(cell, str) else cell
+    return escape(text) + "".join(f"<small>{escape(small)}</small>" for small in smaller)
+
+
 def html_table(rows, head, kind=""):
-    """Rows (label, cells) of HTML, below `head`; a row without cells is a heading over those that follow."""
+    """Rows (label, cells) as HTML, below `head`, all as of as_html; a row without cells is a heading over
+    those that follow."""
     def line(label, cells, tag="td"):
-        return f"<tr><th>{label}</th>" + "".join(f"<{tag}>{text}</{tag}>" for text in cells) + "</tr>"
+        cells = "".join(f"<{tag}>{as_html(cell)}</{tag}>" for cell in cells)
+        return f"<tr><th>{as_html(label)}</th>{cells}</tr>"
     body = "".join(line(*row) for row in rows)
     return f'<table class="{kind}"><thead>{line("", head, "th")}</thead><tbody>{body}</tbody></table>'
 
@@ -123,11 +130,9 @@ def html_table(rows, head, kind=""):
 def sentence_cell(record, entities):
     """A sentence with a student's entities, "[Anna|person] left.", and below it which are wrong or missed."""
     found, right = ({(e["text"], e["type"]) for e in group} for group in (entities, record["entities"]))
-    html = escape(marked(record["text"], entities))
-    for sign, pairs in (("✗ wrong", found - right), ("missed", right - found)):
-        if pairs and record["entities"] != NOT_LISTED:
-            html += f"<small>{sign}: {escape('; '.join(map(', '.join, sorted(pairs))))}</small>"
-    return html
+    signs = {} if record["entities"] == NOT_LISTED else {"✗ wrong": found - right, "missed": right - found}
+    return marked(record["text"], entities), *(f"{sign}: {'; '.join(map(', '.join, sorted(pairs)))}"
+                                               for sign, pairs in signs.items() if pairs)
 
 
 def read_text(out, names, paragraphs):
@@ -144,15 +149,10 @@ def read_text(out, names, paragraphs):
             rows.append(("", [sentence_cell(record, parse_entities(found[p][k])) for found, _ in readings]))
             for item in record["questions"]:
                 told, right = [next(student)[1] for student in answers], item["answer"]
-                cells = [f"{'✓' if text == right else '✗'} {escape(text)}" for text in told]
-                rows.append((f"{escape(item['question'])} <i>{escape(right)}</i>", cells))
+                cells = [f"{'✓' if text == right else '✗'} {text}" for text in told]
+                rows.append(((item["question"], right), cells))
         html += html_table(rows, names, "text")
     return html
-
-
-def escaped(lines):
-    """Lines of data.report.table, (label, cells), as HTML."""
-    return [(escape(label), list(map(escape, cells))) for label, cells in lines]
 
 
 def load_student(folder):
@@ -164,19 +164,19 @@ def sections(out, results, png):
     """Yields (title, HTML) of each part of the page."""
     students = results["students"]
     if "sample" in students["plain"]:
-        yield "A text of your own", f"<pre>{escape(report(results))}</pre>"
+        yield "A text of your own", f"<pre>{as_html(report(results))}</pre>"
     else:
         yield "Reading, against tokens", reading_curve(students, png)
         two = {name: students[name] for name in STUDENTS}
-        (_, head), *rows = escaped(table(two))
+        (_, head), *rows = table(two)
         yield "The students", html_table(rows, head)
-        blocks = [list(lines) for filled, lines in groupby(escaped(arm_table(students)), any) if filled]
+        blocks = [list(lines) for filled, lines in groupby(arm_table(students), any) if filled]
         for (title, head), *rows in blocks:
             yield title, html_table(rows, head)
         paragraphs, names = held_out_records(4, "page"), [name for name in TOLD if name in students]
         yield "Held-out text, as each student reads it", read_text(out, names, paragraphs)
     yield "Training losses, nats, by tenths; small: thousand tokens read", html_table(
-        [(name, loss_cells(name, results)) for name in students], range(1, 11))
+        [(name, loss_cells(name, results)) for name in students], map(str, range(1, 11)))
 
 
 def loss_cells(name, results):
@@ -184,7 +184,7 @@ def loss_cells(name, results):
     losses, students = thinned(results["students"][name]["loss_curve"], 10), results["students"]
     end, tokens = students[name]["tokens_seen"], results["config"]["student_tokens"]
     begin = students["brd"]["tokens_seen"] if "+" in name else end - min(end, tokens)
-    return [f"{loss:.3f}<small>{(begin + (end - begin) * i / len(losses)) / 1e3:,.0f}</small>"
+    return [(f"{loss:.3f}", f"{(begin + (end - begin) * i / len(losses)) / 1e3:,.0f}")
             for i, loss in enumerate(losses, 1)]
 
 
@@ -213,8 +213,8 @@ def write_page(out, png=None):
     """Writes report.html into the folder of a finished run -> its path. png: a file for the reading curve."""
     results = read_results(out)
     options = " ".join(f"--{name}={value}" for name, value in results["config"].items() if value != "")
-    parts = [f"<h2>{title}</h2>{html}" for title, html in sections(out, results, png)]
-    write_text(out / "report.html", "\n".join([PAGE, f"<p>python train.py {escape(options)}</p>", *parts]))
+    parts = [f"<h2>{as_html(title)}</h2>{html}" for title, html in sections(out, results, png)]
+    write_text(out / "report.html", "\n".join([PAGE, f"<p>python train.py {as_html(options)}</p>", *parts]))
     return out / "report.html"
 
 
@@ -224,12 +224,13 @@ def main(arguments=None):
     parser.add_argument("out", type=Path, nargs="+", help="the --out_dir of a finished run, or of several")
     parser.add_argument("--png", type=Path, help="the reading curve, for the README")
     options = parser.parse_args(arguments)
-    if len(options.out) == 1:
-        print(printable(str(write_page(options.out[0], options.png))))
-    elif options.png:
+    if options.png and len(options.out) > 1:
         raise ValueError("--png draws one run; name one folder")
-    else:
-        print(side_by_side(options.out))
+    try:
+        shown = write_page(*options.out, options.png) if len(options.out) == 1 else side_by_side(options.out)
+    except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        raise ValueError(f"results.json: not as this train.py writes it ({brief(error)})") from None
+    print(shown if len(options.out) > 1 else printable(str(shown)))
 
 
 if __name__ == "__main__":

@@ -155,13 +155,13 @@ def test_a_teacher_that_was_stopped_goes_on(task, tmp_path, monkeypatch):
     (compare, "--show=x --seeds=3", "--seeds=3 has no effect beside --show"), (routes, "--rates=0", "--rates=0.0"),
     (routes, "--show=x --rows=KD", "beside --show"), (routes, "--png=x", "--png=x has no effect without --show"),
     (routes, "--facts=1000", "the square of a number"), (routes, "--facts=9999", "at most 1296"),
-    (routes, "--prefer=1.5", "at most 1"), (routes, "--task=AD", "one of A, D"), (routes, "--layers=99999999", "bytes"),
+    (routes, "--prefer=1.5", "at most 1"), (routes, "--task=AD", "one of A, D"), (routes, "--layers=999999", "bytes"),
     (routes, "--task=D --corridor=3", "--corridor=3 has no effect on task D"), (bench, "cache --rounds=3", "on cache"),
     (bench, "race --positions=3", "--positions=3"), (bench, "losses --positions=99999999", "(memory)"),
-    (claims, "--tokens=9999999999", "(memory)"), (claims, "--n_layer=99999999", "bytes"),
+    (claims, "--tokens=9999999999", "(memory)"), (claims, "--n_layer=999999", "bytes"),
     (claims, "--show=x --seeds=2", "other options beside it"), (pair, "--arms=kd", "unrecognized"),
     (pair, "--teacher=x", "expected a --corpus, and a --teacher or a --cache"), (pair, "--answers=0", "--answers=0"),
-    (teacher, "--cache=x", "unrecognized"), (teacher, "--teacher_layer=99999999", "bytes"),
+    (teacher, "--cache=x", "unrecognized"), (teacher, "--teacher_layer=999999", "bytes"),
     (teacher, "--teacher_tokens=9999999999", "(memory)")])
 def test_options_that_cannot_be_meant_are_refused_at_once(program, options, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,5 @@
 """Files, and the folder of a run: damage is named, and a run that was stopped ends as if it had not been."""
+import contextlib
 import errno
 import hashlib
 import json
@@ -13,11 +14,16 @@ import pytest
 import torch
 
 import train
-from data import files
+from adapters.task_files import load_tasks
+from data import files, own_text
+from data.annotated import read_annotations
 from data.batches import DataMix, Rows
+from data.cache import TeacherCache
 from data.files import folder_lock, is_finished, open_run, read_json, save_finished, write_json, write_text
+from data.own_text import text_bytes, text_files
+from data.tokenizer import Tokenizer
 from model import GPT, GPTConfig
-from tests.torture import OWN, TINY, outcome, small_world, start
+from tests.torture import OWN, SMALL, TINY, outcome, small_world, start
 
 NAMES = dict.fromkeys(("README.txt", "run.json", "stages", "a", "plan.json"), "what such a file is")
 ARMS = "--arms=gold,td"             # one reads annotations; one reads the teacher's cache, with a value head
@@ -143,8 +149,10 @@ def test_the_folder_of_a_run_belongs_to_its_options(tmp_path):
     assert not is_finished(out, "a")                                # it is missing, and is made again
     stage_a(out)
     write_text(out / "mine.txt", "precious")
+    write_text(out / "a" / "novel.txt", "precious")
     open_run(out, {"p": 0.8}, NAMES, redo=True)                     # throws away its own files alone
-    assert {path.name for path in out.iterdir()} == {"README.txt", "run.json", "mine.txt"}
+    left = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    assert left == {"README.txt", "run.json", ".redo", "mine.txt", "a/novel.txt"}
 
 
 def test_what_no_run_or_another_run_has_written_is_left_alone(tmp_path):
@@ -161,6 +169,97 @@ def test_what_no_run_or_another_run_has_written_is_left_alone(tmp_path):
     refused("a.json: of another run; remove it, and the stage is done again", open_run, one, {"p": 1}, NAMES)
     write_text(one / "stages" / "a.json", "{")
     refused("a.json: damaged or edited.*; remove it", open_run, one, {"p": 1}, NAMES)
+
+
+def test_redo_that_was_stopped_goes_on_and_one_that_was_finished_starts_over(tmp_path):
+    def redo(p, at_end=None):
+        """Whether stage a is there when a run with --redo begins; it makes a and ends, or is stopped."""
+        with contextlib.suppress(KeyboardInterrupt), folder_lock(tmp_path):
+            open_run(tmp_path, {"p": p}, NAMES, redo=True)
+            found.append(is_finished(tmp_path, "a"))
+            stage_a(tmp_path)
+            if at_end:
+                raise at_end
+    found = []
+    redo(1)
+    redo(1, KeyboardInterrupt)              # the run before was finished
+    redo(1, KeyboardInterrupt)
+    redo(1)
+    redo(1)
+    redo(1, KeyboardInterrupt)
+    redo(2)                                 # of other options
+    assert found == [False, False, True, True, False, False, False]
+
+
+def test_redo_says_what_it_cannot_remove(tmp_path, monkeypatch):
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    for link in ("a", "stages"):
+        open_run(out, {"p": 1}, NAMES)
+        stage_a(out)
+        (out / link).rename(elsewhere)
+        (out / link).symlink_to(elsewhere)
+        before = sorted(elsewhere.iterdir())
+        refused(f"{link}: a link, which no run has made; remove it yourself", open_run, out, {"p": 1}, NAMES, True)
+        assert before == sorted(elsewhere.iterdir()) != []
+        (out / link).unlink()
+        shutil.rmtree(elsewhere)
+    stage_a(out)
+
+    def fail(path, **_):
+        raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+    monkeypatch.setattr(Path, "unlink", fail)
+    with pytest.raises(PermissionError, match="Operation not permitted: .*out"):
+        open_run(out, {"p": 1}, NAMES, redo=True)
+
+
+def test_a_file_system_without_locks_or_syncs_and_links_in_the_way(tmp_path, monkeypatch, capsys):
+    """A lock that cannot be had is said, not waited for; nothing is written through a link."""
+    fcntl, precious = pytest.importorskip("fcntl"), tmp_path / "precious.txt"
+    write_text(precious, "precious")
+    for name in (".lock", "a.txt.tmp"):
+        (tmp_path / name).symlink_to(precious)
+    with pytest.raises(OSError, match="symbolic links"), folder_lock(tmp_path):
+        pass
+    write_text(tmp_path / "a.txt", "new")
+    assert precious.read_text("utf-8") == "precious" and (tmp_path / "a.txt").read_text("utf-8") == "new"
+
+    def fail(*_):
+        raise OSError(errno.EINVAL, "Invalid argument")
+    monkeypatch.setattr(fcntl, "flock", fail)
+    monkeypatch.setattr(os, "fsync", fail)
+    with folder_lock(tmp_path / "out"):
+        write_text(tmp_path / "out" / "a.txt", "new")
+    assert "may be at work here, too: this file system has no locks\n" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes of POSIX")
+def test_a_pipe_and_a_device_are_no_files(tmp_path):
+    """Nothing waits for a pipe that nobody writes into, or reads a device without end."""
+    pipe, endless = tmp_path / "pipe", tmp_path / "endless"
+    os.mkfifo(pipe)
+    endless.symlink_to("/dev/zero")
+    for path in (pipe, endless, Path("/dev/zero")):
+        for read in (read_json, lambda path, _: files.sha256_of(path), lambda path, _: text_bytes(path),
+                     lambda path, _: text_files(path), lambda path, _: load_tasks(path)):
+            refused("a pipe or a device; expected a file", read, path, "")
+    for corpus in (pipe, tmp_path / "pipe.jsonl"):
+        with contextlib.suppress(FileExistsError):
+            os.mkfifo(corpus)
+        refused("a pipe or a device", train.main, [*SMALL, f"--corpus={corpus}", f"--out_dir={tmp_path / 'out'}"])
+
+
+@pytest.mark.parametrize("read", [GPT.load, Tokenizer.load, TeacherCache, load_tasks, read_annotations,
+                                  lambda path: read_json(path / "header.json", "")])
+def test_a_stop_passes_every_reader(tmp_path, monkeypatch, read):
+    """Ctrl-C while a file is read is not taken for a damaged file."""
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+    for name in ("model.pt", "tokenizer.tiktoken", "task.json", "header.json"):
+        write_text(tmp_path / name, "{}")
+    for module, name in ((json, "loads"), (Path, "read_bytes"), (files, "regular"), (own_text, "text_bytes")):
+        monkeypatch.setattr(module, name, stop)
+    with pytest.raises(KeyboardInterrupt):
+        read(tmp_path)
 
 
 @forks

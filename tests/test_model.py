@@ -1,4 +1,5 @@
 """Tests of model.py: the cache against the plain forward, attention written out, sampling, files."""
+import hashlib
 import json
 import math
 
@@ -333,22 +334,31 @@ def test_save_and_load(layout, tmp_path):
     assert GPT.load(folder).extra == {}
 
 
-def edit(path, **changes):
+def edit(path, sign=True, **changes):
+    """Changes fields of the configuration, as if they had been saved so, or in the file alone."""
     card = json.loads(path.read_text("utf-8"))
+    old = card.pop("sha256")
     card["model"].update(changes)
-    path.write_text(json.dumps(card), "utf-8")
+    new = hashlib.sha256(path.with_name("model.pt").read_bytes() + json.dumps(card).encode()).hexdigest()
+    path.write_text(json.dumps(card | {"sha256": new if sign else old}), "utf-8")
 
 
 @pytest.mark.parametrize("spoil, words", [
     (lambda f: (f / "config.json").unlink(), "config.json"),
     (lambda f: (f / "model.pt").unlink(), "model.pt"),
     (lambda f: (f / "config.json").write_text("{", "utf-8"), "no model that GPT.save wrote"),
-    (lambda f: (f / "config.json").write_text("[1]", "utf-8"), "no model that GPT.save wrote"),
+    *((lambda f, text=text: (f / "config.json").write_text(text, "utf-8"), "no model that GPT.save wrote")
+      for text in ("[1]", "3", "[" * 100_000)),
+    *((lambda f, name=name, value=value: edit(f / "config.json", **{name: value}), f"{name} is .*, expected")
+      for name, value in (("block_size", True), ("block_size", 10**9), ("rope_base", 1e300), ("n_layer", 0))),
+    (lambda f: edit(f / "config.json", n_layer=10**6), "n_layer=1000000, .*but model.pt has"),
+    (lambda f: edit(f / "config.json", conv_width=10**6), "alloc"),
+    (lambda f: edit(f / "config.json", sign=False, rope_base=1001.0), "not as they were written together"),
     (lambda f: edit(f / "config.json", n_experts=8), "n_experts"),
     (lambda f: edit(f / "config.json", n_head="4"), "n_head is '4'"),
     (lambda f: edit(f / "config.json", n_embd=64), "size mismatch"),
-    (lambda f: (f / "model.pt").write_bytes((f / "model.pt").read_bytes()[:500]), "is not the one that"),
-    (lambda f: make(seed=9).save(f / "x") or (f / "x" / "model.pt").replace(f / "model.pt"), "is not the")])
+    (lambda f: (f / "model.pt").write_bytes((f / "model.pt").read_bytes()[:500]), "not as they were written"),
+    (lambda f: make(seed=9).save(f / "x") or (f / "x" / "model.pt").replace(f / "model.pt"), "not as they were")])
 def test_bad_folders_are_refused_in_one_line(spoil, words, tmp_path):
     make().save(tmp_path)
     spoil(tmp_path)

@@ -177,14 +177,14 @@ def test_the_page_fetches_and_runs_nothing(made, run):
 def test_entities_and_answers_are_judged_to_the_letter(made, tmp_path, monkeypatch):
     told = ("Ben", "person"), ("Oslo", "place"), ("Oslo", "day")
     ben, oslo, day = ({"text": text, "type": type_} for text, type_ in told)
-    html = report.sentence_cell({"text": "Ben is in Oslo.", "entities": [ben, oslo]}, [ben, day])
-    assert Page(html).text == "[Ben|person] is in [Oslo|day].✗ wrong: Oslo, daymissed: Oslo, place"
+    cell = report.sentence_cell({"text": "Ben is in Oslo.", "entities": [ben, oslo]}, [ben, day])
+    assert cell == ("[Ben|person] is in [Oslo|day].", "✗ wrong: Oslo, day", "missed: Oslo, place")
     paragraphs = held_out_records(2, "page")
     monkeypatch.setattr(brd, "free_answers", lambda model, tokenizer, paragraphs, rng: [
         [(item, item["answer"].replace("Yes", "yes")) for item in asked(p)] for p in paragraphs])
     rows = [row for row in rows_of(report.read_text(tmp_path, ["a"], paragraphs)) if row[0]]
     pairs = [(item["question"], item["answer"]) for paragraph in paragraphs for item in asked(paragraph)]
-    assert rows == [[f"{asks} {a}", "✗ yes" if a == "Yes" else f"✓ {a}"] for asks, a in pairs]
+    assert rows == [[f"{asks}{a}", "✗ yes" if a == "Yes" else f"✓ {a}"] for asks, a in pairs]
 
 
 def test_the_picture_has_words_and_shows_the_figures(made, tmp_path):
@@ -250,5 +250,5 @@ def test_losses_stand_beside_the_tokens_that_were_read():
     students = {"brd": {"tokens_seen": 1500, "loss_curve": [float(i) for i in range(20)]},
                 "brd+kd": {"tokens_seen": 3500, "loss_curve": [2.0] * 4}}
     results = {"students": students, "config": {"student_tokens": 1000}}
-    assert report.loss_cells("brd", results)[::9] == ["0.500<small>1</small>", "18.500<small>2</small>"]
-    assert report.loss_cells("brd+kd", results) == [f"2.000<small>{n}</small>" for n in (2, 2, 3, 4)]
+    assert report.loss_cells("brd", results)[::9] == [("0.500", "1"), ("18.500", "2")]
+    assert report.loss_cells("brd+kd", results) == [("2.000", n) for n in "2234"]
