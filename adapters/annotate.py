@@ -55,6 +55,8 @@ def parse_arguments(arguments):
         options.body = {**json.loads(options.body)}
     except (ValueError, TypeError):
         raise ValueError(f"--body={options.body}, expected a JSON object") from None
+    if told := {"model", "messages"} & set(options.body):       # replies are found by them
+        raise ValueError(f"--body: {told.pop()} is what --model and --prompts say; leave it out")
     options.url, options.secret = endpoint_url(options.teacher), secret_key()
     options.prompts = read_prompts(options.prompts)
     return options

@@ -72,7 +72,8 @@ def named(place):
     try:
         yield
     except (ValueError, TypeError, RecursionError) as error:    # TypeError: a field of another type
-        raise ValueError(f"{place}: {error}") from None
+        told = str(error)
+        raise ValueError(told if told.startswith(f"{place}: ") else f"{place}: {told}") from None
 
 
 def text_bytes(path, n=-1):

@@ -3,6 +3,7 @@ import io
 import json
 import math
 import random
+import time
 import sys
 
 import numpy as np
@@ -73,6 +74,21 @@ def test_blind_scores_equal_the_plain_loop(model, tokenizer, batch_tokens):
     for a, b in zip(given, wanted):
         assert a == pytest.approx(b, abs=1e-5)
     assert max(max(row) - min(row) for row in wanted) > 0.1             # the comparison compares something
+
+
+def test_an_item_of_many_candidates_is_scored_in_parts(model, tokenizer, monkeypatch):
+    """No batch has more rows x length than it may, and the time of a score grows with the candidates."""
+    words, rows, real = [f"{i} trains to Oslo" for i in range(60)], [], brd.score_batch
+
+    def score(model, batch):
+        rows.append(sum(len(tails) for _, tails, _ in batch))
+        return real(model, batch)
+    (whole,), _ = brd.blind_scores(model, tokenizer, [(ITEMS[0][0], words)])
+    monkeypatch.setattr(brd, "score_batch", score)
+    (parts,), _ = brd.blind_scores(model, tokenizer, [(ITEMS[0][0], words)], batch_tokens=400)
+    assert parts == pytest.approx(whole, abs=1e-5) and len(rows) > 3 and sum(rows) == 60
+    begin = time.process_time()
+    assert brd.tie_accuracy([0.0] * 30_000 + [1.0], {30_000}) == 1 and time.process_time() - begin < 1
 
 
 def test_the_token_of_id_0_is_scored_like_any_other(model):

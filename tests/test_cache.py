@@ -11,9 +11,9 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from data.cache import ARRAYS, TeacherCache, open_cache
+from data.cache import ARRAYS, TeacherCache, cache_hash, open_cache
 from data.cache_tools import CacheWriter, inspect, round_down_to_half
-from data.files import digest
+from data.files import digest, sha256_of
 
 ROLES = ["text", "sep", "answer", "end"]
 
@@ -166,6 +166,34 @@ def test_damaged_arrays_are_refused(tmp_path, documents, name):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=f"{name}.bin: .*{word}"):
             TeacherCache(tmp_path)
+
+
+@pytest.mark.parametrize("name, spoil, words", [
+    ("logprobs", lambda a: np.r_[a[:-1], np.float16("nan")], "above 0, or NaN"),
+    ("logprobs", lambda a: np.r_[np.float16(1), a[1:]], "above 0, or NaN"),
+    ("logprobs", lambda a: a[1:], "logprobs holds .* entries"), ("ids", lambda a: a + 300, "ids holds .* less than 300"),
+    ("tokens", lambda a: a + 300, "tokens holds"), ("roles", lambda a: a + 4, "roles holds .*, expected less than 4"),
+    ("counts", lambda a: a + 1, "ids holds .* entries, expected"), ("counts", lambda a: a[1:], "counts holds"),
+    ("documents", lambda a: a + 1, "documents does not cut"), ("documents", lambda a: np.r_[a[:1], a[::-1]], "documents"),
+    ("documents", lambda a: a[:0], "documents")])
+def test_arrays_that_do_not_fit_each_other_are_refused(tmp_path, documents, name, spoil, words):
+    """Also where every checksum is right, as in a cache that another program has written."""
+    header, path = write_cache(tmp_path, documents), tmp_path / f"{name}.bin"
+    array = np.fromfile(path, header["arrays"][name]["dtype"])
+    spoil(array).astype(array.dtype).tofile(path)
+    header["arrays"][name] |= {"sha256": sha256_of(path), "length": len(spoil(array))}
+    (tmp_path / "header.json").write_text(json.dumps(signed(header)), encoding="utf-8")
+    with pytest.raises(ValueError, match=f"{words}.*; make the cache again") as error:
+        TeacherCache(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_cache_of_other_roles_or_less_mass_is_refused(tmp_path, documents):
+    write_cache(tmp_path, documents)
+    assert cache_hash(tmp_path, 0.8, ROLES)
+    for p, roles, words in ((0.81, ROLES, "--p=0.81, but the sets of .* hold 0.8"), (0.8, ROLES[::-1], "roles .*expected")):
+        with pytest.raises(ValueError, match=words):
+            cache_hash(tmp_path, p, roles)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": "other"}', "\udcff", "[" * 100_000,

@@ -1,6 +1,7 @@
 """An LLM as the teacher, against a server on this machine that misbehaves in the ways that real ones do."""
 
 import contextlib
+import html
 import itertools
 import json
 import re
@@ -12,6 +13,7 @@ import threading
 import time
 import traceback
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections import Counter
 from http.client import BadStatusLine
@@ -25,6 +27,7 @@ import pytest
 from adapters import annotate, endpoint, prompts
 from data.annotated import KINDS, check_record, read_annotations
 from data.annotations import TYPES
+from data.files import lock
 
 ROOT = Path(annotate.__file__).parents[1]
 KEY, PATH = "sk-a-key-to-be-kept-1234", "/v1/chat/completions"
@@ -478,6 +481,54 @@ def test_a_server_that_is_not_there_is_said_at_once(tmp_path, capsys, monkeypatc
             endpoint.probe(options)
 
 
+HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize("first, again", [
+    (b"H", b"T"), (b"HTTP/1.1 200 OK\r\n", b"X: y\r\n"), (b"HTTP/1.1 200 OK\r\nX: ", b"y"),
+    (b"", b"HTTP/1.1 100 Continue\r\n\r\n"), (HEAD, b"1"), (HEAD, b"1\r\nx\r\n"), (HEAD + b"1;", b"x"),
+    (HEAD + b"1\r\n{\r\n0\r\n", b"X: y\r\n"), (b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n", b" "),
+    (b"HTTP/1.1 302 Found\r\n", b"X: y\r\n")])
+def test_a_server_that_sends_a_byte_now_and_then_is_late(first, again):
+    def drip():
+        connection, _ = server.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.sendall(first)
+            while not ended.wait(0.02):
+                connection.sendall(again)
+    server, ended = socket.create_server(("127.0.0.1", 0)), threading.Event()
+    threading.Thread(target=drip, daemon=True).start()
+    with server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/v1"
+        options, begin = SimpleNamespace(url=url, secret="", timeout=0.3), time.monotonic()
+        reply, why, wait = endpoint.post({}, options)
+        ended.set()
+    assert (reply, wait) == (None, None) and why.startswith("TimeoutError") and time.monotonic() - begin < 2
+
+
+def test_two_commands_on_one_file_do_not_pay_twice(tmp_path, run):
+    pytest.importorskip("fcntl")
+    write_text(tmp_path, 3)
+    with teacher(perfect) as server:
+        with open(tmp_path / "a.replies.jsonl", "ab") as file:
+            lock(file, "this test")
+            with pytest.raises(ValueError, match="a.replies.jsonl: another process is at work here"):
+                run(server)
+        assert not server.asked and run(server)
+
+
+def test_a_key_is_hidden_however_a_server_escapes_it():
+    key = "sk-a.Key+to/be=kept~1234"
+    forms = [key, json.dumps(key)[1:-1], urllib.parse.quote(key, safe=""), html.escape(key), key.replace("/", "\\/"),
+             "".join(f"\\u{ord(c):04x}" for c in key), "".join(f"%{ord(c):02X}" for c in key),
+             "".join(f"&#{ord(c)};" for c in key), json.dumps("".join(f"\\u{ord(c):04X}" for c in key))]
+    for form in forms:
+        assert endpoint.hide(f"x {form} y", key).strip('x y"') == "[key]", form
+    assert endpoint.hide(key[:-1], key) == key[:-1] and endpoint.hide("none", "none") == "none"
+    text = json.dumps({"a": f"\\\n{key}\\", key: 1})
+    assert json.loads(endpoint.hide(text, key)) == {"a": "\\\n[key]\\", "[key]": 1}
+
+
 def test_a_dry_run_prints_the_prompts_and_sends_nothing(tmp_path, capsys):
     lines, body = write_text(tmp_path, 3), '--body={"seed": null, "top_k": 5}'
     annotate.main(command(tmp_path, "http://localhost:1/v1", "--dry_run", body))
@@ -496,6 +547,9 @@ def test_a_bad_option_is_one_line():
         with pytest.raises(ValueError, match=option.partition("=")[0] + ".*expected") as caught:
             annotate.main(["my.txt", "--teacher=http://localhost:1/v1", "--model=m", option])
         assert "pw" not in str(caught.value) and "\n" not in str(caught.value)
+    for body in ('{"model": null}', '{"messages": []}'):
+        with pytest.raises(ValueError, match="--body: m.* is what --model and --prompts say; leave it out"):
+            annotate.main(["my.txt", "--teacher=http://localhost:1/v1", "--model=m", f"--body={body}"])
 
 
 def test_a_torn_line_is_cut_off_and_a_bad_one_named(tmp_path):

@@ -1,6 +1,7 @@
 """The plan of the repository: imports run one way, files stay small, and the core runs without the wings."""
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -55,6 +56,16 @@ def test_no_two_files_import_each_other():
             todo += new
         return seen
     assert [file for file in FILES if file in reached(file)] == []
+
+
+def test_a_distribution_holds_every_file_of_the_wings():
+    """What is no Python file stands in package-data: models, results, pictures, pages."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("[tool.setuptools.package-data]")[2]
+    listed = {ROOT / wing / name for wing, names in re.findall(r'"(\w+)" = \[(.*)\]', text)
+              for pattern in re.findall('"(.*?)"', names) for name in (ROOT / wing).glob(pattern)}
+    here = {path for wing in ("adapters", "course", "data", "experiments") for path in (ROOT / wing).rglob("*")
+            if path.is_file() and "__pycache__" not in path.parts}
+    assert {path for path in here - listed if path.suffix != ".py"} == set()
 
 
 @pytest.mark.parametrize("name", LIMITS)

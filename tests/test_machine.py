@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 
@@ -20,6 +21,7 @@ from model import GPT, GPTConfig
 from tests.torture import OWN, TEXT
 
 pytest.importorskip("fcntl", reason="the processes and signals of POSIX")
+ROOT = os.path.dirname(train.__file__)
 CPU, FORK = torch.device("cpu"), multiprocessing.get_context("fork")
 
 
@@ -104,6 +106,42 @@ def test_the_first_signal_stops_and_the_others_are_ignored(number, capsys):
         run_command(main)
     machine.restore(before)
     assert (end.value.code, capsys.readouterr().err, written) == (130, "stopped\n", ["all"])
+
+
+@pytest.mark.parametrize("error, told", [
+    (MemoryError("Unable to allocate 7 TiB"), "not enough memory (MemoryError: Unable to allocate 7 TiB); try smaller"),
+    (MemoryError(), "not enough memory (MemoryError:); try"), (NotImplementedError("no fork"), "no fork"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes."), "64 bytes.); try"),
+    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), "allocate 2 GiB.); try")])
+def test_too_little_memory_is_one_line_that_says_how_much(error, told, capsys):
+    def main():
+        raise error
+    with pytest.raises(SystemExit) as end:
+        run_command(main)
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.startswith("error: ") and told in said and said.count("\n") == 1
+
+
+def test_an_error_of_ours_is_still_a_traceback():
+    def main():
+        raise RuntimeError("shapes do not fit")
+    with pytest.raises(RuntimeError, match="shapes"):
+        run_command(main)
+
+
+def test_closed_streams_other_encodings_and_python_without_docstrings(tmp_path):
+    """What cannot be shown is escaped or dropped; it never ends a run."""
+    program = ("import sys; from data.cli import progress, run_command\n"
+               "run_command(lambda: print('Анна', *progress(range(2), 'x')) or sys.stderr.write('\\u2713'))")
+    def told(redirect, *options, **names):
+        command = f'"{sys.executable}" {" ".join(options)} -c "$PROGRAM" {redirect}'
+        done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True,
+                              env={**os.environ, "PROGRAM": program, **names})
+        return done.returncode, done.stdout.strip(), done.stderr.strip()
+    assert told("", PYTHONIOENCODING="ascii") == (1, rb"\u0410\u043d\u043d\u0430 0 1", rb"\u2713")
+    assert told(">&-")[:2] == (1, b"") and told("2>&-")[2] == told(">&- 2>&-")[2] == b""
+    code, _, said = told("", "-OO")
+    assert code == 2 and said.startswith(b"error: python -OO leaves out the texts")
 
 
 def test_a_worker_that_is_killed_is_told_in_one_line(capsys):

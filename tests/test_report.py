@@ -206,6 +206,25 @@ def test_the_picture_has_words_and_shows_the_figures(made, tmp_path):
     assert len(report.draw_reading(two).axes) == 2 < len(report.draw_reading(students).axes)
 
 
+def test_results_of_another_version_or_with_text_for_figures_are_one_line(made, tmp_path):
+    """A student's name is escaped like all that is shown."""
+    results = results_of_a_run()
+    results["students"]["brd+<i>"] = results["students"]["brd+td"]
+    assert "<i>" not in made(results) and "brd+&lt;i&gt;" in made(results)
+    for name in ("tokens_seen", "reading", "loss_curve", "blind"):
+        for value in (EVIL, None):
+            spoilt = results_of_a_run()
+            spoilt["students"]["brd"][name] = value
+            write_json(tmp_path / "results.json", spoilt)
+            with pytest.raises(ValueError) as error:
+                report.main([str(tmp_path)])
+            assert "\n" not in str(error.value), name
+    del (spoilt := results_of_a_run())["students"]["plain"]["plain_bits_per_byte"]
+    write_json(tmp_path / "results.json", spoilt)
+    with pytest.raises(ValueError, match="not as this train.py writes it .KeyError: 'plain_bits_per_byte'"):
+        report.main([str(tmp_path)])
+
+
 @pytest.mark.parametrize("content, message", [
     (None, "results.json"), ("{", "damaged or edited"), ({"students": {}}, "not the results of train.py")])
 def test_a_folder_without_results_is_refused(tmp_path, content, message):

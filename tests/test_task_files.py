@@ -3,11 +3,12 @@
 import gzip
 import json
 import re
+import time
 from collections import Counter
 
 import pytest
 
-from adapters.task_files import FORMATS, load_tasks, options_of
+from adapters.task_files import FORMATS, load_tasks, options_of, with_shots
 
 
 def write(path, *rows, **task):
@@ -204,6 +205,9 @@ def test_an_example_with_the_same_text_and_a_skipped_line_are_no_shots(tmp_path)
     pairs = [("same", "Yes"), ("same", "No"), ("other", "No"), ("same", "Yes")]
     items = load(hard(tmp_path / "t.json", *pairs), fewshot=1)["items"]
     assert [items[i][0] for i in (0, 1, 3)] == ["Q: other\nA: No\n\nQ: same\nA:"] * 3
+    begin = time.process_time()
+    alike = with_shots([("same", ["a", "b"], {0})] * 4000 + [("other", ["a", "b"], {1})], 1, 0)
+    assert {prompt for prompt, *_ in alike[:-1]} == {"other b\n\nsame"} and time.process_time() - begin < 2
     with pytest.raises(ValueError, match="t.json: --fewshot=2, but only 1 other examples to draw from"):
         load(tmp_path / "t.json", fewshot=2)
     rows = [{**NLI, "label": label} for label in ("neutral", "-")] + [{**NLI, "premise": "q"}]

@@ -3,16 +3,18 @@
     python -m tests.torture           # 20 kills: about a minute of one core
     python -m tests.torture 100
 
-A run is the whole of train.main, on the built-in world or on a text of one's own, in a fork of this process,
-which has loaded PyTorch. It is killed (SIGKILL) and started again until it comes to its end. Weights, test
-results and results.json must be the same to the last bit. A training is saved at every step here, where a
-user's is saved every 20 seconds. Exit code 1 where something differs.
+A run is the whole of train.main, on the built-in world, on a text of one's own, or on that in two processes,
+in forks of this process, which has loaded PyTorch. It is killed (SIGKILL) and started again until it comes to
+its end. Weights, test results and results.json must be the same to the last bit. A training is saved at every
+step here, where a user's is saved every 20 seconds. Exit code 1 where something differs.
 """
+import itertools
 import json
 import multiprocessing
 import os
 import random
 import shutil
+import socket
 import sys
 import tempfile
 import time
@@ -71,13 +73,26 @@ def small_world(folder, patch=setattr):
     train.make_optimizers(train.new_model(1, 16, tokenizer, config), config)
 
 
-def start(arguments):
+def start(arguments, **environment):
     """A run in a process of its own, which has one thread."""
+    def run():
+        os.environ.update(environment)
+        run_command(lambda: train.main(arguments))
     torch.set_num_threads(1)
-    fork = multiprocessing.get_context("fork")
-    process = fork.Process(target=run_command, args=(lambda: train.main(arguments),))
+    process = multiprocessing.get_context("fork").Process(target=run)
     process.start()
     return process
+
+
+def start_all(arguments, size):
+    """The processes of a run, as torchrun starts them where there are several: list."""
+    if size == 1:
+        return [start(arguments)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    return [start(arguments, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), **place)
+            for rank in range(size)]
 
 
 def outcome(out):
@@ -91,25 +106,29 @@ def main(arguments):
     """Kills runs until enough were killed -> exit code."""
     left, rng, whole, train.SAVE_SECONDS = int((arguments or ["20"])[0]), random.Random(0), {}, 0.0
     with tempfile.TemporaryDirectory() as name:
-        folder, kind = Path(name), "text"
+        folder = Path(name)
         out, own = folder / "out", [*OWN, f"--corpus={folder / 'my.txt'}"]
+        kinds = itertools.cycle([("world", TINY, 1), ("text", own, 1), ("text, two processes", own, 2)])
         small_world(folder)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)                # what the runs print
         while left > 0:
-            kind, kills, begin = "text" if kind == "world" else "world", 0, time.monotonic()
-            options = [*(TINY if kind == "world" else own), f"--out_dir={out}"]
-            process = start(options)
+            (kind, options, size), kills, begin = next(kinds), 0, time.monotonic()
+            options = [*options, f"--out_dir={out}"]
+            processes = start_all(options, size)
             while kind in whole and kills < min(4, left):           # the first run of a kind is undisturbed
-                process.join(rng.uniform(0.02, 0.7) * whole[kind][1])
-                process.kill()
-                process.join()
-                if process.exitcode != -9:
+                processes[0].join(rng.uniform(0.02, 0.7) * whole[kind][1])
+                for process in processes:
+                    process.kill()
+                    process.join()
+                if processes[0].exitcode != -9:
                     break
-                kills, process = kills + 1, start(options)
-            process.join()
+                kills, processes = kills + 1, start_all(options, size)
+            for process in processes:
+                process.join()
+            codes = [process.exitcode for process in processes]
             whole.setdefault(kind, (outcome(out), time.monotonic() - begin))
-            same, left = not process.exitcode and outcome(out) == whole[kind][0], left - kills
-            print(f"{kind}: {kills} kills, exit code {process.exitcode}, same: {same}", file=sys.stderr)
+            same, left = not any(codes) and outcome(out) == whole[kind][0], left - kills
+            print(f"{kind}: {kills} kills, exit codes {codes}, same: {same}", file=sys.stderr)
             if not same:
                 return 1
             shutil.rmtree(out)
