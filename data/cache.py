@@ -85,20 +85,14 @@ class TeacherCache:
 
     def check(self, kept):
         """ValueError unless the arrays fit each other and the header; kept: what `counts` sum up to."""
-        sizes, header = {name: len(array) for name, array in self.arrays.items()}, self.header
-        tokens, bounds = sizes["tokens"], {"tokens": header["n_vocab"], "roles": len(header["roles"]),
-                                           "ids": header["n_vocab"]}
-        wanted = {"roles": tokens, "counts": tokens, "ids": kept, "logprobs": kept}
-        problems = [f"{name} holds {sizes[name]} entries, expected {n}"
-                    for name, n in wanted.items() if sizes[name] != n]
-        problems += [f"{name} holds {self.arrays[name].max()}, expected less than {bound}"
-                     for name, bound in bounds.items() if sizes[name] and self.arrays[name].max() >= bound]
-        if not np.all(self.arrays["logprobs"] <= 0):                # also where it is NaN
-            problems.append("logprobs holds a log-probability above 0, or NaN")
-        if self.starts[:1].tolist() != [0] or self.starts[-1] != tokens or (self.lengths < 0).any():
-            problems.append(f"documents does not cut {tokens} tokens into documents")
-        if problems:
-            raise ValueError(f"{self.folder}: {problems[0]}; {AGAIN}")
+        a, V, R = self.arrays, self.header["n_vocab"], len(self.header["roles"])
+        T, most = len(a["tokens"]), {name: a[name].max(initial=0) for name in ("tokens", "roles", "ids")}
+        fits = {"tokens": most["tokens"] < V, "roles": len(a["roles"]) == T and most["roles"] < R,
+                "counts": len(a["counts"]) == T, "ids": len(a["ids"]) == kept and most["ids"] < V,
+                "logprobs": len(a["logprobs"]) == kept and np.all(a["logprobs"] <= 0),    # False for NaN
+                "documents": [*self.starts[:1], *self.starts[-1:]] == [0, T] and np.all(self.lengths >= 0)}
+        if wrong := [name for name in fits if not fits[name]]:
+            raise ValueError(f"{self.folder}: {wrong[0]}.bin does not fit the header and the others; {AGAIN}")
 
     def __len__(self):
         return len(self.lengths)

@@ -59,14 +59,19 @@ def weights_hash(model):
     return found.hexdigest()[:16]
 
 
+def sync(file):
+    """Waits until what an open file holds is on the disk, where the file system can tell."""
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno not in UNKNOWN:
+            raise
+
+
 def rename(beside, path):
     """Puts a finished file in its place; after a power cut there is the old one or the new one."""
     with open(beside, "rb+") as file:
-        try:
-            os.fsync(file.fileno())
-        except OSError as error:
-            if error.errno not in UNKNOWN:
-                raise
+        sync(file)
     os.replace(beside, path)
 
 
@@ -119,9 +124,7 @@ def lock(file, what):
     except BlockingIOError:
         raise ValueError(f"{what} is at work here; wait for its end, or name another place") from None
     except OSError as error:
-        if error.errno not in UNKNOWN:
-            raise
-        print(f"{what} may be at work here, too: this file system has no locks", file=sys.stderr)
+        print(f"{what} may be at work here, too: no lock ({error.strerror})", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -168,22 +168,20 @@ def test_damaged_arrays_are_refused(tmp_path, documents, name):
             TeacherCache(tmp_path)
 
 
-@pytest.mark.parametrize("name, spoil, words", [
-    ("logprobs", lambda a: np.r_[a[:-1], np.float16("nan")], "above 0, or NaN"),
-    ("logprobs", lambda a: np.r_[np.float16(1), a[1:]], "above 0, or NaN"),
-    ("logprobs", lambda a: a[1:], "logprobs holds .* entries"), ("ids", lambda a: a + 300, "ids holds .* less than 300"),
-    ("tokens", lambda a: a + 300, "tokens holds"), ("roles", lambda a: a + 4, "roles holds .*, expected less than 4"),
-    ("counts", lambda a: a + 1, "ids holds .* entries, expected"), ("counts", lambda a: a[1:], "counts holds"),
-    ("documents", lambda a: a + 1, "documents does not cut"), ("documents", lambda a: np.r_[a[:1], a[::-1]], "documents"),
-    ("documents", lambda a: a[:0], "documents")])
-def test_arrays_that_do_not_fit_each_other_are_refused(tmp_path, documents, name, spoil, words):
+@pytest.mark.parametrize("name, spoil", [
+    ("logprobs", lambda a: np.r_[a[:-1], np.float16("nan")]), ("logprobs", lambda a: np.r_[np.float16(1), a[1:]]),
+    ("logprobs", lambda a: a[1:]), ("ids", lambda a: a + 300), ("ids", lambda a: a[1:]), ("tokens", lambda a: a + 300),
+    ("roles", lambda a: a + 4), ("roles", lambda a: a[1:]), ("counts", lambda a: a[1:]),
+    ("documents", lambda a: a + 1), ("documents", lambda a: np.r_[a[:1], a[2:0:-1], a[3:]]),
+    ("documents", lambda a: a[:0]), ("documents", lambda a: a[:-1])])
+def test_arrays_that_do_not_fit_each_other_are_refused(tmp_path, documents, name, spoil):
     """Also where every checksum is right, as in a cache that another program has written."""
     header, path = write_cache(tmp_path, documents), tmp_path / f"{name}.bin"
     array = np.fromfile(path, header["arrays"][name]["dtype"])
     spoil(array).astype(array.dtype).tofile(path)
     header["arrays"][name] |= {"sha256": sha256_of(path), "length": len(spoil(array))}
     (tmp_path / "header.json").write_text(json.dumps(signed(header)), encoding="utf-8")
-    with pytest.raises(ValueError, match=f"{words}.*; make the cache again") as error:
+    with pytest.raises(ValueError, match=f"{name}.bin does not fit .*; make the cache again") as error:
         TeacherCache(tmp_path)
     assert "\n" not in str(error.value)
 
