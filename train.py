@@ -338,7 +338,7 @@ def planned_tokens(config, tokenizer, rows, seconds, students, arm_tokens):
             raise ValueError(f"--minutes={config.minutes}: all but the training takes longer; try more")
         write_json(path, {"student_tokens": tokens})
         machine.barrier()
-    return read_json(path, "remove it, and it is planned anew")["student_tokens"]
+    return read_json(path, "remove it, and it is planned anew", "student_tokens")["student_tokens"]
 
 
 def started_from(config):

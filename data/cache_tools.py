@@ -71,7 +71,7 @@ class CacheWriter:
         damaged."""
         self.hashes = {name: hashlib.sha256() for name in ARRAYS}
         try:
-            state = read_json(self.folder / "part.json", "")
+            state = read_json(self.folder / "part.json", "", "arrays", "header", "done")
             for name, (size, sha256) in state["arrays"].items():
                 if size:
                     self.hashes[name].update(np.memmap(self.parts[name], np.uint8, "r", shape=size))

@@ -105,14 +105,15 @@ def write_json(path, value):
     write_text(path, json.dumps({**value, "sha256": digest(value)}, indent=1, ensure_ascii=False) + "\n")
 
 
-def read_json(path, remedy):
-    """The dict that write_json wrote. ValueError of one line for anything else; it ends with the remedy."""
+def read_json(path, remedy, *names):
+    """The dict that write_json wrote, which holds `names`. ValueError of one line for anything else; it ends
+    with the remedy."""
     text = Path(regular(path)).read_bytes()
     with contextlib.suppress(ValueError, LookupError, TypeError, AttributeError, RecursionError):
         value = json.loads(text)                                # a foreign file fails in many ways
-        if value.pop("sha256") == digest(value):
+        if value.pop("sha256") == digest(value) and value.keys() >= set(names):
             return value
-    raise ValueError(f"{path}: damaged or edited, its checksum does not fit; {remedy}")
+    raise ValueError(f"{path}: damaged or edited, its checksum or its names do not fit; {remedy}")
 
 
 def lock(file, what):

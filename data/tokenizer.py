@@ -100,7 +100,7 @@ class Tokenizer:
         path, remedy = Path(folder) / "tokenizer.tiktoken", "restore it, or make the tokenizer again"
         if not path.exists() and path.with_name("tokenizer_config.json").exists():
             return importlib.import_module("adapters.hf").HFTokenizer.load(folder)
-        card, ranks = read_json(path.with_suffix(".json"), remedy), {}
+        card, ranks = read_json(path.with_suffix(".json"), remedy, "specials", "hash"), {}
         with contextlib.suppress(ValueError):           # no list of base64 tokens and ids: the hash will tell
             pairs = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
             ranks = {base64.b64decode(token, validate=True): int(i) for token, i in pairs}

@@ -104,5 +104,5 @@ def open_task(out, size):
             write_answers(folder, teacher, about, known, size.max_new, p)
         task.sources[draw] = TeacherCache(folder)
     task.sources["own"] = task.sources["free"]                  # prompts; the student draws its own answers
-    answers = read_json(out / "answers.json", "remove it, and they are drawn again")["answers"]
+    answers = read_json(out / "answers.json", "remove it, and they are drawn again", "answers")["answers"]
     return task._replace(teacher=teacher, answers=answers)

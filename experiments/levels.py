@@ -84,7 +84,7 @@ def student(arm, config):
     name = f"{arm}-{config.seed}"
     path = Path(config.out_dir) / name / "levels.json"
     if path.exists():
-        return read_json(path, "remove it, and it is made again")["levels"]
+        return read_json(path, "remove it, and it is made again", "levels")["levels"]
     tokenizer, model = documents.course_tokenizer("open", config.n_vocab), finished_model(name, config)
     if model is None:
         model = new_model(config.n_layer, config.n_embd, tokenizer, config)

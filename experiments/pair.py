@@ -278,7 +278,7 @@ def score_answers(name, generate, figures, *, tokenizer, tests, config):
     generate(prompts, seed=): lists of new ids; tests: as encode_tests returns them."""
     path, results, rouge = Path(config.out_dir) / "results.json", {}, rouge_of(config.stemmed)
     if path.exists():
-        results = read_json(path, "remove it, and all models are tested again")["pair"]
+        results = read_json(path, "remove it, and all models are tested again", "pair")["pair"]
     if name in results:
         return
     found, ends = {}, tokenizer.ends

@@ -79,6 +79,9 @@ def test_json_comes_back_and_a_damaged_one_is_refused(tmp_path):
     for damaged in spoilt:
         path.write_bytes(damaged)
         refused("a.json: .*; mend it$", read_json, path, "mend it")
+    write_json(path, value)
+    assert read_json(path, "mend it", "a", "b") == value
+    refused("a.json: .*; mend it$", read_json, path, "mend it", "a", "c")       # a file of another kind
 
 
 # --- a training that goes on --------------------------------------------------------------------------------
