@@ -17,7 +17,7 @@ import numpy as np
 
 from data.cache import ARRAYS, FORMAT, TeacherCache
 from data.cli import printable
-from data.files import read_json, rename, sha256_of, sync, write_json
+from data.files import read_json, rename, sha256_of, write_json
 
 
 def round_down_to_half(log_probs):
@@ -88,7 +88,7 @@ class CacheWriter:
         """Put what was added so far on the disk, for the next writer to continue; done: int, up to where."""
         for file in self.files.values():
             file.flush()
-            sync(file)
+            os.fsync(file.fileno())
         arrays = {name: [file.tell(), self.hashes[name].hexdigest()] for name, file in self.files.items()}
         write_json(self.folder / "part.json", {"header": self.header, "done": done, "arrays": arrays})
 

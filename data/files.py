@@ -7,7 +7,6 @@
 """
 
 import contextlib
-import errno
 import hashlib
 import io
 import json
@@ -22,10 +21,10 @@ from data import machine
 
 OTHER = "use another --out_dir, or --redo to start over"
 AGAIN = "remove it, and the stage is done again"
-UNKNOWN = errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK     # of a file system that cannot do it
 # What runs write into the folders of their stages; --redo removes nothing else there.
-WRITTEN = re.compile(r"(model|training)\.pt|(config|header|part|test|(tokenizer|generation)(_config)?)\.json|"
-                     r"tokenizer\.tiktoken|validation\.txt|(tokens|documents|roles|counts|ids|logprobs)\.\w+")
+WRITTEN = re.compile(r"(model|training)[-.\w]*\.(pt|json|safetensors)|tokenizer\.tiktoken|validation\.txt|"
+                     r"(config|header|part|test|(tokenizer|generation)(_config)?)\.json|"
+                     r"(tokens|documents|roles|counts|ids|logprobs)\.(bin|part)")
 
 
 def regular(path):
@@ -59,19 +58,10 @@ def weights_hash(model):
     return found.hexdigest()[:16]
 
 
-def sync(file):
-    """Waits until what an open file holds is on the disk, where the file system can tell."""
-    try:
-        os.fsync(file.fileno())
-    except OSError as error:
-        if error.errno not in UNKNOWN:
-            raise
-
-
 def rename(beside, path):
     """Puts a finished file in its place; after a power cut there is the old one or the new one."""
     with open(beside, "rb+") as file:
-        sync(file)
+        os.fsync(file.fileno())
     os.replace(beside, path)
 
 
