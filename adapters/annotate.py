@@ -185,7 +185,7 @@ def main(arguments=None):
                          "another --out")
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab") as file:
-        lock(file, f"{path}: another process")          # else all would be asked, and paid, twice
+        lock(file, path)                # else all would be asked, and paid, twice
         annotate(text, jobs, path, options)
 
 
@@ -203,6 +203,8 @@ def annotate(text, jobs, path, options):
         probe(options)
     new, failures, retries, problem = ask_all(todo, next_request, replies, path, options)
     annotated, missing, dropped = collect(text, replies, failures, options)
+    if annotated:                       # a wrong model name must not empty the file of a right one
+        write_annotations(options.out, annotated)
     report(new, retries, options)
     for why, line in dict.fromkeys((why, line) for line, problems in missing for why in problems):
         if not why.endswith(UNASKED):
@@ -212,11 +214,8 @@ def annotate(text, jobs, path, options):
     kept = sum(len(record[field]) for records in annotated for record in records for field in FIELDS.values())
     say(f"{kept + dropped.total():,} entities and questions: {kept:,} kept, {dropped.total():,} not",
         dropped.elements())
-    if annotated:                       # a wrong model name must not empty the file of a right one
-        write_annotations(options.out, annotated)
-        if len(annotated) < 3:
-            say("train.py needs three paragraphs, as it holds out every third; "
-                "an empty line stands between two")
+    if 0 < len(annotated) < 3:
+        say("train.py needs three paragraphs, as it holds out every third; an empty line stands between two")
     if problem:
         raise problem
     if not annotated:

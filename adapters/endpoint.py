@@ -8,6 +8,7 @@ appended to the file before it is parsed, under a key that is a hash of the requ
 twice. The API key is taken from the environment, sent in one header, and removed from what servers send back.
 """
 import contextlib
+import html
 import json
 import os
 import queue
@@ -30,25 +31,25 @@ PROBE, GRACE = 5, 5                 # seconds: to connect at the beginning, for 
 MAX_BODY = 1 << 20                  # bytes of an answer; a common one has two thousand
 CUT = "length", "max_tokens", "max_output_tokens", "model_length"       # finish_reason at --max_tokens
 PARTS = "content", "reasoning_content", "reasoning", "thinking", "refusal"      # of a message
-ERRORS = ValueError, LookupError, TypeError, AttributeError, RecursionError     # of JSON of another shape
+ERRORS = ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError   # odd JSON
 
 
 def read_replies(path):
     """The file of replies -> {key: {"reply": str, "finish", "tokens": [in, out], ...}}; made if missing. A
     torn last line, which a killed run leaves, is cut off. ValueError "file:line: ..." for another bad one."""
+    replies = {}
     with open(path, "ab+") as file:
         file.seek(0)
         lines = file.read().split(b"\n")
+        for number, line in enumerate(lines[:-1], 1):
+            try:
+                reply = json.loads(line)
+                if reply.pop("sha256") != digest(reply):
+                    raise ValueError
+                replies[reply["key"]] = reply
+            except ERRORS:
+                raise ValueError(f"{path}:{number}: not a reply as it was written; remove it") from None
         file.truncate(file.tell() - len(lines[-1]))
-    replies = {}
-    for number, line in enumerate(lines[:-1], 1):
-        try:
-            reply = json.loads(line)
-            if reply.pop("sha256") != digest(reply):
-                raise ValueError
-            replies[reply["key"]] = reply
-        except ERRORS:
-            raise ValueError(f"{path}:{number}: not a reply as it was written; remove this line") from None
     return replies
 
 
@@ -57,9 +58,9 @@ def hide(text, secret):
     do. A key of fewer than 8 characters is a word such as "none", and stays."""
     if len(secret) < 8:
         return text
-    codes = [(re.escape(c), f"{ord(c):02x}", ord(c)) for c in secret]
-    form = "".join(rf"(\\*({c}|u00{x})|%{x}|&#(x{x}|{n});)" for c, x, n in codes)
-    return re.sub(form, "[key]", text, flags=re.IGNORECASE)
+    codes = [(re.escape(c), f"{ord(c):02x}", ord(c), re.escape(html.escape(c))) for c in secret]
+    form = "".join(rf"\\*({c}|u00{x}|%{x}|&#(x{x}|{n});|{h})" for c, x, n, h in codes)
+    return re.sub(rf"(?<!\\){form}", "[key]", text, flags=re.IGNORECASE)
 
 
 def keep(file, reply, secret):
@@ -144,7 +145,7 @@ def fetch(request, seconds, most):
     answer = queue.SimpleQueue()
     threading.Thread(target=work, daemon=True).start()
     try:
-        response, data, error = answer.get(timeout=1.05 * seconds + 0.1)        # a silent one is told apart
+        response, data, error = answer.get(timeout=1.05 * seconds + 0.1)    # after the time of the socket
     except queue.Empty:
         raise TimeoutError("timed out") from None
     if error:
@@ -153,8 +154,8 @@ def fetch(request, seconds, most):
 
 
 def post(body, options, parse=completion, most=MAX_BODY):
-    """Sends one request -> (parse(text), None, None), or (None, what went wrong, in the server's words, the
-    seconds that it asks to wait, or None if another try would be in vain). most: bytes of an answer."""
+    """Sends one request -> (parse(text), None, None), or (None, what went wrong, seconds to wait), None for
+    these where another try would be in vain. most: bytes of an answer."""
     headers = {"Content-Type": "application/json", "User-Agent": "nanoreader"}
     if options.secret:
         headers["Authorization"] = f"Bearer {options.secret}"
@@ -203,7 +204,7 @@ def ask(body, options, stop, retries, **reading):
     for k in range(options.retries + 1):
         reply, why, wait = post(body, options, **reading)
         if "response_format" in body and re.match("HTTP 4(00|22)", why or ""):
-            retries.append("HTTP 400 with --schema, sent without it")
+            retries.append(f"{why[:8]} with --schema, sent without it")
             body = {name: value for name, value in body.items() if name != "response_format"}
             reply, why, wait = post(body, options, **reading)
         if wait is None or k == options.retries:
@@ -302,15 +303,16 @@ def ask_all(jobs, next_request, replies, path, options):
                     job, more = flight.take()
                     if more:
                         waiting.appendleft(job)
+                    else:
+                        bar.update()
                     flight.check(next_request)
         except KeyboardInterrupt:
-            print("stopping after the replies in flight", file=sys.stderr, flush=True)
             problem = KeyboardInterrupt("stopped; the same command goes on from there")
         except (ValueError, OSError) as error:
             problem = error
         flight.stop.set()
-        end = time.monotonic() + GRACE
-        with contextlib.suppress(queue.Empty, ValueError, OSError):
-            while flight.flying:
-                flight.take(max(0, end - time.monotonic()))
+        end = time.monotonic() + (0 if isinstance(problem, OSError) else GRACE)     # 0: half a line stands
+        while flight.flying and (left := end - time.monotonic()) > 0:
+            with contextlib.suppress(queue.Empty, ValueError, OSError):
+                flight.take(left)
     return flight.new, flight.failures, flight.retries, problem

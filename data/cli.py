@@ -18,7 +18,7 @@ from tqdm import tqdm
 EVERY = 30               # seconds between two lines of progress where there is no terminal
 # Line breaks, control codes, marks of direction, half characters: they may move the cursor of a terminal.
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-HIDDEN = re.compile(f"[\u061c\u200e\u200f]|{CONTROL.pattern}")     # and marks that texts may hold
+HIDDEN = re.compile(f"[\u061c\u200e\u200f]|{CONTROL.pattern}")     # these three may stand in a text
 # What other programs call an option.
 ELSEWHERE = {"lr": "learning_rate", "batch_size": "step_tokens", "epochs": "student_tokens", "data": "corpus",
              "max_steps": "student_tokens", "students": "arms", "hidden_size": "n_embd",
@@ -152,22 +152,22 @@ def run_command(main):
             raise ValueError("python -OO leaves out the texts that --help and the options need; try -O")
         sys.exit(main())
     except KeyboardInterrupt as stopped:
-        with contextlib.suppress(OSError):                          # the terminal was closed
-            print(str(stopped) or "stopped", file=sys.stderr, flush=True)
-        sys.exit(130)
-    except (ImportError, ValueError, OSError, MemoryError, RuntimeError) as error:
-        print(f"error: {printable(explain(error))}", file=sys.stderr)
-        sys.exit(2)
+        told, code = str(stopped) or "stopped", 130
+    except (ModuleNotFoundError, ValueError, OSError, MemoryError, RuntimeError) as error:
+        told, code = f"error: {printable(explain(error))}", 2
+    with contextlib.suppress(OSError):                              # the terminal was closed
+        print(told, file=sys.stderr, flush=True)
+    sys.exit(code)
 
 
 def explain(error):
-    """What an error of the user, or too little memory, is told as -> str; raises other errors again."""
+    """What to tell of an error of the user's, or of too little memory -> str; raises any other again."""
     if isinstance(error, ModuleNotFoundError):
-        extra = EXTRAS.get(error.name)
-        found = f'pip install -e ".[{extra}]" brings it' if extra else "it is a part of the repository"
+        extra = EXTRAS.get(error.name.partition(".")[0])
+        found = f'pip install -e ".[{extra}]" brings it' if extra else "it comes with the repository"
         return f"{error}; {found}"
     if isinstance(error, (NotImplementedError, ValueError, OSError)):
         return str(error)
-    if isinstance(error, MemoryError) or re.search("memory|allocate", str(error)):      # with the amount
+    if isinstance(error, MemoryError) or re.search("out of memory|allocate", str(error)):
         return f"not enough memory ({brief(error, 200)}); try smaller sizes or a shorter text"
     raise error

@@ -22,8 +22,8 @@ from data import machine
 OTHER = "use another --out_dir, or --redo to start over"
 AGAIN = "remove it, and the stage is done again"
 # What runs write into the folders of their stages; --redo removes nothing else there.
-WRITTEN = re.compile(r"(model|training)[-.\w]*\.(pt|json|safetensors)|tokenizer\.tiktoken|validation\.txt|"
-                     r"(config|header|part|test|(tokenizer|generation)(_config)?)\.json|"
+WRITTEN = re.compile(r"model(-\d+-of-\d+)?\.(pt|safetensors(\.index\.json)?)|training\.pt|validation\.txt|"
+                     r"(config|header|part|test|(tokenizer|generation)(_config)?)\.json|tokenizer\.tiktoken|"
                      r"(tokens|documents|roles|counts|ids|logprobs)\.(bin|part)")
 
 
@@ -71,22 +71,18 @@ def write_bytes(path, content):
         return
     beside = Path(f"{path}.tmp")
     beside.parent.mkdir(parents=True, exist_ok=True)
-    beside.unlink(missing_ok=True)                              # it may be a link
-    try:
-        beside.write_bytes(content)
-        rename(beside, path)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise
+    beside.unlink(missing_ok=True)                              # half a file, or a link
+    beside.write_bytes(content)
+    rename(beside, path)
 
 
 def write_text(path, text):
-    """Writes text as UTF-8; see write_bytes. Half a character, as in names of other encodings, is kept."""
+    """Writes text as UTF-8; see write_bytes. Lone surrogates (names of files that are not UTF-8) are kept."""
     write_bytes(path, text.encode("utf-8", "surrogatepass"))
 
 
 def digest(value):
-    """The SHA-256 of a JSON object, 64 hex digits, whatever its white space and the order of its names."""
+    """The SHA-256 of a value as JSON has it, names sorted -> 64 hex digits."""
     return hashlib.sha256(json.dumps(json.loads(json.dumps(value)), sort_keys=True).encode()).hexdigest()
 
 
@@ -103,32 +99,28 @@ def read_json(path, remedy, *names):
         value = json.loads(text)                                # a foreign file fails in many ways
         if value.pop("sha256") == digest(value) and value.keys() >= set(names):
             return value
-    raise ValueError(f"{path}: damaged or edited, its checksum or its names do not fit; {remedy}")
+    raise ValueError(f"{path}: damaged, edited or of another kind; {remedy}")
 
 
 def lock(file, what):
-    """Locks an open file until it is closed, or the process ends. ValueError: another process holds it."""
+    """Locks an open file until it is closed, or the process ends; ValueError if another process holds it."""
     try:
         if os.name == "posix" and not machine.rank():           # the first process holds it for all
             import fcntl                                        # Windows has none: no lock there
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise ValueError(f"{what} is at work here; wait for its end, or name another place") from None
+        raise ValueError(f"{what}: another process is at work here; wait for its end, or name another "
+                         "place") from None
     except OSError as error:
-        print(f"{what} may be at work here, too: no lock ({error.strerror})", file=sys.stderr)
+        print(f"{what}: no lock ({error.strerror}); start one process at a time", file=sys.stderr)
 
 
 @contextlib.contextmanager
 def folder_lock(out):
-    """A lock on the folder of a run that goes on where it was stopped; it ends with the process. ValueError
-    names the process that holds it."""
+    """One process at a time in the folder of a run. What stops the run is told with how it goes on."""
     out.mkdir(parents=True, exist_ok=True)
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)       # a link would be written over
-    with open(os.open(out / ".lock", flags, 0o666), "r+", encoding="utf-8") as file:
-        lock(file, f"{out}: process {file.read(20)}")
-        file.seek(0)
-        print(os.getpid(), end="", file=file, flush=True)
-        file.truncate()
+    with open(out / ".lock", "ab") as file:
+        lock(file, out)
         try:
             yield
         except KeyboardInterrupt as stopped:
@@ -139,38 +131,41 @@ def folder_lock(out):
 
 def remove_run(out, names):
     """Removes what runs have written: the files of `names`, the notes, in the folders of `names` the files of
-    WRITTEN, and folders that are then empty. OSError where it cannot, ValueError for a link."""
-    for top in (out / name for name in names):
-        inside = sorted(top.rglob("*"), reverse=True) if top.is_dir() and not top.is_symlink() else ()
-        for path in (*inside, top):                             # a folder comes behind its files
-            if path.is_symlink():
-                raise ValueError(f"{path}: a link, which no run has made; remove it yourself")
-            if path.is_dir():
-                with contextlib.suppress(OSError):              # not empty: somebody's files stay
-                    path.rmdir()
-            elif path == top or top.name == "stages" or WRITTEN.fullmatch(path.name.removesuffix(".tmp")):
-                path.unlink(missing_ok=True)
+    WRITTEN, and folders that are then empty. OSError where it cannot; ValueError for a link, before all."""
+    tops = [out / name for name in names]
+    paths = [path for top in tops if not top.is_symlink() for path in sorted(top.rglob("*"), reverse=True)]
+    for path in paths + tops:
+        if path.is_symlink():
+            raise ValueError(f"{path}: a link, which no run has made; remove it yourself")
+    for path in paths + tops:                                   # a folder comes behind its files
+        name = path.name.removesuffix(".tmp")
+        if path.is_dir():
+            with contextlib.suppress(OSError):                  # not empty: somebody's files stay
+                path.rmdir()
+        elif path in tops or path.parent.name == "stages" or WRITTEN.fullmatch(name):
+            path.unlink(missing_ok=True)
 
 
 def open_run(out, identity, names, redo=False):
     """Opens the folder of a run. run.json holds its identity: a dict of options and of hashes of inputs.
 
     names: {file or folder that such runs write: what it is}; what they wrote is removed with redo, and while
-    no stage is finished, no training saved and no cache begun. What redo began, and was stopped, goes on.
-    ValueError names what differs from the earlier run."""
-    path, mark, here = out / "run.json", out / ".redo", [name for name in names if (out / name).exists()]
+    no stage is finished, no training saved and no cache begun. A --redo that was stopped goes on when it is
+    repeated. ValueError names what differs from the earlier run."""
+    path, mark, readme = out / "run.json", out / ".redo", out / "README.txt"
+    here = [one for one in (readme, *(out / name for name in names)) if one.exists()]
     if here and not path.exists():
-        raise ValueError(f"{out / here[0]}: no run.json of a run that wrote it; use another --out_dir")
+        raise ValueError(f"{here[0]}: no run.json of a run that wrote it; use another --out_dir")
     redo = redo and not (mark.exists() and mark.read_text(encoding="utf-8") == digest(identity))
     if path.exists() and not redo:
         read_json(path, OTHER)                                  # a foreign one is not written over
-    work = [path for name in ("training.pt", "part.json", "header.json") for path in out.glob(f"*/{name}")]
-    fresh = redo or not ((out / "stages").exists() or work)
+    begun = any(any(out.glob(f"*/{name}")) for name in ("training.pt", "part.json", "header.json"))
+    fresh = redo or not (begun or (out / "stages").exists())
     machine.barrier()                                           # all have looked
     if fresh and not machine.rank():
-        remove_run(out, [name for name in names if name != path.name])      # the record itself goes last
+        remove_run(out, [name for name in names if name != path.name])      # the record stays till the end
         write_json(path, identity)
-        write_text(out / "README.txt", "".join(f"{name:20}{what}\n" for name, what in names.items()))
+        write_text(readme, "".join(f"{name:20}{what}\n" for name, what in names.items()))
         if redo:
             write_text(mark, digest(identity))
     machine.barrier()
@@ -187,8 +182,8 @@ def is_finished(out, stage):
     path = out / "stages" / f"{stage}.json"
     finished = path.exists()
     if finished:
-        note = read_json(path, AGAIN)
-        if note.get("run") != digest(read_json(out / "run.json", OTHER)):
+        note = read_json(path, AGAIN, "run", "files")
+        if note["run"] != digest(read_json(out / "run.json", OTHER)):
             raise ValueError(f"{path}: of another run; {AGAIN}")
         for name, sha256 in note["files"].items():
             if not (out / name).exists():

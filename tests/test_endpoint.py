@@ -562,7 +562,7 @@ def test_a_torn_line_is_cut_off_and_a_bad_one_named(tmp_path):
     assert endpoint.read_replies(path) == {"1": reply} and path.read_bytes() == line
     for bad in (b'{"key": "2"}\n', b"[]\n", b"\n", line.replace(b'"m"', b'"n"')):
         path.write_bytes(line + bad)
-        with pytest.raises(ValueError, match=r"a\.jsonl:2: not a reply as it was written; remove this line"):
+        with pytest.raises(ValueError, match=r"a\.jsonl:2: not a reply as it was written; remove it"):
             endpoint.read_replies(path)
     with pytest.raises(OSError, match="disk full"):
         endpoint.keep(SimpleNamespace(name="a.jsonl", write=lambda data: len(data) // 2), {"key": "1"}, "")
@@ -701,7 +701,7 @@ def test_a_schema_is_sent_and_left_out_where_a_server_refuses_it(tmp_path, run):
         server.respond = lambda *job: refused[job[0]] if "response_format" in server.bodies[-1] else perfect(*job)
         said, found = run(server, "--schema", "--model=old", "--parallel=1", "--retries=0")
         assert found == expected(lines) and len(server.bodies) == 8
-        assert "          4  HTTP 400 with --schema, sent without it" in said
+        assert all(f"          2  HTTP {code} with --schema, sent without it" in said for code in (400, 422))
         run(server, "--schema", "--model=old")
         assert len(server.bodies) == 8
 

@@ -58,7 +58,9 @@ def test_a_file_is_written_beside_and_renamed_and_a_full_disk_leaves_the_old_one
             patch.setattr(module, name, error)
             with pytest.raises(OSError, match="No space"):
                 write_text(path, "new")
-        assert [file.name for file in path.parent.iterdir()] == ["a.txt"] and "old" in path.read_text("utf-8")
+        assert "old" in path.read_text("utf-8")
+    write_text(path, "new")
+    assert [file.name for file in path.parent.iterdir()] == ["a.txt"]       # no half file is left
 
 
 def test_hashes_go_by_content(tmp_path):
@@ -171,7 +173,7 @@ def test_what_no_run_or_another_run_has_written_is_left_alone(tmp_path):
     shutil.copy(two / "stages" / "a.json", one / "stages" / "a.json")
     refused("a.json: of another run; remove it, and the stage is done again", open_run, one, {"p": 1}, NAMES)
     write_text(one / "stages" / "a.json", "{")
-    refused("a.json: damaged or edited.*; remove it", open_run, one, {"p": 1}, NAMES)
+    refused("a.json: damaged, edited or of another kind; remove it", open_run, one, {"p": 1}, NAMES)
 
 
 def test_redo_that_was_stopped_goes_on_and_one_that_was_finished_starts_over(tmp_path):
@@ -221,7 +223,7 @@ def test_a_file_system_without_locks_and_links_in_the_way(tmp_path, monkeypatch,
     write_text(precious, "precious")
     for name in (".lock", "a.txt.tmp"):
         (tmp_path / name).symlink_to(precious)
-    with pytest.raises(OSError, match="symbolic links"), folder_lock(tmp_path):
+    with folder_lock(tmp_path):
         pass
     write_text(tmp_path / "a.txt", "new")
     assert precious.read_text("utf-8") == "precious" and (tmp_path / "a.txt").read_text("utf-8") == "new"
@@ -231,7 +233,7 @@ def test_a_file_system_without_locks_and_links_in_the_way(tmp_path, monkeypatch,
     monkeypatch.setattr(fcntl, "flock", fail)
     with folder_lock(tmp_path / "out"):
         pass
-    assert "may be at work here, too: no lock (Invalid argument)\n" in capsys.readouterr().err
+    assert ": no lock (Invalid argument); start one process at a time\n" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes of POSIX")
@@ -270,13 +272,13 @@ def test_a_folder_is_for_one_process_and_free_when_it_ends(tmp_path):
         with folder_lock(tmp_path):
             os.kill(os.getpid(), signal.SIGKILL)
     with folder_lock(tmp_path):
-        refused(f"process {os.getpid()} is at work here", lambda: folder_lock(tmp_path).__enter__())
+        refused("another process is at work here", lambda: folder_lock(tmp_path).__enter__())
         refused("is at work here", train.main, [f"--out_dir={tmp_path}", "--redo", "--threads=1"])
     process = train.machine.multiprocessing.get_context("fork").Process(target=hold)
     process.start()
     process.join()
     with folder_lock(tmp_path):
-        assert process.exitcode == -9 and (tmp_path / ".lock").read_text(encoding="utf-8") == str(os.getpid())
+        assert process.exitcode == -9
 
 
 # --- whole runs ---------------------------------------------------------------------------------------------

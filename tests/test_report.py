@@ -226,7 +226,7 @@ def test_results_of_another_version_or_with_text_for_figures_are_one_line(made, 
 
 
 @pytest.mark.parametrize("content, message", [
-    (None, "results.json"), ("{", "damaged or edited"), ({"students": {}}, "not the results of train.py")])
+    (None, "results.json"), ("{", "damaged, edited"), ({"students": {}}, "not the results of train.py")])
 def test_a_folder_without_results_is_refused(tmp_path, content, message):
     if isinstance(content, dict):
         write_json(tmp_path / "results.json", content)
