@@ -170,4 +170,6 @@ def explain(error):
         return str(error)
     if isinstance(error, MemoryError) or re.search("out of memory|allocate", str(error)):
         return f"not enough memory ({brief(error, 200)}); try smaller sizes or a shorter text"
+    if "by peer" in str(error):                                     # of torch.distributed
+        return "another process of this training has ended; start them again, and it goes on"
     raise error

@@ -112,8 +112,9 @@ def test_the_first_signal_stops_and_the_others_are_ignored(number, capsys):
     (MemoryError("Unable to allocate 7 TiB"), "not enough memory (MemoryError: Unable to allocate 7 TiB); try smaller"),
     (MemoryError(), "not enough memory (MemoryError:); try"), (NotImplementedError("no fork"), "no fork"),
     (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes."), "64 bytes.); try"),
+    (RuntimeError("[gloo/pair.cc:553] Connection closed by peer [::1]. GLHF!"), "another process of this training has"),
     (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), "allocate 2 GiB.); try")])
-def test_too_little_memory_is_one_line_that_says_how_much(error, told, capsys):
+def test_too_little_memory_and_a_process_that_is_gone_are_one_line(error, told, capsys):
     def main():
         raise error
     with pytest.raises(SystemExit) as end:
