@@ -125,8 +125,7 @@ def loss_terms(model, source, batch, config, device, denominator, objective="kd"
         return {"hard": td_distill.weighted_mean(nll, weights, denominator)}
     T = max(2, int(source.lengths[batch.documents].max()))         # a document of one token predicts nothing
     rows = {name: t.to(device) for name, t in source.batch(batch.documents, T).items()}
-    ends = [ROLES.index("sep"), ROLES.index("end")]                # a reading ends there: no value follows
-    terminal = torch.isin(rows["roles"], torch.tensor(ends, device=device))                        # (B, T)
+    terminal = (rows["roles"] == ROLES.index("sep")) | (rows["roles"] == ROLES.index("end"))  # no V(s') there
     weights = torch.from_numpy(weights_of).to(device)[rows["roles"].long()] * rows["real"]         # (B, T)
     return td_distill.cached_loss(model, rows, weights, terminal, config, objective, denominator)
 
@@ -225,8 +224,9 @@ def train_model(name, model, mix, tokens, config, tokenizer, look=None, objectiv
     loss = objective if callable(objective) else partial(loss_terms, objective=objective)
     losses, curve, seen = fit(name, model, mix, tokens, config, folder, look, loss)
     model.td_heads = None                                          # training alone needs them
-    model.extra = {"tokens_seen": before + seen, "losses": losses[:10], "loss_curve": thinned(losses),
-                   "reading_curve": [{**point, "tokens": before + point["tokens"]} for point in curve]}
+    model.extra = {"tokens_seen": before + seen, "tokenizer": tokenizer.hash, "losses": losses[:10],
+                   "loss_curve": thinned(losses), "reading_curve": [
+                       {**point, "tokens": before + point["tokens"]} for point in curve]}
     if not machine.rank():
         tokenizer.save(folder)
         model.save(folder, model.extra)

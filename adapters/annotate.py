@@ -9,7 +9,6 @@ all, the first at temperature 0 and the others at WARM with another seed. A sent
 named and gets no record; what follows it is a new paragraph: the sentences of a paragraph are neighbours in
 the text.
 """
-import argparse
 import json
 import re
 from collections import Counter
@@ -19,7 +18,7 @@ from adapters.endpoint import ask_all, endpoint_url, probe, read_replies, secret
 from adapters.prompts import FIELDS, agree, occurs, parse, read_prompts
 from adapters.sentences import END, MAX_SENTENCE, sentences
 from data.annotations import write_annotations
-from data.cli import CONTROL, check_range, printable
+from data.cli import CONTROL, Parser, check_range, printable
 from data.files import digest, lock
 from data.own_text import paragraphs, read_text
 
@@ -29,7 +28,7 @@ LIMITS = "max_tokens", "max_completion_tokens"      # fields of a body that a re
 
 def parse_arguments(arguments):
     """The options of the command, with url and secret. ValueError for bad ones."""
-    parser = argparse.ArgumentParser(prog="brd.py annotate", description=__doc__.split("\n")[0])
+    parser = Parser(prog="brd.py annotate", description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("text", help="a UTF-8 text file, or a folder with .txt and .md files")
     add("--teacher", required=True, metavar="URL", help="OpenAI-compatible; its key is OPENAI_API_KEY")
@@ -48,7 +47,8 @@ def parse_arguments(arguments):
     add("--dry_run", action="store_true", help="print the first prompts, send nothing")
     options = parser.parse_args(arguments)
     for name in ("limit", "parallel", "timeout", "retries", "max_tokens"):
-        check_range(name, getattr(options, name), above=None if name == "retries" else 0, most=10**9)
+        most = 256 if name == "parallel" else 10**9             # a thread each
+        check_range(name, getattr(options, name), above=None if name == "retries" else 0, most=most)
     if options.out.suffix != ".jsonl":                  # never over the text itself
         raise ValueError(f"--out={options.out}, expected a file name that ends in .jsonl")
     try:
@@ -176,7 +176,7 @@ def main(arguments=None):
         for behaviour, line in jobs[:len(FIELDS)]:
             body = outcome(behaviour, line, {}, options)[3][1]
             for turn in body.pop("messages"):
-                print(f"{turn['role']}: {turn['content']}\n")
+                print("\n".join(map(printable, f"{turn['role']}: {turn['content']}\n".split("\n"))))
             say(json.dumps(body))
         return
     path = options.out.with_suffix(".replies.jsonl")

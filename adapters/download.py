@@ -14,7 +14,7 @@ from http.client import HTTPException
 from pathlib import Path
 from urllib.request import Request, urlopen
 
-from data.cli import printable, run_command
+from data.cli import Parser, printable, run_command
 from data.files import write_bytes, write_text
 
 HUB, GIT = "https://huggingface.co/datasets", "https://raw.githubusercontent.com"
@@ -76,8 +76,8 @@ def download(name, folder="downloads"):
 
 def main(arguments=None):
     """The command: downloads the sets that are named; ValueError and ConnectionError as `download`."""
-    parser = argparse.ArgumentParser(prog="python -m adapters.download", description=__doc__,
-                                     formatter_class=argparse.RawTextHelpFormatter)
+    parser = Parser(prog="python -m adapters.download", description=__doc__,
+                    formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("names", nargs="+", choices=SETS, metavar="NAME", help=", ".join(SETS))
     parser.add_argument("--folder", default="downloads", help="where to keep them [%(default)s]")
     options = parser.parse_args(arguments)

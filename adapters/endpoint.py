@@ -28,6 +28,7 @@ from data.files import digest
 BACKOFF, LONGEST_WAIT = 1.0, 300    # seconds before the first retry, doubled each time; the longest wait
 GIVE_UP = 8                         # requests in a row without a reply that end a run
 PROBE, GRACE = 5, 5                 # seconds: to connect at the beginning, for what is in flight at the end
+BEGIN = b'{"key": '                  # of a reply in the file
 MAX_BODY = 1 << 20                  # bytes of an answer; a common one has two thousand
 CUT = "length", "max_tokens", "max_output_tokens", "model_length"       # finish_reason at --max_tokens
 PARTS = "content", "reasoning_content", "reasoning", "thinking", "refusal"      # of a message
@@ -35,21 +36,24 @@ ERRORS = ValueError, LookupError, TypeError, AttributeError, RecursionError, Ove
 
 
 def read_replies(path):
-    """The file of replies -> {key: {"reply": str, "finish", "tokens": [in, out], ...}}; made if missing. A
-    torn last line, which a killed run leaves, is cut off. ValueError "file:line: ..." for another bad one."""
+    """The file of replies -> {key: {"reply": str, "finish", "tokens": [in, out], ...}}; made if missing. The
+    beginning of a reply at its end, which a killed run leaves, is cut off. ValueError "file:line: ..." for
+    another bad line."""
     replies = {}
     with open(path, "ab+") as file:
         file.seek(0)
-        lines = file.read().split(b"\n")
-        for number, line in enumerate(lines[:-1], 1):
+        for number, line in enumerate(file.readlines(), 1):
             try:
                 reply = json.loads(line)
                 if reply.pop("sha256") != digest(reply):
                     raise ValueError
                 replies[reply["key"]] = reply
+                if not line.endswith(b"\n"):            # an editor has taken it
+                    file.write(b"\n")
             except ERRORS:
-                raise ValueError(f"{path}:{number}: not a reply as it was written; remove it") from None
-        file.truncate(file.tell() - len(lines[-1]))
+                if line.endswith(b"\n") or not line.startswith(BEGIN[:len(line)]):
+                    raise ValueError(f"{path}:{number}: not a reply as it was written; remove it") from None
+                file.truncate(file.tell() - len(line))
     return replies
 
 
@@ -59,7 +63,7 @@ def hide(text, secret):
     if len(secret) < 8:
         return text
     codes = [(re.escape(c), f"{ord(c):02x}", ord(c), re.escape(html.escape(c))) for c in secret]
-    form = "".join(rf"\\*({c}|u00{x}|%{x}|&#(x{x}|{n});|{h})" for c, x, n, h in codes)
+    form = "".join(rf"\\*({c}|[ux]0*{x}|%(25)*{x}|&#(x0*{x}|0*{n});?|{h})" for c, x, n, h in codes)
     return re.sub(rf"(?<!\\){form}", "[key]", text, flags=re.IGNORECASE)
 
 
@@ -129,7 +133,7 @@ def completion(text):
         finish = f"refusal: {said[name]:.80}"
     reply = f"<think>{said[name]}" if finish == "length" and name != PARTS[0] else said[name]
     counts = map((usage if isinstance(usage, dict) else {}).get, ("prompt_tokens", "completion_tokens"))
-    tokens = [n if isinstance(n, int) else 0 for n in counts]
+    tokens = [n if isinstance(n, int) and 0 <= n < 2 ** 53 else 0 for n in counts]
     return {"reply": reply, "finish": finish, "tokens": tokens, "by": by and str(by)}
 
 
@@ -162,11 +166,11 @@ def post(body, options, parse=completion, most=MAX_BODY):
     request = urllib.request.Request(options.url, json.dumps(body).encode(), headers)
     try:
         response, data = fetch(request, options.timeout, most)
-    except (OSError, HTTPException) as error:
+    except (OSError, HTTPException, ValueError) as error:           # ValueError: a chunk of -5 bytes
         cause = error.reason if isinstance(error, urllib.error.URLError) else error
         late = None if isinstance(cause, TimeoutError) else 0.0         # the same again would be late again
         return None, hide(brief(cause, 10**4), options.secret)[:120], late
-    text, status = data.decode("utf-8-sig", "replace"), response.status
+    text, status = hide(data.decode("utf-8-sig", "replace"), options.secret), response.status
     what = f"HTTP {status}"
     if status < 300:
         with contextlib.suppress(*ERRORS):
@@ -175,8 +179,8 @@ def post(body, options, parse=completion, most=MAX_BODY):
         with contextlib.suppress(*ERRORS):              # some servers send errors as HTTP 200
             status = int(json.loads(text)["error"]["code"])
     if where := response.headers.get("Location"):       # a redirect
-        text = f"-> {where} {text}"
-    said = printable(" ".join(hide(text, options.secret).split())[:300])
+        text = f"-> {hide(where, options.secret)} {text}"
+    said = printable(" ".join(text.split())[:300])
     asked = response.headers.get("Retry-After", "")     # seconds; a date is ignored
     unpaid = re.search("insufficient_quota|billing", said)
     in_vain = unpaid or 300 <= status < 500 and status not in (408, 425, 429)
@@ -308,7 +312,7 @@ def ask_all(jobs, next_request, replies, path, options):
                     flight.check(next_request)
         except KeyboardInterrupt:
             problem = KeyboardInterrupt("stopped; the same command goes on from there")
-        except (ValueError, OSError) as error:
+        except Exception as error:                      # raised by the caller, who writes all first
             problem = error
         flight.stop.set()
         end = time.monotonic() + (0 if isinstance(problem, OSError) else GRACE)     # 0: half a line stands

@@ -6,7 +6,6 @@
 
 A field of config.json that asks for another architecture is refused, because only wrong logits would tell.
 """
-import argparse
 import json
 import math
 import re
@@ -17,7 +16,7 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 
-from data.cli import brief, printable
+from data.cli import Parser, brief, printable
 from data.files import write_bytes, write_text
 from data.tokenizer import Tokenizer
 from model import GPT, Block, GPTConfig, KVCache, attend
@@ -256,7 +255,7 @@ def export(model, tokenizer, folder):
 
 def main(arguments=None):
     """The command `model.py export`; ValueError as `export` and GPT.load raise."""
-    parser = argparse.ArgumentParser(prog="model.py export", description="A student as transformers has it.")
+    parser = Parser(prog="model.py export", description="A student as transformers has it.")
     parser.add_argument("checkpoint", help="a student of GPT-2's layout, such as out_gpt2/plain")
     parser.add_argument("folder", help="the new folder, such as out/hf")
     options = parser.parse_args(arguments)

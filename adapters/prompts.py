@@ -18,7 +18,7 @@ from data.annotated import KINDS, check_text, entity_problem, question_problem
 from data.annotations import TYPES
 from data.own_text import read_text
 
-MAX_TEXT, MAX_BRACES = 200, 1000    # characters in a field of an item; places in a reply where JSON may begin
+MAX_TEXT, MAX_BRACES = 200, 100     # characters in a field of an item; places in a reply where JSON may begin
 SPANS, WORDS, MOST = 200, 4, 6      # of a schema: spans of a sentence, words of a span, entities
 # Letters of scripts that put spaces between words; Thai, Lao, Chinese and Japanese do not.
 LETTER = r"[^\W_\u0e00-\u0eff\u2e80-\U0010ffff]"

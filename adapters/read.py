@@ -8,7 +8,6 @@
     [Anna|person] took a train to [Oslo|place].
         Where did Anna go? Oslo                                      # its own questions, and its answers
 """
-import argparse
 import json
 import random
 import re
@@ -17,7 +16,7 @@ import sys
 import brd
 from data.annotated import marked
 from data.annotations import lines_of, parse_entities, parse_question
-from data.cli import printable
+from data.cli import Parser, printable
 from data.tokenizer import Tokenizer
 from model import GPT
 
@@ -56,7 +55,7 @@ def doubts(tokenizer, text, records):
 
 def main(arguments=None):
     """The command brd.py read; ValueError for a folder without a student, and where there is no text."""
-    parser = argparse.ArgumentParser(prog="brd.py read", description="A student reads a text.")
+    parser = Parser(prog="brd.py read", description="A student reads a text.")
     parser.add_argument("folder", help="a trained student, for example out/brd")
     parser.add_argument("text", nargs="*", help="the text, in quotes; none: lines that are typed or piped in")
     kind = parser.add_mutually_exclusive_group()

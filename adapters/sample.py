@@ -2,9 +2,8 @@
 
     python model.py sample out/plain "Once" --tokens 100 --temperature 0.8
 """
-import argparse
 
-from data.cli import check_range, printable
+from data.cli import Parser, check_range, printable
 from data.tokenizer import Tokenizer
 from model import GPT
 
@@ -24,7 +23,7 @@ def sample(model, tokenizer, text, tokens, seed=1, **drawing):
 
 def main(arguments=None):
     """The command model.py sample; ValueError for a folder without a model, for numbers that cannot be."""
-    parser = argparse.ArgumentParser(prog="model.py sample", description="A model goes on with a text.")
+    parser = Parser(prog="model.py sample", description="A model goes on with a text.")
     parser.add_argument("folder", help="a trained model, for example out/plain")
     parser.add_argument("text", nargs="?", default="", help="in quotes; none: a document begins")
     parser.add_argument("--tokens", type=int, default=100, help="new ones, at most [%(default)s]")

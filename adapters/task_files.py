@@ -57,6 +57,8 @@ def with_shots(examples, fewshot, seed, prefix="", gap="\n\n", stories=None):
     """Examples (text, candidates, right) -> items whose prompts are the prefix, `fewshot` other examples
     with a right answer, drawn by seed and position from those with another text, and the text. stories: the
     number of each example's story, if they share text in stories; then those are of another story too."""
+    if not fewshot:
+        return [(prefix + text, candidates, right) for text, candidates, right in examples]
     stories, alike, others, items = stories or [text for text, *_ in examples], defaultdict(set), {}, []
     for i, ((text, *_), story) in enumerate(zip(examples, stories)):
         alike[text].add(i)

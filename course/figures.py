@@ -8,7 +8,6 @@ pip install -e ".[plot]".
 Here are those of 5 to 9; 1 to 4 are in course/figures_tokens.py.
 """
 
-import argparse
 import math
 import random
 from operator import itemgetter
@@ -24,7 +23,7 @@ from course.figures_canvas import (BLUE, GREEN, GREY, INK, ORANGE, PALE_BLUE, PA
 from course.figures_tokens import draw_1_bpe, draw_2_attention, draw_3_reading, draw_4_blind
 from course.observe import distilled, two_doors
 from data.cache_tools import round_down_to_half
-from data.cli import run_command
+from data.cli import Parser, run_command
 from data.documents import course_tokenizer
 from data.figures import mean_se
 from data.sets import top_p_sets
@@ -209,7 +208,7 @@ def write(number, folder, kind="svg"):
 
 def main(arguments=None):
     """The command; ModuleNotFoundError without matplotlib."""
-    parser = argparse.ArgumentParser(prog="python -m course.figures", description=__doc__.split("\n")[0])
+    parser = Parser(prog="python -m course.figures", description=__doc__.split("\n")[0])
     parser.add_argument("number", nargs="?", type=int, choices=DRAW, help="of the assignment; none: all")
     parser.add_argument("--png", type=Path, help="a folder for PNG files, in place of the SVG files")
     options = parser.parse_args(arguments)

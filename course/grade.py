@@ -35,7 +35,7 @@ from pathlib import Path
 
 from course.assignments import ASSIGNMENTS, REPOSITORY, changed, read_changes
 from course.make import copy, make
-from data.cli import printable, run_command
+from data.cli import Parser, printable, run_command
 from data.files import write_text
 
 COURSE = REPOSITORY / "course"
@@ -281,8 +281,8 @@ def try_answers(numbers, seed):
 
 def parse(arguments):
     """The options of the command."""
-    parser = argparse.ArgumentParser(prog="python -m course.grade", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python -m course.grade", description=__doc__,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", default="no folder", help="the student's, or of all hand-ins")
     parser.add_argument("number", nargs="?", type=int, choices=ASSIGNMENTS, help="of the assignment")
     parser.add_argument("--hint", type=int, choices=(1, 2, 3), default=1, help="how much a hint says [1]")

@@ -6,12 +6,11 @@ assignments, have no body.
 The copy has no tests, wrong answers, notes for the lecturer or history, because these reveal solutions.
 """
 
-import argparse
 import shutil
 from pathlib import Path
 
 from course.assignments import ASSIGNMENTS, REPOSITORY, emptied, with_body
-from data.cli import run_command
+from data.cli import Parser, run_command
 
 COPIED = ("*.py", "pyproject.toml", "README.md", "LICENSE", "data/**/*", "adapters/*.py",
           "adapters/README.md", "experiments/*.py", "experiments/README.md", "experiments/pictures/*",
@@ -45,7 +44,7 @@ def make(number, folder):
 
 def main(arguments=None):
     """The command; ValueError where the folder is not empty."""
-    parser = argparse.ArgumentParser(prog="python -m course.make", description=__doc__.split("\n")[0])
+    parser = Parser(prog="python -m course.make", description=__doc__.split("\n")[0])
     parser.add_argument("number", type=int, choices=ASSIGNMENTS, help="of the assignment")
     parser.add_argument("folder", help="new or empty")
     options = parser.parse_args(arguments)

@@ -3,7 +3,6 @@
     python -m course.observe 5          some seconds on a CPU; the page of the assignment explains the number
 """
 
-import argparse
 import json
 import math
 import random
@@ -18,7 +17,7 @@ import td_distill as td
 from course.assignments import REPOSITORY
 from data import world
 from data.cache import TeacherCache
-from data.cli import printable, run_command
+from data.cli import Parser, printable, run_command
 from data.documents import BEHAVIOURS, course_tokenizer, encode_documents, render
 from data.figures import paired_se, ratio_se
 from data.report import STUDENTS
@@ -160,7 +159,7 @@ OBSERVE = {int(name[8:]): function for name, function in list(vars().items()) if
 
 def main(arguments=None):
     """Prints the number of an assignment; NotImplementedError where its functions are not written yet."""
-    parser = argparse.ArgumentParser(prog="python -m course.observe", description=__doc__.split("\n")[0])
+    parser = Parser(prog="python -m course.observe", description=__doc__.split("\n")[0])
     parser.add_argument("number", type=int, choices=OBSERVE, help="of the assignment")
     print(printable(OBSERVE[parser.parse_args(arguments).number]()))
 

@@ -33,7 +33,8 @@ def read_header(folder):
     path = Path(folder) / "header.json"
     if not path.exists():
         raise ValueError(f"{folder}: no teacher cache here, header.json is written last and missing; {AGAIN}")
-    header = read_json(path, f"expected the header of a teacher cache: {AGAIN}")
+    names = "n_vocab", "tokenizer", "p", "roles", "arrays"
+    header = read_json(path, f"expected the header of a teacher cache: {AGAIN}", *names)
     if header.get("format") != FORMAT:
         raise ValueError(f"{path}: format {header.get('format')!r:.60}, expected {FORMAT!r}; {AGAIN}")
     return header

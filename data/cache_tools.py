@@ -81,6 +81,8 @@ class CacheWriter:
                 raise ValueError("of other settings")
         except (OSError, ValueError):
             self.hashes = {name: hashlib.sha256() for name in ARRAYS}
+            for path in self.parts.values():                    # half a file, or a link
+                path.unlink(missing_ok=True)
             return 0, {}
         return state["done"], {name: size for name, (size, _) in state["arrays"].items()}
 

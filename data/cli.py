@@ -40,6 +40,12 @@ def brief(error, limit=120):
     return " ".join(f"{type(error).__name__}: {error}".split())[:limit]
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        """Raises ValueError: a wrong option is one line, as every mistake of the user is."""
+        raise ValueError(f"{message}; --help explains every option")
+
+
 class Options:
     """The base of a dataclass of options; ValueError for a number or a name that cannot be meant."""
     BOUNDS = {}                     # {option: (above, most, why) of check_range}
@@ -73,15 +79,12 @@ class Options:
 def parse_options(config_class, arguments, doc):
     """--name=value arguments (list of str; None: the program's) -> an instance of a dataclass; a wrong one
     raises ValueError. The help is `doc` and the comment behind each field in the source of the class."""
-    def refuse(message):
-        raise ValueError(f"{message}; --help explains every option")
     source = "".join(inspect.getsource(kind) for kind in config_class.__mro__[-2::-1])      # object has none
     comments = dict(re.findall(r"^    (\w+): .*?# (.*)$", source, re.M))
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         usage="%(prog)s [--name=value ...]", description=doc, allow_abbrev=False,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
             prog, max_help_position=26, width=110))
-    parser.error = refuse
     for field in dataclasses.fields(config_class):
         kind = {"type": field.type, "metavar": field.type.__name__}
         if field.type is bool:
@@ -139,11 +142,11 @@ def stop(*_):
 def run_command(main):
     """Runs main() and exits: 2 and one line for a mistake of the user or too little memory, 130 after Ctrl-C,
     SIGTERM, SIGHUP. What a terminal cannot show is printed escaped; a closed one hears nothing."""
-    for name in ("stdout", "stderr"):
+    for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
-        with contextlib.suppress(AttributeError):                   # a stream of a test or a notebook
-            getattr(sys, name).reconfigure(errors="backslashreplace")
+            setattr(sys, name, open(os.devnull, "r+", encoding="utf-8"))
+        if hasattr(stream := getattr(sys, name), "reconfigure"):    # not one of a notebook
+            stream.reconfigure(errors="backslashreplace")
     for number in STOPS:
         if signal.getsignal(number) != signal.SIG_IGN:              # nohup
             signal.signal(number, stop)

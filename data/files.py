@@ -130,41 +130,43 @@ def folder_lock(out):
 
 
 def remove_run(out, names):
-    """Removes what runs have written: the files of `names`, the notes, in the folders of `names` the files of
-    WRITTEN, and folders that are then empty. OSError where it cannot; ValueError for a link, before all."""
-    tops = [out / name for name in names]
-    paths = [path for top in tops if not top.is_symlink() for path in sorted(top.rglob("*"), reverse=True)]
-    for path in paths + tops:
+    """Removes what runs have written: the files of `names`, in its folders the notes and the files of
+    WRITTEN, and empty folders. OSError where it cannot; ValueError for a link, before anything is gone."""
+    tops = [top for name in names for top in out.glob(name)]
+    files = [path for top in tops if not top.is_symlink() for path in top.glob("*")
+             if WRITTEN.fullmatch(path.name.removesuffix(".tmp")) or path.match("stages/*.json")]
+    for path in files + tops:
         if path.is_symlink():
             raise ValueError(f"{path}: a link, which no run has made; remove it yourself")
-    for path in paths + tops:                                   # a folder comes behind its files
-        name = path.name.removesuffix(".tmp")
+    for path in files + tops:
         if path.is_dir():
             with contextlib.suppress(OSError):                  # not empty: somebody's files stay
                 path.rmdir()
-        elif path in tops or path.parent.name == "stages" or WRITTEN.fullmatch(name):
-            path.unlink(missing_ok=True)
+        else:
+            path.unlink()
 
 
 def open_run(out, identity, names, redo=False):
     """Opens the folder of a run. run.json holds its identity: a dict of options and of hashes of inputs.
 
-    names: {file or folder that such runs write: what it is}; what they wrote is removed with redo, and while
-    no stage is finished, no training saved and no cache begun. A --redo that was stopped goes on when it is
-    repeated. ValueError names what differs from the earlier run."""
+    names: {file or folder that such runs write, or a pattern of folders, before the folder that holds them:
+    what it is}. What they wrote is removed with redo, and while no stage is finished and nothing saved. A
+    --redo that was stopped goes on when it is repeated. ValueError names what differs from the earlier run,
+    and for the folder of another program."""
     path, mark, readme = out / "run.json", out / ".redo", out / "README.txt"
     here = [one for one in (readme, *(out / name for name in names)) if one.exists()]
     if here and not path.exists():
         raise ValueError(f"{here[0]}: no run.json of a run that wrote it; use another --out_dir")
+    if path.exists() and read_json(path, "use another --out_dir").get("files") != list(names):
+        raise ValueError(f"{path}: of another program, or of an earlier version; use another --out_dir")
     redo = redo and not (mark.exists() and mark.read_text(encoding="utf-8") == digest(identity))
-    if path.exists() and not redo:
-        read_json(path, OTHER)                                  # a foreign one is not written over
-    begun = any(any(out.glob(f"*/{name}")) for name in ("training.pt", "part.json", "header.json"))
+    saved = "model.pt", "training.pt", "part.json", "header.json"
+    begun = any(any(out.glob(f"*/{name}")) for name in saved)
     fresh = redo or not (begun or (out / "stages").exists())
     machine.barrier()                                           # all have looked
     if fresh and not machine.rank():
         remove_run(out, [name for name in names if name != path.name])      # the record stays till the end
-        write_json(path, identity)
+        write_json(path, identity | {"files": list(names)})
         write_text(readme, "".join(f"{name:20}{what}\n" for name, what in names.items()))
         if redo:
             write_text(mark, digest(identity))

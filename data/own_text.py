@@ -59,7 +59,9 @@ def text_files(path):
         raise ValueError(f"{path}: no such file or folder")
     if not path.is_dir():
         return [regular(path)]
-    names = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
+    runs = {p.parent for p in path.rglob("run.json")}       # their files are no text of the user
+    names = sorted(p.relative_to(path).as_posix() for p in path.rglob("*")
+                   if p.is_file() and not runs & {*p.parents})
     found = [path / n for n in names if re.search(r"\.(txt|md)$", n, re.I) and "/." not in f"/{n}"]
     if not found:
         raise ValueError(f"{path}: no .txt or .md file in this folder")
@@ -193,6 +195,7 @@ def encode_text(folder, config):
     block, dtype, held_out = config.block_size, token_type(tokenizer.n_vocab), []
     ids = np.empty(0, dtype)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokens.bin.tmp").unlink(missing_ok=True)     # half a file, or a link
     with open(folder / "tokens.bin.tmp", "wb") as file:
         for text, rest in progress(halves(config.corpus, cut), "encoded", unit=" MB", delay=5):
             held_out.append(rest)

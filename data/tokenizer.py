@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import heapq
 import importlib
+import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -107,6 +108,9 @@ class Tokenizer:
         found, saved = tokenizer_hash(ranks, card), card.pop("hash")
         if found != saved:
             raise ValueError(f"{path}: hash {found}, but {saved} was saved; {remedy}")
+        student = path.with_name("config.json")                 # beside it, if it is a student's
+        if student.exists() and json.loads(student.read_bytes())["extra"].get("tokenizer", saved) != saved:
+            raise ValueError(f"{path}: not the tokenizer with which this student has learnt; {remedy}")
         return cls(ranks=ranks, **card)
 
 

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 import brd
-from data.cli import check_range, printable, run_command
+from data.cli import Parser, check_range, printable, run_command
 from data.figures import ratio_se
 from data.files import folder_lock, hash_of
 from data.machine import worker_pool
@@ -173,8 +173,8 @@ def show(rows):
 
 def main(arguments=None):
     """The tests and their tables; ValueError or OSError for what the user can mend."""
-    parser = argparse.ArgumentParser(prog="babi", description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="babi", description=__doc__, allow_abbrev=False,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", help="task files as published")
     parser.add_argument("--runs", nargs="+", default=["out"], help="folders of finished runs [out]")
     parser.add_argument("--students", default="plain,brd,brd+td", help="of each run [plain,brd,brd+td]")

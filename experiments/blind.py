@@ -24,7 +24,7 @@ from pathlib import Path
 import brd
 import train
 from data.batches import DataMix, Rows
-from data.cli import check_range, printable, run_command
+from data.cli import Parser, check_range, printable, run_command
 from data.documents import ROLES
 from data.figures import mean_se
 from data.files import write_json
@@ -156,7 +156,7 @@ def print_line(name, result):
 def main(arguments=None):
     """The command `brd.py test`; ValueError or OSError for what the user can mend."""
     layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="brd.py test", description=__doc__, formatter_class=layout)
+    parser = Parser(prog="brd.py test", description=__doc__, formatter_class=layout)
     parser.add_argument("folder", help="a trained student, for example out/brd")
     parser.add_argument("files", nargs="+", help="task files, or folders of BIG-bench subtasks")
     parser.add_argument("--fewshot", type=int, default=0, help="solved examples before each question [0]")

@@ -21,7 +21,7 @@ from types import SimpleNamespace
 import torch
 
 import brd
-from data.cli import check_range, printable, progress, run_command
+from data.cli import Parser, check_range, printable, progress, run_command
 from data.documents import course_tokenizer
 from data.files import folder_lock, is_finished, open_run, read_json, sha256_of, write_json, write_text
 from data.machine import MEMORY, worker_pool
@@ -182,8 +182,8 @@ def tuned(families, job, work):
 
 def main(arguments=None):
     """A run and its tables, or tables alone; ValueError or OSError for what the user can mend."""
-    parser = argparse.ArgumentParser(prog="claims", description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="claims", description=__doc__, allow_abbrev=False,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("claims", nargs="*", metavar="CLAIM", help=f"of {', '.join(CLAIMS)} [all]")
     parser.add_argument("--wrappers", default=str(DEV), help="how the tasks are worded [dev.json]")
     parser.add_argument("--out_dir", default="out/claims", help="folder of all that this makes [out/claims]")

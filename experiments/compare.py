@@ -31,7 +31,8 @@ from experiments.tables import BOUNDS, read_rows, run_all
 from model import GPT, GPTConfig
 
 TUNING, STARTS = 0, 100     # the seed that learning rates are chosen on; the first seed of the starts
-FILES = dict.fromkeys(("stages", "teacher", "answers.json", "caches", "starts", "results.jsonl"), "")
+FILES = dict.fromkeys(("stages", "teacher", "answers.json", "caches/*", "caches", "starts/*", "starts",
+                       "results.jsonl"), "")
 
 
 @dataclass

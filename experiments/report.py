@@ -8,7 +8,6 @@ checkpoints. It needs matplotlib: pip install -e ".[plot]".
 All that is shown goes through `as_html`, which escapes it; the page forbids every script and every address.
 """
 
-import argparse
 import io
 import random
 import re
@@ -21,7 +20,7 @@ import numpy as np
 import brd
 from data.annotated import marked
 from data.annotations import NOT_LISTED, parse_entities
-from data.cli import brief, printable, run_command
+from data.cli import Parser, brief, printable, run_command
 from data.documents import held_out_records
 from data.figures import ratio_se, thinned
 from data.files import read_json, write_text
@@ -220,7 +219,7 @@ def write_page(out, png=None):
 
 def main(arguments=None):
     """The command; ValueError or OSError for a folder that cannot be shown."""
-    parser = argparse.ArgumentParser("experiments.report", description=__doc__.split("\n\n")[0])
+    parser = Parser("experiments.report", description=__doc__.split("\n\n")[0])
     parser.add_argument("out", type=Path, nargs="+", help="the --out_dir of a finished run, or of several")
     parser.add_argument("--png", type=Path, help="the reading curve, for the README")
     options = parser.parse_args(arguments)
@@ -228,7 +227,7 @@ def main(arguments=None):
         raise ValueError("--png draws one run; name one folder")
     try:
         shown = write_page(*options.out, options.png) if len(options.out) == 1 else side_by_side(options.out)
-    except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
+    except (LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise ValueError(f"results.json: not as this train.py writes it ({brief(error)})") from None
     print(shown if len(options.out) > 1 else printable(str(shown)))
 

@@ -55,7 +55,7 @@ NONE = -1                                   # in place of a set's second token: 
 ANSWERS, TESTS, BATCH = 48_000, 1500, 48    # cached answers, test prompts, documents in a batch
 START_RATE = 0.005                          # of the common start: at .01 some seeds do not learn to read
 TEACHER_STEPS, TEACHER_P, TEACHER_K = 4000, 0.95, 8     # of a trained teacher: its training and its sets
-FILES = dict.fromkeys(("stages", "starts", "teachers", "results.jsonl"), "")
+FILES = dict.fromkeys(("stages", "starts/*", "starts", "teachers/*", "teachers", "results.jsonl"), "")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ draws every token from its top-p set; the cache keeps the token with the set. A 
 
 import importlib
 import random
-import shutil
 import sys
 from dataclasses import dataclass
 from itertools import chain
@@ -37,7 +36,8 @@ CHUNK = 256             # documents that are read between two checkpoints of the
 DOCUMENT_TOKENS = 75    # of an average document of the cache
 MAX_NEW = 96            # tokens of a reading at most, for the cache
 SHARES = {"ner": 0.25, "qra": 0.75}                                         # parts of the cache's documents
-FILES = {"stages": "finished stages", "teacher": "the model", "cache": "its cache"}
+FILES = {"stages": "finished stages", "teacher": "the model", "cache/model": "the same in half precision",
+         "cache": "its cache"}
 FIGURES = ("entity_f1", "answer.wh", "answer.yes_no", "answer.attitude")    # noted in the cache's header
 
 
@@ -167,7 +167,7 @@ def write_cache(folder, teacher, tokenizer, config):
                 teacher_reads(teacher, tokenizer, texts, writer, behaviour, config.seed + start, MAX_NEW)
         writer.checkpoint(max(number, writer.done))
     if not writer.close()["documents"]:
-        shutil.rmtree(folder)
+        (folder / "header.json").unlink()
         raise ValueError(f"the teacher finished none of its readings; try more than {amounts}")
 
 

@@ -521,12 +521,29 @@ def test_a_key_is_hidden_however_a_server_escapes_it():
     key = "sk-a.Key+to/be=kept~1234"
     forms = [key, json.dumps(key)[1:-1], urllib.parse.quote(key, safe=""), html.escape(key), key.replace("/", "\\/"),
              "".join(f"\\u{ord(c):04x}" for c in key), "".join(f"%{ord(c):02X}" for c in key),
-             "".join(f"&#{ord(c)};" for c in key), json.dumps("".join(f"\\u{ord(c):04X}" for c in key))]
+             "".join(f"&#0{ord(c)};" for c in key), "".join(f"&#{ord(c)}" for c in key),
+             "".join(f"%25{ord(c):02x}" for c in key), "".join(f"\\x{ord(c):02x}" for c in key), json.dumps("".join(f"\\u{ord(c):04X}" for c in key))]
     for form in forms:
         assert endpoint.hide(f"x {form} y", key).strip('x y"') == "[key]", form
     assert endpoint.hide(key[:-1], key) == key[:-1] and endpoint.hide("none", "none") == "none"
+    assert endpoint.hide(html.escape("a&b<c>d'e\"f"), "a&b<c>d'e\"f") == "[key]"
+    begin = time.process_time()
+    endpoint.hide("\\" * 200_000, key)
+    assert time.process_time() - begin < 2
     text = json.dumps({"a": f"\\\n{key}\\", key: 1})
     assert json.loads(endpoint.hide(text, key)) == {"a": "\\\n[key]\\", "[key]": 1}
+
+
+def test_odd_numbers_of_a_server_end_no_run_and_a_cut_refusal_tells_no_key(tmp_path, run):
+    lines = write_text(tmp_path, 2)
+    odd = chat({"refusal": "x" * 60 + KEY}), '{"error": {"code": 1e999}}', chat({"content": "1"}).replace("500", "9" * 400)
+
+    def respond(behaviour, sentence, seed, nth):
+        return (200, {}, odd[nth % 3]) if sentence == lines[0] else perfect(behaviour, sentence, seed, nth)
+    with teacher(respond) as server:
+        said, found = run(server, "--retries=1")
+    assert found == expected(lines, {lines[0]}) and KEY[:-1] not in "".join(said)
+    assert KEY[:-1] not in (tmp_path / "a.replies.jsonl").read_text(encoding="utf-8")
 
 
 def test_a_dry_run_prints_the_prompts_and_sends_nothing(tmp_path, capsys):
@@ -542,7 +559,7 @@ def test_a_dry_run_prints_the_prompts_and_sends_nothing(tmp_path, capsys):
 def test_a_bad_option_is_one_line():
     urls = ("localhost:80", "http://u:pw@host", "file:///x", "http:///v1", "http://host:x", "http://host?key=1",
             "http://host:99999")
-    for option in ["--parallel=0", "--timeout=nan", "--limit=0", "--retries=-1", "--out=my.txt", "--body=[]",
+    for option in ["--parallel=0", "--parallel=257", "--timeout=nan", "--limit=0", "--retries=-1", "--out=my.txt", "--body=[]",
                    *map("--teacher={}".format, urls)]:
         with pytest.raises(ValueError, match=option.partition("=")[0] + ".*expected") as caught:
             annotate.main(["my.txt", "--teacher=http://localhost:1/v1", "--model=m", option])
@@ -560,7 +577,9 @@ def test_a_torn_line_is_cut_off_and_a_bad_one_named(tmp_path):
     line = path.read_bytes()
     path.write_bytes(line + '{"key": "2", "reply": "é'.encode()[:-1])
     assert endpoint.read_replies(path) == {"1": reply} and path.read_bytes() == line
-    for bad in (b'{"key": "2"}\n', b"[]\n", b"\n", line.replace(b'"m"', b'"n"')):
+    path.write_bytes(line + line[:-1])                              # an editor took the line's end
+    assert endpoint.read_replies(path) == {"1": reply} and path.read_bytes() == 2 * line
+    for bad in (b'{"key": "2"}\n', b"[]\n", b"\n", line.replace(b'"m"', b'"n"'), b"my own notes"):
         path.write_bytes(line + bad)
         with pytest.raises(ValueError, match=r"a\.jsonl:2: not a reply as it was written; remove it"):
             endpoint.read_replies(path)

@@ -139,7 +139,7 @@ def test_the_folder_of_a_run_belongs_to_its_options(tmp_path):
     open_run(out, {"p": 0.8}, NAMES)
     write_text(out / "plan.json", "made for these options")
     open_run(out, run, NAMES)                                       # nothing is made yet: they may change
-    assert read_json(out / "run.json", "") == run and not (out / "plan.json").exists()
+    assert read_json(out / "run.json", "").items() >= run.items() and not (out / "plan.json").exists()
     write_text(out / "a" / "training.pt", "a training has begun")
     refused("holds a run with p=0.9, this one has 0.8; use .*--redo", open_run, out, {"p": 0.8}, NAMES)
     assert not is_finished(out, "a")
@@ -154,10 +154,12 @@ def test_the_folder_of_a_run_belongs_to_its_options(tmp_path):
     assert not is_finished(out, "a")                                # it is missing, and is made again
     stage_a(out)
     write_text(out / "mine.txt", "precious")
-    write_text(out / "a" / "novel.txt", "precious")
+    for name in ("a/novel.txt", "a/backup/model.pt", "a/model-best.pt", "stages/notes.txt"):
+        write_text(out / name, "precious")
     open_run(out, {"p": 0.8}, NAMES, redo=True)                     # throws away its own files alone
     left = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
-    assert left == {"README.txt", "run.json", ".redo", "mine.txt", "a/novel.txt"}
+    assert left == {"README.txt", "run.json", ".redo", "mine.txt", "a/novel.txt", "a/backup/model.pt",
+                    "a/model-best.pt", "stages/notes.txt"}
 
 
 def test_what_no_run_or_another_run_has_written_is_left_alone(tmp_path):
@@ -174,6 +176,20 @@ def test_what_no_run_or_another_run_has_written_is_left_alone(tmp_path):
     refused("a.json: of another run; remove it, and the stage is done again", open_run, one, {"p": 1}, NAMES)
     write_text(one / "stages" / "a.json", "{")
     refused("a.json: damaged, edited or of another kind; remove it", open_run, one, {"p": 1}, NAMES)
+
+
+def test_the_folder_of_another_program_is_left_alone_also_by_redo(tmp_path):
+    """And a run whose notes are gone is not thrown away for one of other options."""
+    open_run(tmp_path, {"p": 1}, NAMES)
+    stage_a(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    for redo in (False, True):
+        refused("run.json: of another program", open_run, tmp_path, {"p": 1}, {**NAMES, "b": "more"}, redo)
+    shutil.rmtree(tmp_path / "stages")
+    refused("holds a run with p=1, this one has 2", open_run, tmp_path, {"p": 2}, NAMES)
+    assert sorted(tmp_path.rglob("*")) == [path for path in before if "stages" not in path.parts]
+    write_text(tmp_path / "run.json", "{}")
+    refused("run.json: damaged.*use another --out_dir$", open_run, tmp_path, {"p": 1}, NAMES, True)
 
 
 def test_redo_that_was_stopped_goes_on_and_one_that_was_finished_starts_over(tmp_path):

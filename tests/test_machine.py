@@ -140,6 +140,7 @@ def test_closed_streams_other_encodings_and_python_without_docstrings(tmp_path):
                               env={**os.environ, "PROGRAM": program, **names})
         return done.returncode, done.stdout.strip(), done.stderr.strip()
     assert told("", PYTHONIOENCODING="ascii") == (1, rb"\u0410\u043d\u043d\u0430 0 1", rb"\u2713")
+    assert told("<&-", PYTHONIOENCODING="utf-8")[0] == 1
     assert told(">&-")[:2] == (1, b"") and told("2>&-")[2] == told(">&- 2>&-")[2] == b""
     code, _, said = told("", "-OO")
     assert code == 2 and said.startswith(b"error: python -OO leaves out the texts")

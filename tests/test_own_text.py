@@ -43,8 +43,8 @@ def test_blocks_joined_are_the_text(tmp_path, blank, size):
     texts |= {"4/z.MD": "Last.\n\nEnd\n.", "4/empty.txt": ""}
     for name, text in texts.items():
         write_text(tmp_path / name, text)
-    for name in ("c.py", ".git/x.txt", "4/.x.md"):
-        write_text(tmp_path / name, "no text")
+    for name in ("c.py", ".git/x.txt", "4/.x.md", "out/run.json", "out/README.txt", "out/text/validation.txt"):
+        write_text(tmp_path / name, "no text")                  # out: what a run has written
     (tmp_path / "4" / "z.MD").write_bytes("\ufeffLast.\r\n\r\nEnd\r.".encode())
     (tmp_path / "5").mkdir()
     with pytest.raises(ValueError, match="no .txt or .md file in this folder"):

@@ -12,6 +12,7 @@ from hypothesis import example, given, settings, strategies as st
 
 from adapters.tokenizers import get_tokenizer
 from data.tokenizer import END, MIN_COUNT, PATTERN, SEP, Tokenizer, learn_merges, train_bpe
+from model import GPT, GPTConfig
 from tests.test_gpt2 import GPT2_PATTERN
 
 CORPUS = ["Anna took a train to Oslo.\nShe took a bus back, and another train.", "To Oslo: 1905, 1906!",
@@ -273,3 +274,14 @@ def test_no_network_and_an_unknown_name_are_one_clear_line(monkeypatch):
         get_tokenizer("gpt2")
     with pytest.raises(ValueError, match="unknown tokenizer 'gpt-2'; known: .*gpt2"):
         get_tokenizer("gpt-2")
+
+
+def test_the_tokenizer_of_another_student_is_refused(tmp_path):
+    one, other = (train_bpe([text * 50], 270) for text in ("hello world ", "another text "))
+    for folder, tokenizer in (("a", one), ("b", other)):
+        tokenizer.save(tmp_path / folder)
+        GPT(GPTConfig(270, 16, 1, 2, 8)).save(tmp_path / folder, {"tokenizer": tokenizer.hash})
+    assert Tokenizer.load(tmp_path / "a").hash == one.hash
+    other.save(tmp_path / "a")
+    with pytest.raises(ValueError, match="not the tokenizer with which this student has learnt"):
+        Tokenizer.load(tmp_path / "a")
