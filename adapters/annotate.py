@@ -19,7 +19,7 @@ from adapters.prompts import FIELDS, agree, occurs, parse, read_prompts
 from adapters.sentences import END, MAX_SENTENCE, sentences
 from data.annotations import write_annotations
 from data.cli import CONTROL, Parser, check_range, printable
-from data.files import digest, lock
+from data.files import digest, lock, write_bytes
 from data.own_text import paragraphs, read_text
 
 TRIES, WARM, UNASKED = 3, 0.7, "not asked yet"
@@ -204,7 +204,10 @@ def annotate(text, jobs, path, options):
     new, failures, retries, problem = ask_all(todo, next_request, replies, path, options)
     annotated, missing, dropped = collect(text, replies, failures, options)
     if annotated:                       # a wrong model name must not empty the file of a right one
+        old = options.out.read_bytes() if options.out.exists() else b""
         write_annotations(options.out, annotated)
+        if old not in (b"", options.out.read_bytes()):          # it may have been corrected by hand
+            write_bytes(options.out.with_suffix(".old.jsonl"), old)
     report(new, retries, options)
     for why, line in dict.fromkeys((why, line) for line, problems in missing for why in problems):
         if not why.endswith(UNASKED):

@@ -506,6 +506,16 @@ def test_a_server_that_sends_a_byte_now_and_then_is_late(first, again):
     assert (reply, wait) == (None, None) and why.startswith("TimeoutError") and time.monotonic() - begin < 2
 
 
+def test_annotations_that_were_corrected_by_hand_are_kept(tmp_path, run):
+    lines, path = write_text(tmp_path, 3), tmp_path / "a.jsonl"
+    with teacher(perfect) as server:
+        run(server)
+        path.write_text(mine := path.read_text(encoding="utf-8").replace("seller", "dealer"), encoding="utf-8")
+        for _ in range(3):
+            assert run(server)[1] == expected(lines)
+            assert (tmp_path / "a.old.jsonl").read_text(encoding="utf-8") == mine
+
+
 def test_two_commands_on_one_file_do_not_pay_twice(tmp_path, run):
     pytest.importorskip("fcntl")
     write_text(tmp_path, 3)
