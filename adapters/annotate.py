@@ -19,7 +19,7 @@ from adapters.prompts import FIELDS, agree, occurs, parse, read_prompts
 from adapters.sentences import END, MAX_SENTENCE, sentences
 from data.annotations import write_annotations
 from data.cli import CONTROL, Parser, check_range, printable
-from data.files import digest, lock, write_bytes
+from data.files import digest, lock, sha256_of, write_text
 from data.own_text import paragraphs, read_text
 
 TRIES, WARM, UNASKED = 3, 0.7, "not asked yet"
@@ -183,6 +183,10 @@ def main(arguments=None):
     if options.out.exists() and not path.exists():
         raise ValueError(f"{options.out}: no {path.name} beside it, so this command did not write it; use "
                          "another --out")
+    mark = options.out.with_suffix(".sha256")           # of what this command wrote
+    written = mark.exists() and options.out.exists()
+    if written and sha256_of(options.out) != mark.read_text(encoding="utf-8"):
+        raise ValueError(f"{options.out}: changed since it was written; move it to another place first")
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab") as file:
         lock(file, path)                # else all would be asked, and paid, twice
@@ -204,10 +208,8 @@ def annotate(text, jobs, path, options):
     new, failures, retries, problem = ask_all(todo, next_request, replies, path, options)
     annotated, missing, dropped = collect(text, replies, failures, options)
     if annotated:                       # a wrong model name must not empty the file of a right one
-        old = options.out.read_bytes() if options.out.exists() else b""
         write_annotations(options.out, annotated)
-        if old not in (b"", options.out.read_bytes()):          # it may have been corrected by hand
-            write_bytes(options.out.with_suffix(".old.jsonl"), old)
+        write_text(options.out.with_suffix(".sha256"), sha256_of(options.out))
     report(new, retries, options)
     for why, line in dict.fromkeys((why, line) for line, problems in missing for why in problems):
         if not why.endswith(UNASKED):

@@ -51,8 +51,9 @@ def read_replies(path):
                 if not line.endswith(b"\n"):            # an editor has taken it
                     file.write(b"\n")
             except ERRORS:
-                if line.endswith(b"\n") or not line.startswith(BEGIN[:len(line)]):
-                    raise ValueError(f"{path}:{number}: not a reply as it was written; remove it") from None
+                if line.endswith(b"\n") or line.strip(b"\0") and not line.startswith(BEGIN[:len(line)]):
+                    place = f"{path}:{number}"
+                    raise ValueError(f"{place}: not a reply as it was written; remove this line") from None
                 file.truncate(file.tell() - len(line))
     return replies
 
@@ -63,8 +64,8 @@ def hide(text, secret):
     if len(secret) < 8:
         return text
     codes = [(re.escape(c), f"{ord(c):02x}", ord(c), re.escape(html.escape(c))) for c in secret]
-    form = "".join(rf"\\*({c}|[ux]0*{x}|%(25)*{x}|&#(x0*{x}|0*{n});?|{h})" for c, x, n, h in codes)
-    return re.sub(rf"(?<!\\){form}", "[key]", text, flags=re.IGNORECASE)
+    form = "".join(rf"\\*({c}|(?i:[ux]0*{x}|%(25)*{x}|&#(x0*{x}|0*{n});?|{h}))" for c, x, n, h in codes)
+    return re.sub(rf"(?<!\\){form}", "[key]", text)
 
 
 def keep(file, reply, secret):
@@ -130,7 +131,7 @@ def completion(text):
     finish = "length" if str(finish).lower() in CUT else finish and str(finish)
     name = next((name for name in PARTS if said[name].strip()), PARTS[0])
     if name == "refusal":
-        finish = f"refusal: {said[name]:.80}"
+        finish = f"refusal: {said[name]}"
     reply = f"<think>{said[name]}" if finish == "length" and name != PARTS[0] else said[name]
     counts = map((usage if isinstance(usage, dict) else {}).get, ("prompt_tokens", "completion_tokens"))
     tokens = [n if isinstance(n, int) and 0 <= n < 2 ** 53 else 0 for n in counts]
@@ -170,7 +171,7 @@ def post(body, options, parse=completion, most=MAX_BODY):
         cause = error.reason if isinstance(error, urllib.error.URLError) else error
         late = None if isinstance(cause, TimeoutError) else 0.0         # the same again would be late again
         return None, hide(brief(cause, 10**4), options.secret)[:120], late
-    text, status = hide(data.decode("utf-8-sig", "replace"), options.secret), response.status
+    text, status = data.decode("utf-8-sig", "replace"), response.status
     what = f"HTTP {status}"
     if status < 300:
         with contextlib.suppress(*ERRORS):
@@ -179,8 +180,8 @@ def post(body, options, parse=completion, most=MAX_BODY):
         with contextlib.suppress(*ERRORS):              # some servers send errors as HTTP 200
             status = int(json.loads(text)["error"]["code"])
     if where := response.headers.get("Location"):       # a redirect
-        text = f"-> {hide(where, options.secret)} {text}"
-    said = printable(" ".join(text.split())[:300])
+        text = f"-> {where} {text}"
+    said = printable(" ".join(hide(text, options.secret).split())[:300])
     asked = response.headers.get("Retry-After", "")     # seconds; a date is ignored
     unpaid = re.search("insufficient_quota|billing", said)
     in_vain = unpaid or 300 <= status < 500 and status not in (408, 425, 429)
@@ -196,7 +197,7 @@ def probe(options):
     except urllib.error.URLError as error:
         raise ValueError(f"{options.url}: {brief(error.reason)}; is the server running, and is --teacher its "
                          "address (http or https, name, port)?") from None
-    except (OSError, HTTPException):                    # after the connection
+    except (OSError, HTTPException, ValueError):        # after the connection
         pass
 
 

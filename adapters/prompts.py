@@ -18,7 +18,7 @@ from data.annotated import KINDS, check_text, entity_problem, question_problem
 from data.annotations import TYPES
 from data.own_text import read_text
 
-MAX_TEXT, MAX_BRACES = 200, 100     # characters in a field of an item; places in a reply where JSON may begin
+MAX_TEXT, MAX_BRACES = 200, 1000    # characters in a field of an item; places in a reply where JSON may begin
 SPANS, WORDS, MOST = 200, 4, 6      # of a schema: spans of a sentence, words of a span, entities
 # Letters of scripts that put spaces between words; Thai, Lao, Chinese and Japanese do not.
 LETTER = r"[^\W_\u0e00-\u0eff\u2e80-\U0010ffff]"
@@ -160,7 +160,7 @@ def find_object(reply):
     if reply.lstrip().startswith("<think>"):
         return None, "a thought without an end"
     found, after = None, 0
-    for brace in islice(re.finditer("{", reply), MAX_BRACES):
+    for brace in islice(re.finditer(r'\{(?=\s*["}])', reply), MAX_BRACES):
         if brace.start() < after:                       # inside of an object
             continue
         try:
@@ -230,7 +230,7 @@ def parse(behaviour, sentence, reply, prompts, finish=None):
     if not isinstance(listed, list):
         end = {None: "", "stop": "", "length": ", cut off at --max_tokens"}
         why = why or f"no list '{field}' in the JSON"
-        return [], Counter(), why + end.get(finish, f", finish_reason {finish}")
+        return [], Counter(), why + end.get(finish, f", finish_reason {str(finish):.90}")
     for item in listed:
         if problem := item_problem(behaviour, item, sentence, prompts.fixed()):
             dropped[problem] += 1

@@ -59,21 +59,23 @@ def with_shots(examples, fewshot, seed, prefix="", gap="\n\n", stories=None):
     number of each example's story, if they share text in stories; then those are of another story too."""
     if not fewshot:
         return [(prefix + text, candidates, right) for text, candidates, right in examples]
-    stories, alike, others, items = stories or [text for text, *_ in examples], defaultdict(set), {}, []
+    stories, alike, places, items = stories or [text for text, *_ in examples], defaultdict(set), {}, []
     for i, ((text, *_), story) in enumerate(zip(examples, stories)):
         alike[text].add(i)
         alike[story].add(i)
     every = range(len(examples))
     for i, (text, candidates, right) in enumerate(examples):
-        rng, drawn, place = random.Random(f"{seed} {i}"), {}, (text, stories[i])
-        if place not in others:                             # many examples may share it
+        rng, drawn, tries, place = random.Random(f"{seed} {i}"), {}, 0, (text, stories[i])
+        if place not in places:                             # many examples may share it
             barred = alike[text] | alike[stories[i]]
-            pool = [j for j in every if j not in barred] if 2 * len(barred) > len(every) else every
-            others[place] = barred, pool
-        barred, pool = others[place]
+            free = [j for j in every if j not in barred] if 2 * len(barred) > len(every) else every
+            places[place] = barred, free
+        barred, free = places[place]
         if fewshot > (n := len(every) - len(barred)):
             raise ValueError(f"--fewshot={fewshot}, but only {n} other examples to draw from")
         while len(drawn) < fewshot:
+            tries += 1
+            pool = every if tries < 100 else free
             j = pool[rng.randrange(len(pool))]
             if j not in drawn and j not in barred:
                 other, words, answers = examples[j]

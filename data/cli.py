@@ -145,7 +145,8 @@ def run_command(main):
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "r+", encoding="utf-8"))
-        if hasattr(stream := getattr(sys, name), "reconfigure"):    # not one of a notebook
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):                          # not one of a notebook
             stream.reconfigure(errors="backslashreplace")
     for number in STOPS:
         if signal.getsignal(number) != signal.SIG_IGN:              # nohup

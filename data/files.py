@@ -159,10 +159,12 @@ def open_run(out, identity, names, redo=False):
         raise ValueError(f"{here[0]}: no run.json of a run that wrote it; use another --out_dir")
     if path.exists() and read_json(path, "use another --out_dir").get("files") != list(names):
         raise ValueError(f"{path}: of another program, or of an earlier version; use another --out_dir")
-    redo = redo and not (mark.exists() and mark.read_text(encoding="utf-8") == digest(identity))
+    if redo and mark.exists() and mark.read_text(encoding="utf-8") == digest(identity):
+        print(f"goes on with the --redo that was stopped; without {mark} it would start over", flush=True)
+        redo = False
     saved = "model.pt", "training.pt", "part.json", "header.json"
     begun = any(any(out.glob(f"*/{name}")) for name in saved)
-    fresh = redo or not (begun or (out / "stages").exists())
+    fresh = redo or not path.exists() or not (begun or (out / "stages").exists())
     machine.barrier()                                           # all have looked
     if fresh and not machine.rank():
         remove_run(out, [name for name in names if name != path.name])      # the record stays till the end

@@ -59,7 +59,7 @@ def text_files(path):
         raise ValueError(f"{path}: no such file or folder")
     if not path.is_dir():
         return [regular(path)]
-    runs = {p.parent for p in path.rglob("run.json")}       # their files are no text of the user
+    runs = {p.parent for p in path.rglob("run.json") if p.with_name(".lock").exists()} - {path}   # of ours
     names = sorted(p.relative_to(path).as_posix() for p in path.rglob("*")
                    if p.is_file() and not runs & {*p.parents})
     found = [path / n for n in names if re.search(r"\.(txt|md)$", n, re.I) and "/." not in f"/{n}"]

@@ -109,7 +109,8 @@ class Tokenizer:
         if found != saved:
             raise ValueError(f"{path}: hash {found}, but {saved} was saved; {remedy}")
         student = path.with_name("config.json")                 # beside it, if it is a student's
-        if student.exists() and json.loads(student.read_bytes())["extra"].get("tokenizer", saved) != saved:
+        extra = json.loads(student.read_bytes()).get("extra", {}) if student.exists() else {}
+        if extra.get("tokenizer", saved) != saved:
             raise ValueError(f"{path}: not the tokenizer with which this student has learnt; {remedy}")
         return cls(ranks=ranks, **card)
 

@@ -51,7 +51,7 @@ class FillConfig(Options):
     temperature: float = 1.0         # of the teacher, also in its sets; a server's is 1
     dtype: str = "auto"              # of the weights: auto (as they are saved), float32 or bfloat16
     parallel: int = 4                # of a server: requests in flight
-    timeout: float = 300.0           # of a server: seconds without a byte
+    timeout: float = 300.0           # of a server: seconds for a request
     device: str = "auto"             # auto, cpu, cuda or mps
     threads: int = 0                 # CPU threads; 0: as many as there are cores
 

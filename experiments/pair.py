@@ -60,7 +60,7 @@ class PairConfig(train.Config):
     model: str = ""                  # of a server: the model's name there
     tokenizer: str = ""              # of a server: the folder of the model's tokenizer.json
     parallel: int = 4                # of a server: requests in flight
-    timeout: float = 300.0           # of a server: seconds without a byte
+    timeout: float = 300.0           # of a server: seconds for a request
     start_tokens: int = 100_000      # of the responses, in SFT
     answers: int = 8                 # of the teacher to each prompt
     k_cap: int = K_CAP               # most tokens of a set

@@ -506,14 +506,16 @@ def test_a_server_that_sends_a_byte_now_and_then_is_late(first, again):
     assert (reply, wait) == (None, None) and why.startswith("TimeoutError") and time.monotonic() - begin < 2
 
 
-def test_annotations_that_were_corrected_by_hand_are_kept(tmp_path, run):
+def test_annotations_that_were_corrected_by_hand_are_not_written_over(tmp_path, run):
     lines, path = write_text(tmp_path, 3), tmp_path / "a.jsonl"
     with teacher(perfect) as server:
         run(server)
         path.write_text(mine := path.read_text(encoding="utf-8").replace("seller", "dealer"), encoding="utf-8")
-        for _ in range(3):
-            assert run(server)[1] == expected(lines)
-            assert (tmp_path / "a.old.jsonl").read_text(encoding="utf-8") == mine
+        with pytest.raises(ValueError, match="a.jsonl: changed since it was written; move it"):
+            run(server)
+        assert path.read_text(encoding="utf-8") == mine
+        path.rename(tmp_path / "mine.jsonl")
+        assert run(server)[1] == run(server)[1] == expected(lines)
 
 
 def test_two_commands_on_one_file_do_not_pay_twice(tmp_path, run):
@@ -591,7 +593,7 @@ def test_a_torn_line_is_cut_off_and_a_bad_one_named(tmp_path):
     assert endpoint.read_replies(path) == {"1": reply} and path.read_bytes() == 2 * line
     for bad in (b'{"key": "2"}\n', b"[]\n", b"\n", line.replace(b'"m"', b'"n"'), b"my own notes"):
         path.write_bytes(line + bad)
-        with pytest.raises(ValueError, match=r"a\.jsonl:2: not a reply as it was written; remove it"):
+        with pytest.raises(ValueError, match=r"a\.jsonl:2: not a reply as it was written; remove this line"):
             endpoint.read_replies(path)
     with pytest.raises(OSError, match="disk full"):
         endpoint.keep(SimpleNamespace(name="a.jsonl", write=lambda data: len(data) // 2), {"key": "1"}, "")

@@ -41,9 +41,10 @@ def test_blocks_joined_are_the_text(tmp_path, blank, size):
     """Of all files in the order of their names, whatever their line ends, and without a byte order mark."""
     texts = {f"{i}.txt": some_text(3000, blank, i) for i in range(3)}
     texts |= {"4/z.MD": "Last.\n\nEnd\n.", "4/empty.txt": ""}
+    write_text(tmp_path / "4" / "run.json", "of another program")
     for name, text in texts.items():
         write_text(tmp_path / name, text)
-    for name in ("c.py", ".git/x.txt", "4/.x.md", "out/run.json", "out/README.txt", "out/text/validation.txt"):
+    for name in ("c.py", ".git/x.txt", "4/.x.md", "out/run.json", "out/.lock", "out/README.txt", "out/text/validation.txt"):
         write_text(tmp_path / name, "no text")                  # out: what a run has written
     (tmp_path / "4" / "z.MD").write_bytes("\ufeffLast.\r\n\r\nEnd\r.".encode())
     (tmp_path / "5").mkdir()
