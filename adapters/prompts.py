@@ -11,14 +11,13 @@ sentence word for word; an item that fails a check is dropped and counted.
 import json
 import re
 from collections import Counter
-from itertools import islice
 from typing import NamedTuple
 
 from data.annotated import KINDS, check_text, entity_problem, question_problem
 from data.annotations import TYPES
 from data.own_text import read_text
 
-MAX_TEXT, MAX_BRACES = 200, 1000    # characters in a field of an item; places in a reply where JSON may begin
+MAX_TEXT, IN_VAIN = 200, 10**8      # characters in a field of an item; read for braces that begin no JSON
 SPANS, WORDS, MOST = 200, 4, 6      # of a schema: spans of a sentence, words of a span, entities
 # Letters of scripts that put spaces between words; Thai, Lao, Chinese and Japanese do not.
 LETTER = r"[^\W_\u0e00-\u0eff\u2e80-\U0010ffff]"
@@ -159,13 +158,16 @@ def find_object(reply):
     reply = behind_thought(reply)
     if reply.lstrip().startswith("<think>"):
         return None, "a thought without an end"
-    found, after = None, 0
-    for brace in islice(re.finditer(r'\{(?=\s*["}])', reply), MAX_BRACES):
+    found, after, in_vain = None, 0, 0
+    for brace in re.finditer(r'\{(?=\s*["}])', reply):
         if brace.start() < after:                       # inside of an object
             continue
         try:
             value, after = json.JSONDecoder().raw_decode(reply, brace.start())
-        except (ValueError, RecursionError):            # a brace that is not JSON
+        except (ValueError, RecursionError) as error:   # a brace that is not JSON
+            in_vain += getattr(error, "pos", len(reply))
+            if in_vain > IN_VAIN:
+                break
             continue
         if found not in (None, value):
             return None, "several JSON objects"

@@ -546,6 +546,15 @@ def test_a_key_is_hidden_however_a_server_escapes_it():
     assert json.loads(endpoint.hide(text, key)) == {"a": "\\\n[key]\\", "[key]": 1}
 
 
+def test_a_reply_of_braces_takes_no_time():
+    formulas = r"So \frac{1}{2}, set {x}. " * 2000
+    assert prompts.find_object(formulas + '\n{"entities": []}') == ({"entities": []}, None)
+    begin = time.process_time()
+    for text in ('{"a": [' * 480 + "0, " * 250_000, '{"a":' * 100_000, "{" * 500_000):
+        assert prompts.find_object(text) == (None, "no JSON object")
+    assert time.process_time() - begin < 5
+
+
 def test_odd_numbers_of_a_server_end_no_run_and_a_cut_refusal_tells_no_key(tmp_path, run):
     lines = write_text(tmp_path, 2)
     odd = chat({"refusal": "x" * 60 + KEY}), '{"error": {"code": 1e999}}', chat({"content": "1"}).replace("500", "9" * 400)
