@@ -208,8 +208,10 @@ def annotate(text, jobs, path, options):
     new, failures, retries, problem = ask_all(todo, next_request, replies, path, options)
     annotated, missing, dropped = collect(text, replies, failures, options)
     if annotated:                       # a wrong model name must not empty the file of a right one
+        mark = options.out.with_suffix(".sha256")
+        mark.unlink(missing_ok=True)                    # without it nothing is compared
         write_annotations(options.out, annotated)
-        write_text(options.out.with_suffix(".sha256"), sha256_of(options.out))
+        write_text(mark, sha256_of(options.out))
     report(new, retries, options)
     for why, line in dict.fromkeys((why, line) for line, problems in missing for why in problems):
         if not why.endswith(UNASKED):
