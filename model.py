@@ -45,7 +45,7 @@ class GPTConfig:
         for field in fields(self):
             value, may_be_0 = getattr(self, field.name), field.name in ("shared_heads", "conv_width")
             if type(value) not in (int, field.type) or not (0 < value <= 1e6 or value == 0 and may_be_0):
-                raise ValueError(f"{field.name} is {value!r:.60}, expected {field.type.__name__} up to 1e6")
+                raise ValueError(f"{field.name} is {value!r:.60}, expected 0 < {field.type.__name__} <= 1e6")
         if self.n_embd % (2 * self.n_head):
             raise ValueError(f"n_embd is {self.n_embd}, expected a multiple of 2 n_head = {2 * self.n_head}")
 

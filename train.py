@@ -1,6 +1,6 @@
 """The whole run, in order: students learn from a teacher's cached outputs, are tested and compared.
 
-    python train.py                          # five to ten minutes on two CPU cores, no network
+    python train.py                          # four minutes on two CPU cores with bf16, no network
     python train.py --minutes=30             # the same with more tokens
     python train.py --corpus=my.txt          # your own text, read plainly (no teacher has annotated it)
     python train.py --corpus=primer          # annotated natural English, beside the built-in world
@@ -375,7 +375,7 @@ def main(arguments=None):
         if config.minutes:
             rows = text.training if own else documents.reading_mix(100_000, config, tokenizer, "speed")[0][-1]
             students, later = math.ceil(len(names[:2]) / workers), math.ceil(len(arms) / workers)
-            spent = time.perf_counter() - begin + (0 if own else 15) + 30 * (students + later)  # start, tests
+            spent = time.perf_counter() - begin + (5 if own else 15 + 30 * (students + later))  # start, tests
             arm_tokens = later * int(cache.lengths.sum()) if cache else 0
             torch.set_num_threads(threads if own else threads // workers)                  # as in training
             config.student_tokens = planned_tokens(config, tokenizer, rows, 60 * config.minutes - spent,

@@ -160,7 +160,7 @@ def open_run(out, identity, names, redo=False):
     if path.exists() and read_json(path, "use another --out_dir").get("files") != list(names):
         raise ValueError(f"{path}: of another program, or of an earlier version; use another --out_dir")
     if redo and mark.exists() and mark.read_text(encoding="utf-8") == digest(identity):
-        print(f"goes on with the --redo that was stopped; without {mark} it would start over", flush=True)
+        print(f"the --redo that was stopped goes on; to start over, remove {mark}", flush=True)
         redo = False
     saved = "model.pt", "training.pt", "part.json", "header.json"
     begun = any(any(out.glob(f"*/{name}")) for name in saved)

@@ -43,12 +43,14 @@ class OwnText(NamedTuple):
     held_out_text: str
 
     def test(self, model, seed):
-        """{"sample": that continues the first held-out words, "bits_per_byte": of the held-out text}."""
+        """{"sample": that continues the first held-out words, "bits_per_byte": of the held-out text,
+        "passes": how often the model has read the rest}."""
         limit, text = model.config.block_size, self.held_out_text
         prompt = self.tokenizer.encode(text)[:min(16, limit // 2)]
         n = min(200, limit - len(prompt))
         new = model.generate([prompt], n, temperature=0.8, top_p=0.95, seed=seed)[0]
         return {"sample": self.tokenizer.decode(prompt + new),
+                "passes": model.extra["tokens_seen"] / int((self.training.lengths - 1).sum()),
                 "bits_per_byte": bits_per_byte(model, self.held_out, len(text.encode("utf-8")))}
 
 

@@ -101,7 +101,7 @@ def report(results):
     """A run as text: its tables, or bits per byte and a sample for a text of one's own."""
     plain = results["students"]["plain"]
     if "sample" in plain:
-        read = f"{plain['tokens_seen']:,} tokens read"
+        read = f"{plain['tokens_seen']:,} tokens read, {plain['passes']:.1f} times the text"
         lines = [f"{plain['bits_per_byte']:.3f} bits per byte of held-out text, {read}", "",
                  "A sample that continues the first held-out words:", *plain["sample"].split("\n")]
         return "\n".join(map(printable, lines))

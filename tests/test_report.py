@@ -54,7 +54,8 @@ def results_of_a_run():
 
 
 def results_of_own_text():
-    plain = {"tokens_seen": 10, "loss_curve": [7.0, 6.5], "sample": f"{EVIL}\x1b[31m", "bits_per_byte": 2.3}
+    plain = {"tokens_seen": 10, "loss_curve": [7.0, 6.5], "sample": f"{EVIL}\x1b[31m", "bits_per_byte": 2.3,
+             "passes": 1.5}
     return {**results_of_a_run(), "students": {"plain": plain}}
 
 

@@ -66,7 +66,7 @@ def test_options_are_read_in_both_spellings_and_with_their_types():
     ("--minutes=1e308", "at most 1000000 (float32)"), ("--learning_rate=1e308", "(float32)"),
     ("--answer_weight=1e308", "(float32)"), ("--seed=9223372036854775808", "at most 9223372036854775807 (64 bits)"),
     ("--n_layer=999999", "a model of 8.1e+11 bytes, but this machine has"),
-    ("--n_embd=800000", "bytes"), ("--block_size=80000000", "up to 1e6"), ("--threads=99999999", "(8 a core)"),
+    ("--n_embd=800000", "bytes"), ("--block_size=80000000", "<= 1e6"), ("--threads=99999999", "(8 a core)"),
     ("--test_paragraphs=99999999", "(memory)"), ("--start_tokens=99999999999", "(memory)"),
     ("--block_size=150016", "bytes"), ("--step_tokens=99999999", "(memory)"),
     ("--lr=1", "--lr=1; did you mean --learning_rate?"), ("--batch_size=8", "did you mean --step_tokens?"),
