@@ -183,10 +183,6 @@ def main(arguments=None):
     if options.out.exists() and not path.exists():
         raise ValueError(f"{options.out}: no {path.name} beside it, so this command did not write it; use "
                          "another --out")
-    mark = options.out.with_suffix(".sha256")           # of what this command wrote
-    written = mark.exists() and options.out.exists()
-    if written and sha256_of(options.out) != mark.read_text(encoding="utf-8"):
-        raise ValueError(f"{options.out}: changed since it was written; move it to another place first")
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab") as file:
         lock(file, path)                # else all would be asked, and paid, twice
@@ -200,6 +196,10 @@ def annotate(text, jobs, path, options):
             example = next(iter(options.prompts.examples))
             return request(options.prompts.messages("ner", example), len(replies), options)
         return outcome(*job, replies, options)[3]
+    mark = options.out.with_suffix(".sha256")           # of what this command wrote
+    written = mark.exists() and options.out.exists()
+    if written and sha256_of(options.out) != mark.read_text(encoding="utf-8"):
+        raise ValueError(f"{options.out}: changed since it was written; move it to another place first")
     replies = read_replies(path)
     total, todo = sum(map(len, text)), list(filter(next_request, jobs))
     say(f"{total:,} sentences, {len(jobs):,} readings, {len(jobs) - len(todo):,} of them settled by {path}")
@@ -208,7 +208,6 @@ def annotate(text, jobs, path, options):
     new, failures, retries, problem = ask_all(todo, next_request, replies, path, options)
     annotated, missing, dropped = collect(text, replies, failures, options)
     if annotated:                       # a wrong model name must not empty the file of a right one
-        mark = options.out.with_suffix(".sha256")
         mark.unlink(missing_ok=True)                    # without it nothing is compared
         write_annotations(options.out, annotated)
         write_text(mark, sha256_of(options.out))

@@ -14,7 +14,6 @@ import os
 import queue
 import random
 import re
-import sys
 import threading
 import time
 import urllib.error
@@ -28,7 +27,7 @@ from data.files import digest
 BACKOFF, LONGEST_WAIT = 1.0, 300    # seconds before the first retry, doubled each time; the longest wait
 GIVE_UP = 8                         # requests in a row without a reply that end a run
 PROBE, GRACE = 5, 5                 # seconds: to connect at the beginning, for what is in flight at the end
-BEGIN = b'{"key": '                  # of a reply in the file
+BEGIN = b'{"key": '                 # of a reply in the file
 MAX_BODY = 1 << 20                  # bytes of an answer; a common one has two thousand
 CUT = "length", "max_tokens", "max_output_tokens", "model_length"       # finish_reason at --max_tokens
 PARTS = "content", "reasoning_content", "reasoning", "thinking", "refusal"      # of a message

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Callable, NamedTuple
 
-from data.words import (ATTITUDE, BAD, GOOD, INDEX, RESERVED, TABLES, WORDS, held_out, in_order, is_she, pick,
+from data.words import (ATTITUDE, GOOD, INDEX, RESERVED, TABLES, WORDS, held_out, in_order, is_she, pick,
                         shuffled)
 
 

@@ -3,7 +3,6 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ from data.batches import DataMix, Rows
 from data.cli import run_command
 from data.files import read_json, write_json, write_text
 from model import GPT, GPTConfig
-from tests.torture import OWN, TEXT
+from tests.torture import OWN, TEXT, free_port
 
 pytest.importorskip("fcntl", reason="the processes and signals of POSIX")
 ROOT = os.path.dirname(train.__file__)
@@ -161,7 +160,7 @@ def test_a_worker_that_is_killed_is_told_in_one_line(capsys):
 def train_two_ways(rank, size, port, folder):
     """fit on documents of which some batches hold one, then a whole run on a text of one's own."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1",
-                      MASTER_PORT=str(port))
+                      MASTER_PORT=port)
     machine.start_processes(CPU)
     config = train.Config(block_size=32, step_tokens=64, accumulate=2, device="cpu")
     rng = np.random.default_rng(0)
@@ -180,9 +179,7 @@ def test_two_processes_take_the_steps_of_one_and_write_the_same_files(tmp_path, 
     write_text(tmp_path / "my.txt", TEXT)
     losses, plain, written = [], [], []
     for size in (1, 2):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         started = [FORK.Process(target=train_two_ways, args=(r, size, port, tmp_path)) for r in range(size)]
         for process in started:
             process.start()

@@ -84,13 +84,18 @@ def start(arguments, **environment):
     return process
 
 
+def free_port():
+    """A port on which nobody listens: str."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
 def start_all(arguments, size):
     """The processes of a run, as torchrun starts them where there are several: list."""
     if size == 1:
         return [start(arguments)]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     return [start(arguments, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), **place)
             for rank in range(size)]
 
